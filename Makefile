@@ -1,0 +1,47 @@
+# Everything below sets itself up in .venv; nothing else on the machine is touched.
+PYTHON  ?= python3
+CONFIG  ?= experiments/label_smoothing/config.py
+WORKDIR ?=
+BIN     := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint bench lock docs clean
+
+run: .venv/.runtime  ## train, predict, evaluate, report; prints where the report is
+	$(BIN)/python -m sc_jax.run --config=$(CONFIG) $(if $(WORKDIR),--workdir=$(WORKDIR))
+
+test: .venv/.test lint  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/.runtime  ## benchmarks/results/*.json
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.run_stages
+
+docs: .venv/.runtime  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
+	$(BIN)/python docs/build.py
+
+lock: .venv/.runtime  ## remakes constraints.txt from the ranges, for Python 3.11 and later
+	$(INSTALL) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
+	    --custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "sc_jax needs Python 3.11 or later; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 …" % v[:2])'
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: .venv/bin/python pyproject.toml requirements.txt constraints.txt
+	@echo "installing sc_jax into .venv (about a minute)"
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/.test: .venv/.runtime
+	@echo "installing the test tools into .venv"
+	$(INSTALL) --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf .venv

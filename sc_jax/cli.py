@@ -1,0 +1,85 @@
+"""What the doors share: arguments, the workdir with its lock and config, and errors as one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sc_jax import config as config_lib
+from sc_jax import files
+from sc_jax.config import Config
+from sc_jax.files import InputError
+
+
+def parser(door: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser that refuses abbreviations; add the door's own arguments to it."""
+    return argparse.ArgumentParser(prog=f"python -m sc_jax.{door}", description=description, allow_abbrev=False)
+
+
+def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> tuple[Config, Path]:
+    """Parses `--config=FILE[:variant] [--workdir=DIR] [--config.field=value …]`.
+
+    Returns:
+      The checked config and the workdir, by default `runs/<study>-<variant>`.
+    """
+    arguments = parser(door, description)
+    arguments.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/<study>/config.py[:variant]")
+    arguments.add_argument("--workdir", metavar="DIR", help="default: runs/<study>-<variant>")
+    arguments.epilog = "Any field of the config can be set: --config.training.epochs=3"
+    given, rest = arguments.parse_known_args(argv)
+    overrides = {}
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--config.") and equals):
+            arguments.error(f"unknown argument {argument}; a field of the config is set by --config.field=value")
+        overrides[name.removeprefix("--config.")] = value
+    config = config_lib.load(given.config, overrides)
+    return config, Path(given.workdir or f"runs/{config.study}-{config.variant}")
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: Path, config: Config) -> Iterator[None]:
+    """Holds `workdir` for this process and this config.
+
+    Raises:
+      InputError: another process holds it, or it belongs to a config that differs (the fields are named).
+    """
+    with files.lock(workdir):
+        path = workdir / "config.json"
+        asked = config_lib.as_dict(config)
+        if path.exists():
+            different = list(_differences(files.read_json(path), asked, ""))
+            if different:
+                raise InputError(
+                    f"{path}: this workdir belongs to another config ({'; '.join(different[:5])}); "
+                    f"name another --workdir, or delete {workdir} to start anew"
+                )
+        else:
+            files.write_json(path, asked)
+        yield
+
+
+def _differences(there: Any, asked: Any, field: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for name in sorted(there.keys() | asked.keys()):
+            yield from _differences(there.get(name), asked.get(name), f"{field}.{name}" if field else name)
+    elif there != asked:
+        yield f"{field} is {there!r} there, {asked!r} was asked for"
+
+
+def main(door: Callable[[Sequence[str] | None], None]) -> None:
+    """Runs a door; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C becomes 130."""
+    from sc_jax.training.loop import DivergedError
+
+    try:
+        door(None)
+    except (InputError, DivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,171 @@
+"""Fetches data sets that are too large for the package.
+
+    python -m sc_jax.data.prepare fashion_mnist [--from DIR] [--to DIR]
+
+What is fetched is verified against pinned checksums, so every source gives the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from sc_jax import data, files
+from sc_jax.data import fashion_mnist
+from sc_jax.files import InputError
+
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+def prepare_fashion_mnist(source: Path | None, directory: Path) -> Path:
+    """Writes all of Fashion-MNIST to `directory`, from the folder `source` or else from the first source that works.
+
+    Raises:
+      InputError: `source` does not hold the official files, no source worked, or `directory` cannot be written.
+    """
+    path = directory / fashion_mnist.FULL_NAME
+    if path.exists():
+        try:
+            fashion_mnist.load_full(directory)
+        except InputError as error:
+            print(f"making it again: {error}")
+        else:
+            print("already prepared; its content is as it should be")
+            return path
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made ({error.strerror}); name another folder with --to") from error
+    official = fashion_mnist.read_official(source) if source else _first_that_works()
+    files.write_npz(path, fashion_mnist.full_arrays(official))
+    return path
+
+
+def _first_that_works() -> dict[str, np.ndarray]:
+    for name, read in SOURCES.items():
+        print(f"trying {name}", flush=True)
+        try:
+            return fashion_mnist.verified(read(), name)
+        except InputError as error:
+            print(f"  no: {error}")
+    raise InputError(
+        f"no source of Fashion-MNIST works here; put {', '.join(f'{file}.gz' for file in fashion_mnist.OFFICIAL)} "
+        f"in a folder and run: {fashion_mnist.PREPARE} --from DIR"
+    )
+
+
+def _debian_installed() -> dict[str, np.ndarray]:
+    return fashion_mnist.read_official(DEBIAN_FOLDER)
+
+
+def _debian_downloaded() -> dict[str, np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder:
+        _call("apt-get", "download", DEBIAN_PACKAGE, folder=folder)
+        packages = list(Path(folder).glob("*.deb"))
+        if len(packages) != 1:
+            raise InputError(f"apt-get left {len(packages)} packages, not one")
+        _call("dpkg-deb", "--extract", packages[0].name, "root", folder=folder)
+        return fashion_mnist.read_official(Path(folder, "root", *DEBIAN_FOLDER.parts[1:]))
+
+
+def _call(*command: str, folder: str) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise InputError(f"there is no {command[0]} on this machine") from None
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+        raise InputError(f"{' '.join(command)}: {reason[-1]}") from error
+
+
+def _tfds_prepared() -> dict[str, np.ndarray]:
+    try:
+        import tensorflow_datasets as tfds
+
+        sources = tfds.data_source("fashion_mnist", split=["train", "test"], download=False)
+        official = {}
+        for split, part, source in zip(("train", "test"), ("train", "t10k"), sources, strict=True):
+            image, label = np.empty((len(source), 28, 28), np.uint8), np.empty(len(source), np.uint8)
+            for index, record in zip(tfds_order(split, len(source)), source, strict=True):
+                image[index], label[index] = record["image"][..., 0], record["label"]
+            official |= {f"{part}-images-idx3-ubyte": image, f"{part}-labels-idx1-ubyte": label}
+        return official
+    except Exception as error:
+        raise _tfds_failed(error) from error
+
+
+def tfds_order(split: str, size: int) -> list[int]:
+    """The official index of each of the `size` examples in the order in which TFDS stores `split`.
+
+    TFDS sorts examples by a hash of the key that its builder gives them; Fashion-MNIST's keys are the official indices.
+    """
+    from tensorflow_datasets.core.hashing import Hasher
+
+    return sorted(range(size), key=Hasher(split).hash_key)
+
+
+def _tfds_downloaded() -> dict[str, np.ndarray]:
+    # Only the download: for MNIST-like sets, TFDS unpacks and encodes with TensorFlow.
+    try:
+        import tensorflow_datasets as tfds
+
+        url = tfds.image_classification.FashionMNIST.URL
+        with tempfile.TemporaryDirectory() as folder:
+            manager = tfds.download.DownloadManager(download_dir=folder)
+            paths = manager.download({name: f"{url}{name}.gz" for name in fashion_mnist.OFFICIAL})
+            return {name: fashion_mnist.read_idx(path) for name, path in paths.items()}
+    except Exception as error:
+        raise _tfds_failed(error) from error
+
+
+def _tfds_failed(error: Exception) -> InputError:
+    # TFDS and what it calls raise anything; whatever it is, the next source is tried.
+    lines = str(error).strip().splitlines() or [""]
+    return InputError(f"{type(error).__name__}: {lines[0]}")
+
+
+SOURCES = {
+    "Debian's package, installed": _debian_installed,
+    "Debian's package, downloaded with apt-get": _debian_downloaded,
+    "TFDS, already prepared": _tfds_prepared,
+    "TFDS, downloaded": _tfds_downloaded,
+}
+"""Tried in this order; each gives the official arrays by file name, or raises InputError."""
+
+PREPARE = {"fashion_mnist": prepare_fashion_mnist}
+"""Data set -> function of (folder given with --from or None, folder to write to) that returns the file."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; run {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = _Parser(prog="python -m sc_jax.data.prepare", description=__doc__.partition("\n")[0])
+    parser.add_argument("dataset", help=f"one of: {', '.join(PREPARE)}")
+    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help="folder that holds the original files")
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="folder to write to (default: $SC_JAX_DATA, else ~/.cache/sc_jax)"
+    )
+    try:
+        options = parser.parse_args(arguments)
+        if options.dataset not in PREPARE:
+            raise data.unknown_name(options.dataset, PREPARE)
+        print(f"{options.dataset}: {PREPARE[options.dataset](options.source, options.to or data.data_directory())}")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

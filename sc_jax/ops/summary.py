@@ -1,0 +1,42 @@
+"""Every ranking metric that the reports show, from one sort. To add one, add a line to `summarise_ranking`."""
+
+from __future__ import annotations
+
+from sc_jax.ops.detection import failure_auroc
+from sc_jax.ops.ranking import Array, Ranking, rank
+from sc_jax.ops.risk_coverage import augrc, aurc, coverage_at_risk, normalised, optimal_aurc, risk_at_coverage
+
+
+def summarise_ranking(ranking: Ranking, optimum: Array) -> dict[str, Array]:
+    """Name → value [...] of each ranking metric.
+
+    Args:
+      ranking: of (score, 0/1 error), possibly with weights [..., n].
+      optimum: [...], `optimal_aurc` of the same errors and weights.
+    """
+    value = aurc.of_ranking(ranking)
+    return {
+        "error": ranking.total_loss / ranking.total_weight,
+        "aurc": value,
+        "e_aurc": value - optimum,
+        "naurc": normalised(value, optimum, ranking),
+        "augrc": augrc.of_ranking(ranking),
+        "failure_auroc": failure_auroc.of_ranking(ranking),
+        "coverage_at_risk_0.01": coverage_at_risk.of_ranking(ranking, 0.01),
+        "coverage_at_risk_0.02": coverage_at_risk.of_ranking(ranking, 0.02),
+        "coverage_at_risk_0.05": coverage_at_risk.of_ranking(ranking, 0.05),
+        "risk_at_coverage_0.8": risk_at_coverage.of_ranking(ranking, 0.8),
+        "risk_at_coverage_0.9": risk_at_coverage.of_ranking(ranking, 0.9),
+    }
+
+
+def summarise(score: Array, error: Array, *, weight: Array | None = None) -> dict[str, Array]:
+    """Name → value of each ranking metric of a score.
+
+    Args:
+      score: [n], higher = more confident; error: [n], 0/1 as bool or integers; weight: [..., n].
+
+    Returns:
+      A dict of [...]; see each metric for its definition.
+    """
+    return summarise_ranking(rank(score, error, weight), optimal_aurc(error, weight=weight))

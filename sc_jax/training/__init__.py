@@ -1,0 +1,1 @@
+"""Training of many members as one program: state, step, loop, checkpoints, devices. It knows the losses and no metric."""

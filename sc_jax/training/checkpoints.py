@@ -1,0 +1,127 @@
+"""Checkpoints by Orbax, with a content hash of every leaf that is checked on restore. The only importer of Orbax.
+
+Orbax writes `<step>/` under a temporary name and renames it, so a kill leaves whole checkpoints and a folder
+`*.orbax-checkpoint-tmp`, which is ignored and later replaced. It restores a flipped bit in array data silently; hence
+the hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax import checkpoint as ocp
+
+from sc_jax.files import InputError, fingerprint_json
+
+_log = logging.getLogger(__name__)
+
+
+def leaf_hashes(tree: Any) -> dict[str, str]:
+    """Path of each leaf → SHA-256 over its dtype, shape and bytes."""
+    hashes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest = hashlib.sha256(f"{array.dtype.str}|{array.shape}|".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+        hashes[jax.tree_util.keystr(path)] = digest.hexdigest()
+    return hashes
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder; use as a context manager.
+
+    Args:
+      folder: where the steps lie.
+      config: what the run was asked for; saved with each checkpoint, compared on restore.
+      keep: how many of the newest are kept.
+    """
+
+    def __init__(self, folder: str | Path, config: dict[str, Any], keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self._config = config
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True),
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            )
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be used for checkpoints ({error}); name another --workdir") from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes `state` as checkpoint `step` and returns when it is whole on disk.
+
+        Raises:
+          InputError: the disk is full or cannot be written; earlier checkpoints are untouched.
+        """
+        state = jax.tree.map(np.array, state)  # copies: nothing may change between the hash and the write
+        meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config}
+        try:
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+            )
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot write checkpoint {step} ({error}); earlier ones are intact") from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state: step, hash of each leaf, config.
+
+        Raises:
+          InputError: it cannot be read, or belongs to another config.
+        """
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            hashes, config = meta["hashes"], meta["config"]
+        except Exception as error:  # Orbax raises whatever its storage raises
+            raise self._damaged(step, f"its metadata cannot be read ({type(error).__name__})") from error
+        if not isinstance(hashes, dict) or config != self._config:
+            raise InputError(f"{self.folder / str(step)}: was written for another config; name another --workdir")
+        return meta
+
+    def content(self, step: int) -> str:
+        """One hash over the hashes of all leaves: names the content of a checkpoint without reading it."""
+        return fingerprint_json(self.meta(step)["hashes"])
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Reads checkpoint `step` and checks the hash of every leaf.
+
+        Args:
+          step: one that exists.
+          like: a tree of arrays with the structure, shapes and dtypes to expect; the result is placed as it is.
+
+        Raises:
+          InputError: structure, shape, dtype or content differ from what was saved; the leaf is named.
+        """
+        wanted = self.meta(step)["hashes"]
+        try:
+            template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise self._damaged(step, f"its arrays cannot be read ({reason[:200]})") from error
+        found = leaf_hashes(state)
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if wrong:
+            raise self._damaged(step, f"{len(wrong)} of {len(found)} leaves are not what was saved (first: {wrong[0]})")
+        return state
+
+    def _damaged(self, step: int, what: str) -> InputError:
+        earlier = [other for other in self._manager.all_steps() if other < step]
+        remedy = f"delete that folder to go on from step {max(earlier)}" if earlier else "delete it to train again"
+        return InputError(f"{self.folder / str(step)}: checkpoint damaged: {what}; {remedy}")

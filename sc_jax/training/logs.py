@@ -1,0 +1,133 @@
+"""Training logs: one JSON line per interval, TensorBoard events where TensorBoard is installed, and progress.
+
+A log can be cut back to the step that training resumes from, so that a run that was killed leaves the same lines as one
+that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sc_jax import files
+
+
+class TrainingLog:
+    """`train.jsonl` in a folder: a header line with the members' names, then one line per interval.
+
+    Args:
+      folder: where the log lies.
+      members: names, in the order of the lists in each line.
+      resumed_step: lines after this step are dropped before the first write.
+    """
+
+    def __init__(self, folder: str | Path, members: list[str], resumed_step: int):
+        self.path = Path(folder) / "train.jsonl"
+        header = json.dumps({"members": members})
+        kept = [header, *(json.dumps(line) for line in read_log(self.path) if line["step"] <= resumed_step)]
+        files.write_text(self.path, "\n".join(kept) + "\n")
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._board = _board(Path(folder) / "tensorboard", resumed_step)
+        self._members = members
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends a line: `step`, `epoch`, and lists over members for the rest."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, values in line.items():
+                if isinstance(values, list):
+                    for member, value in zip(self._members, values, strict=True):
+                        self._board(f"{name}/{member}", value, line["step"])
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, without its header; a line that a kill cut short is left out."""
+    lines = []
+    if Path(path).exists():
+        for text in Path(path).read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                break
+            if "step" in line:
+                lines.append(line)
+    return lines
+
+
+class _Board:
+    """Scalars as TensorBoard events."""
+
+    def __init__(self, folder: Path, resumed_step: int, writer: Any, event: Any, summary: Any):
+        self._writer = writer(str(folder))
+        self._event, self._summary = event, summary
+        if resumed_step:  # TensorBoard drops what it had after this step
+            start = event.SessionLog(status=event.SessionLog.START)
+            self._writer.add_event(event.Event(step=resumed_step + 1, session_log=start, wall_time=time.time()))
+
+    def __call__(self, tag: str, value: float, step: int) -> None:
+        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)])
+        self._writer.add_event(self._event.Event(step=step, summary=summary, wall_time=time.time()))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _board(folder: Path, resumed_step: int) -> _Board | None:
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        return None
+    return _Board(folder, resumed_step, EventFileWriter, event_pb2, summary_pb2.Summary)
+
+
+class Progress:
+    """A bar with rate and time left on a terminal; elsewhere a line every ten seconds.
+
+    Args:
+      total: steps in all; done: steps already taken; what: the name shown.
+    """
+
+    def __init__(self, total: int, done: int, what: str):
+        self._total, self._first, self._what = total, done, what
+        self._start = self._said = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            self._bar = Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="")
+            self._bar.start()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows that `done` steps are taken."""
+        now = time.monotonic()
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, rate=f"{rate:.1f}/s", note=note)
+        elif now - self._said >= 10:
+            self._said = now
+            left = (self._total - done) / max(rate, 1e-9)
+            print(
+                f"{self._what}: {done}/{self._total}, {rate:.1f}/s, {int(left) // 60}:{int(left) % 60:02d} left {note}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Takes the bar down."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,77 @@
+"""Devices: one 1-D mesh named `data`. The only module that speaks of shardings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sc_jax.files import InputError
+
+
+def data_mesh() -> Mesh:
+    """All devices in one row, named `data`."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Every leaf whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_batch(batch: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
+    """Inside `jit`: asks for `axis` of `batch` to be divided over the devices, and so for the work on it."""
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
+
+
+def keep_whole(tree: Any, mesh: Mesh) -> Any:
+    """Inside `jit`: every leaf whole on every device (gradients are summed over the devices to get there)."""
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def require_divisible(batch_size: int, mesh: Mesh, field: str) -> None:
+    """Refuses a batch that does not divide over the devices."""
+    if batch_size % mesh.size:
+        raise InputError(
+            f"{field} = {batch_size} does not divide over {mesh.size} devices; make it a multiple of {mesh.size}"
+        )
+
+
+def map_over_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh) -> Callable[[Any, jax.Array], Any]:
+    """`function(state, batch)` on each device's share of the batch, by `shard_map`: what `pmap` is made of.
+
+    Args:
+      function: (state, batch [b/devices, …]) → a tree of arrays [members, b/devices, …].
+      mesh: the devices; `state` is whole on each.
+
+    Returns:
+      A jitted function of (state, batch [b, …]), b a multiple of the devices, giving [members, b, …].
+    """
+    mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec(None, "data"),
+    )
+    return jax.jit(mapped)
+
+
+def in_batches(
+    function: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, axis: int
+) -> np.ndarray:
+    """Applies `function` to batches of one fixed size, padding the last and cutting the padding off again.
+
+    Every row of `inputs` [n, …] comes out exactly once, in order, along `axis` of the result.
+    """
+    n = len(inputs)
+    outputs = []
+    for start in range(0, n, batch_size):
+        batch = inputs[start : start + batch_size]
+        real = len(batch)
+        padding = np.broadcast_to(batch[-1:], (batch_size - real, *batch.shape[1:]))
+        out = np.asarray(function(np.concatenate([batch, padding])))
+        outputs.append(np.take(out, np.arange(real), axis=axis))
+    return np.concatenate(outputs, axis=axis)

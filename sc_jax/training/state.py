@@ -1,0 +1,79 @@
+"""What training carries from step to step, as one pytree; every leaf but the step has a leading member axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sc_jax.models import Model, map_members
+
+
+class Members(NamedTuple):
+    """What differs between members: data, not code.
+
+    Attributes:
+      alpha: float32 [m], label smoothing.
+      key: [m], from the member's seed alone, so that all members of a seed share initialisation, batches and dropout.
+      seed_index: int32 [m], row of the member's seed among the distinct seeds.
+      seed_key: [s], the keys of the distinct seeds.
+    """
+
+    alpha: jax.Array
+    key: jax.Array
+    seed_index: jax.Array
+    seed_key: jax.Array
+
+
+class Meters(NamedTuple):
+    """Sums since the last log line, and the first step that was not finite.
+
+    Attributes:
+      loss, correct: float32 [m], sums over examples.
+      examples: int32 [], per member.
+      bad_step: int32 [m], the first step (from 1) whose loss or gradient was not finite; 0 if none.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    examples: jax.Array
+    bad_step: jax.Array
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds: the position in the data is the step, since batches are a function of it."""
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    meters: Meters
+
+
+def make_members(alphas: Sequence[float], seeds: Sequence[int]) -> tuple[Members, list[dict[str, Any]]]:
+    """Every α with every seed, α outermost.
+
+    Returns:
+      The members, and their tags `{"alpha", "seed"}` in the same order.
+    """
+    tags = [{"alpha": float(alpha), "seed": int(seed)} for alpha in alphas for seed in seeds]
+    seed_key = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    seed_index = jnp.asarray([list(seeds).index(tag["seed"]) for tag in tags], jnp.int32)
+    alpha = jnp.asarray([tag["alpha"] for tag in tags], jnp.float32)
+    return Members(alpha, seed_key[seed_index], seed_index, seed_key), tags
+
+
+def initial_state(model: Model, optimizer: optax.GradientTransformation, members: Members) -> TrainState:
+    """State before the first step; members of one seed start from the same parameters."""
+
+    def init(key: jax.Array) -> tuple[Any, Any, Any]:
+        params, model_state = model.init(jax.random.fold_in(key, 0))
+        return params, model_state, optimizer.init(params)
+
+    params, model_state, opt_state = map_members(init, "vmap")(members.key)
+    m = len(members.alpha)
+    meters = Meters(jnp.zeros(m), jnp.zeros(m), jnp.zeros((), jnp.int32), jnp.zeros(m, jnp.int32))
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, meters)
