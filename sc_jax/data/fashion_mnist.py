@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import shlex
 import struct
 import zlib
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sc_jax import files
-from sc_jax.data import Dataset, from_arrays
+from sc_jax.data import Dataset, data_directory, from_arrays
 from sc_jax.files import InputError
 
 PREPARE = "python -m sc_jax.data.prepare fashion_mnist"
@@ -72,9 +73,10 @@ def load_full(directory: Path) -> Dataset:
       InputError: it is not prepared, or the file is damaged.
     """
     path = directory / FULL_NAME
+    remedy = f"run: {PREPARE}" + ("" if directory == data_directory() else f" --to {shlex.quote(str(directory))}")
     if not path.exists():
-        raise InputError(f"{path}: the data set is not prepared; run: {PREPARE} --to {directory}")
-    return _load("fashion_mnist_full", path, FULL_FINGERPRINT, f"run: {PREPARE} --to {directory}")
+        raise InputError(f"{path}: the data set is not prepared; {remedy}")
+    return _load("fashion_mnist_full", path, FULL_FINGERPRINT, remedy)
 
 
 def _load(name: str, path: Path, fingerprint: str, remedy: str) -> Dataset:

@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +56,8 @@ def _first_that_works() -> dict[str, np.ndarray]:
             return fashion_mnist.verified(read(), name)
         except InputError as error:
             print(f"  no: {error}")
+        except Exception as error:  # TFDS, and what it calls, raise anything
+            print(f"  no: {type(error).__name__}: {error}")
     raise InputError(
         f"no source of Fashion-MNIST works here; put {', '.join(f'{file}.gz' for file in fashion_mnist.OFFICIAL)} "
         f"in a folder and run: {fashion_mnist.PREPARE} --from DIR"
@@ -86,19 +89,21 @@ def _call(*command: str, folder: str) -> None:
 
 
 def _tfds_prepared() -> dict[str, np.ndarray]:
-    try:
-        import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds
+    from absl import logging
 
-        sources = tfds.data_source("fashion_mnist", split=["train", "test"], download=False)
-        official = {}
-        for split, part, source in zip(("train", "test"), ("train", "t10k"), sources, strict=True):
-            image, label = np.empty((len(source), 28, 28), np.uint8), np.empty(len(source), np.uint8)
-            for index, record in zip(tfds_order(split, len(source)), source, strict=True):
-                image[index], label[index] = record["image"][..., 0], record["label"]
-            official |= {f"{part}-images-idx3-ubyte": image, f"{part}-labels-idx1-ubyte": label}
-        return official
-    except Exception as error:
-        raise _tfds_failed(error) from error
+    logging.set_verbosity(logging.ERROR)  # or TFDS warns that the folder is not there
+    builder = tfds.builder("fashion_mnist", file_format="array_record")
+    if not builder.is_prepared():
+        raise InputError(f"{builder.data_path}: not there")
+    official = {}
+    for split, part in (("train", "train"), ("test", "t10k")):
+        source = builder.as_data_source(split=split)
+        image, label = np.empty((len(source), 28, 28), np.uint8), np.empty(len(source), np.uint8)
+        for index, record in zip(tfds_order(split, len(source)), source, strict=True):
+            image[index], label[index] = record["image"][..., 0], record["label"]
+        official |= {f"{part}-images-idx3-ubyte": image, f"{part}-labels-idx1-ubyte": label}
+    return official
 
 
 def tfds_order(split: str, size: int) -> list[int]:
@@ -112,23 +117,15 @@ def tfds_order(split: str, size: int) -> list[int]:
 
 
 def _tfds_downloaded() -> dict[str, np.ndarray]:
-    # Only the download: for MNIST-like sets, TFDS unpacks and encodes with TensorFlow.
-    try:
-        import tensorflow_datasets as tfds
+    # The download alone: to unpack and to encode these files, TFDS needs TensorFlow.
+    import tensorflow_datasets as tfds
 
-        url = tfds.image_classification.FashionMNIST.URL
-        with tempfile.TemporaryDirectory() as folder:
-            manager = tfds.download.DownloadManager(download_dir=folder)
-            paths = manager.download({name: f"{url}{name}.gz" for name in fashion_mnist.OFFICIAL})
-            return {name: fashion_mnist.read_idx(path) for name, path in paths.items()}
-    except Exception as error:
-        raise _tfds_failed(error) from error
-
-
-def _tfds_failed(error: Exception) -> InputError:
-    # TFDS and what it calls raise anything; whatever it is, the next source is tried.
-    lines = str(error).strip().splitlines() or [""]
-    return InputError(f"{type(error).__name__}: {lines[0]}")
+    url = {name: f"{tfds.image_classification.FashionMNIST.URL}{name}.gz" for name in fashion_mnist.OFFICIAL}
+    # TFDS retries for minutes before it says that there is no network.
+    urllib.request.urlopen(url["t10k-labels-idx1-ubyte"], timeout=20).close()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = tfds.download.DownloadManager(download_dir=folder).download(url)
+        return {name: fashion_mnist.read_idx(path) for name, path in paths.items()}
 
 
 SOURCES = {
@@ -137,9 +134,9 @@ SOURCES = {
     "TFDS, already prepared": _tfds_prepared,
     "TFDS, downloaded": _tfds_downloaded,
 }
-"""Tried in this order; each gives the official arrays by file name, or raises InputError."""
+"""Tried in this order; each gives the official arrays by file name, or raises."""
 
-PREPARE = {"fashion_mnist": prepare_fashion_mnist}
+PREPARERS = {"fashion_mnist": prepare_fashion_mnist}
 """Data set -> function of (folder given with --from or None, folder to write to) that returns the file."""
 
 
@@ -151,16 +148,16 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = _Parser(prog="python -m sc_jax.data.prepare", description=__doc__.partition("\n")[0])
-    parser.add_argument("dataset", help=f"one of: {', '.join(PREPARE)}")
+    parser.add_argument("dataset", help=f"one of: {', '.join(PREPARERS)}")
     parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help="folder that holds the original files")
     parser.add_argument(
         "--to", type=Path, metavar="DIR", help="folder to write to (default: $SC_JAX_DATA, else ~/.cache/sc_jax)"
     )
     try:
         options = parser.parse_args(arguments)
-        if options.dataset not in PREPARE:
-            raise data.unknown_name(options.dataset, PREPARE)
-        print(f"{options.dataset}: {PREPARE[options.dataset](options.source, options.to or data.data_directory())}")
+        if options.dataset not in PREPARERS:
+            raise data.unknown_name(options.dataset, PREPARERS)
+        print(f"{options.dataset}: {PREPARERS[options.dataset](options.source, options.to or data.data_directory())}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

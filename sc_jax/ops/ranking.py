@@ -90,8 +90,7 @@ def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None
         carries = block_loss > 0
     else:
         carries = np.add.reduceat(loss, starts) > 0
-        weight = weight[..., order]
-        weight = weight.astype(np.int64 if weight.dtype.kind == "f" and _whole(weight) else weight.dtype, copy=False)
+        weight = _exact(weight)[..., order]
         if len(starts) == len(score):
             block_weight = weight
             block_loss = weight[..., carries] * loss[carries]
@@ -115,8 +114,11 @@ def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None
     )
 
 
-def _whole(weight: np.ndarray) -> bool:
-    return bool((weight == np.floor(weight)).all())
+def _exact(weight: np.ndarray) -> np.ndarray:
+    """Whole-numbered weights as integers wide enough to add up; others as they are."""
+    if weight.dtype.kind == "f":
+        return weight.astype(np.int64) if (weight == np.floor(weight)).all() else weight
+    return weight.astype(np.int32) if weight.dtype.itemsize < 4 else weight
 
 
 def _accumulator(array: np.ndarray) -> type:

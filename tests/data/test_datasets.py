@@ -1,0 +1,83 @@
+"""Names, folders and the checks of `Dataset`."""
+
+import dataclasses
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sc_jax import data
+from sc_jax.data import Dataset, Split
+from sc_jax.files import InputError
+
+
+def split(n=3, first=0, **changes):
+    arrays = {
+        "image": np.zeros((n, 2, 2), np.uint8),
+        "label": np.arange(n, dtype=np.int32) % 2,
+        "example_id": first + np.arange(n, dtype=np.int64),
+    }
+    return Split(**(arrays | changes))
+
+
+def test_unknown_name_lists_the_known_and_the_nearest():
+    with pytest.raises(InputError, match=r"'fashion-mnist'; did you mean 'fashion_mnist'\? \(known: fashion_mnist, "):
+        data.load("fashion-mnist")
+
+
+def test_every_name_has_a_loader():
+    for name in data.LOADERS:
+        assert callable(pkgutil.resolve_name(data.LOADERS[name]))
+
+
+def test_missing_data_set_names_the_command(tmp_path, monkeypatch):
+    with pytest.raises(InputError) as caught:
+        data.load("fashion_mnist_full", tmp_path / "my data")
+    assert "python -m sc_jax.data.prepare fashion_mnist" in str(caught.value)
+    assert f"--to '{tmp_path}/my data'" in str(caught.value)
+    monkeypatch.setenv("SC_JAX_DATA", str(tmp_path))
+    with pytest.raises(InputError, match=r"run: python -m sc_jax\.data\.prepare fashion_mnist$"):
+        data.load("fashion_mnist_full")
+
+
+def test_data_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("SC_JAX_DATA", raising=False)
+    assert data.data_directory() == Path("/home/someone/.cache/sc_jax")
+    monkeypatch.setenv("SC_JAX_DATA", "")
+    assert data.data_directory() == Path("/home/someone/.cache/sc_jax")
+    monkeypatch.setenv("SC_JAX_DATA", "~/data")
+    assert data.data_directory() == Path("/home/someone/data")
+
+
+def test_arrays_round_trip_with_the_same_fingerprint():
+    made = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=3)})
+    again = data.from_arrays("made", ("a", "b"), dict(reversed(made.arrays().items())))
+    assert set(again.splits) == {"train", "test"}
+    assert again.fingerprint == made.fingerprint
+    other = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=4)})
+    assert other.fingerprint != made.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image": np.zeros((3, 2, 2), np.float32)}, "train_image is float32"),
+        ({"image": np.zeros((3, 4), np.uint8)}, r"train_image is uint8 \[3, 4\]"),
+        ({"image": np.zeros((4, 2, 2), np.uint8)}, "train differ in length"),
+        ({"label": np.zeros(3, np.int64)}, "train_label is int64"),
+        ({"label": np.array([0, 1, 2], np.int32)}, r"label of train is outside 0\.\.1"),
+        ({"label": np.array([0, 1, -1], np.int32)}, r"label of train is outside 0\.\.1"),
+        ({"example_id": np.array([0, 1, 1])}, "an example id comes twice"),
+        ({"example_id": np.array([0, 1, 5])}, "an example id comes twice"),
+    ],
+)
+def test_inconsistent_arrays_are_refused(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        Dataset("made", ("a", "b"), {"train": split(**changes), "test": split(first=4)})
+
+
+def test_a_split_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        split().label = np.zeros(3)

@@ -1,0 +1,193 @@
+"""`python -m sc_jax.data.prepare`, with made-up official files; the real ones where Debian's package is installed."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sc_jax import data, files
+from sc_jax.data import fashion_mnist, prepare
+from sc_jax.files import InputError
+
+COMMAND = "python -m sc_jax.data.prepare fashion_mnist"
+
+
+def made_up():
+    """As many examples as in the official files; each image is its own index, in four pixels."""
+    official = {}
+    for part, n in (("train", 60_000), ("t10k", 10_000)):
+        image = np.arange(n, dtype="<u4").view(np.uint8).reshape(n, 2, 2)
+        official |= {
+            f"{part}-images-idx3-ubyte": image,
+            f"{part}-labels-idx1-ubyte": (np.arange(n) % 7).astype(np.uint8),
+        }
+    return official
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """A folder of made-up idx files."""
+    folder = tmp_path_factory.mktemp("originals")
+    for name, array in made_up().items():
+        (folder / name).write_bytes(fashion_mnist.idx_bytes(array))
+    return folder
+
+
+@pytest.fixture
+def made_up_is_official(originals, monkeypatch):
+    digests = {name: hashlib.sha256((originals / name).read_bytes()).hexdigest() for name in fashion_mnist.OFFICIAL}
+    monkeypatch.setattr(fashion_mnist, "OFFICIAL", digests)
+    monkeypatch.setattr(fashion_mnist, "FULL_FINGERPRINT", files.fingerprint(fashion_mnist.full_arrays(made_up())))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Only the sources that a test names are tried."""
+    monkeypatch.setattr(prepare, "SOURCES", {})
+
+
+def fails_with(capsys, *arguments):
+    """The message on standard error: one line."""
+    assert prepare.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.usefixtures("made_up_is_official")
+def test_from_a_folder(originals, tmp_path, capsys):
+    assert prepare.main(["fashion_mnist", "--from", str(originals), "--to", str(tmp_path)]) == 0
+    assert f"{tmp_path}/fashion_mnist_full.npz" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["fashion_mnist_full.npz"]
+
+    splits = data.load("fashion_mnist_full", tmp_path).splits
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 58_000,
+        "validation": 2_000,
+        "test": 10_000,
+    }
+    subset = data.load("fashion_mnist").splits
+    np.testing.assert_array_equal(splits["validation"].example_id, subset["validation"].example_id)
+    np.testing.assert_array_equal(splits["test"].example_id, subset["test"].example_id)
+    seen = np.concatenate([splits["train"].example_id, splits["validation"].example_id])
+    np.testing.assert_array_equal(np.sort(seen), np.arange(60_000))
+    for split in splits.values():
+        assert np.all(np.diff(split.example_id) > 0)
+        index = split.image.reshape(-1).view("<u4")
+        np.testing.assert_array_equal(index, split.example_id % 60_000)
+        np.testing.assert_array_equal(split.label, index % 7)
+
+
+@pytest.mark.usefixtures("made_up_is_official")
+def test_second_call_does_nothing_and_a_damaged_file_is_made_again(originals, tmp_path, capsys):
+    path = tmp_path / "fashion_mnist_full.npz"
+    arguments = ["fashion_mnist", "--from", str(originals), "--to", str(tmp_path)]
+    assert prepare.main(arguments) == 0
+    first, content = path.stat(), path.read_bytes()
+    assert prepare.main(arguments) == 0
+    assert "already prepared" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == first.st_mtime_ns
+
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=COMMAND):
+        data.load("fashion_mnist_full", tmp_path)
+    assert prepare.main(arguments) == 0
+    assert path.read_bytes() == content
+
+
+@pytest.mark.usefixtures("made_up_is_official")
+def test_first_source_that_works(originals, tmp_path, monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("nothing listens")
+
+    def wrong():
+        return made_up() | {"t10k-labels-idx1-ubyte": np.zeros(10_000, np.uint8)}
+
+    sources = {
+        "broken": broken,
+        "absent": lambda: fashion_mnist.read_official(tmp_path / "absent"),
+        "wrong": wrong,
+        "good": lambda: fashion_mnist.read_official(originals),
+        "unasked": lambda: pytest.fail("a source worked before this one"),
+    }
+    monkeypatch.setattr(prepare, "SOURCES", sources)
+    assert prepare.main(["fashion_mnist", "--to", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "trying broken\n  no: RuntimeError: nothing listens\ntrying absent\n  no: " in output
+    assert "no: wrong: t10k-labels-idx1-ubyte is not the official one" in output
+    assert "trying good\nfashion_mnist: " in output
+    assert len(data.load("fashion_mnist_full", tmp_path).splits["train"]) == 58_000
+
+
+def test_no_source_works(tmp_path, capsys):
+    error = fails_with(capsys, "fashion_mnist", "--to", tmp_path)
+    assert "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz" in error
+    assert f"{COMMAND} --from DIR" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_not_the_official_ones_are_refused(originals, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "SOURCES", {"another": lambda: pytest.fail("--from was given")})
+    error = fails_with(capsys, "fashion_mnist", "--from", originals, "--to", tmp_path)
+    assert f"{originals}: train-images-idx3-ubyte is not the official one" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert "absent: no such folder" in fails_with(
+        capsys, "fashion_mnist", "--from", tmp_path / "absent", "--to", tmp_path
+    )
+    assert f"{tmp_path}: neither train-im" in fails_with(capsys, "fashion_mnist", "--from", tmp_path, "--to", tmp_path)
+    assert "file: cannot be made" in fails_with(capsys, "fashion_mnist", "--to", tmp_path / "file")
+    assert "'fashion_mnits'; did you mean 'fashion_mnist'?" in fails_with(capsys, "fashion_mnits")
+    assert "required: dataset" in fails_with(capsys)
+    assert "--form" in fails_with(capsys, "fashion_mnist", "--form", tmp_path)
+
+
+def test_without_apt_and_with_a_failing_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no apt-get on this machine"):
+        prepare._debian_downloaded()
+    apt = tmp_path / "apt-get"
+    apt.write_text("#!/bin/sh\necho 'W: first' >&2\necho 'E: Unable to locate package' >&2\nexit 100\n")
+    apt.chmod(0o755)
+    with pytest.raises(InputError, match="apt-get download dataset-fashion-mnist: E: Unable to locate package"):
+        prepare._debian_downloaded()
+
+
+def test_tfds_order_is_the_order_tfds_writes_in(tmp_path):
+    shuffle = pytest.importorskip("tensorflow_datasets.core.shuffle")
+    for split in ("train", "test"):
+        shuffler = shuffle.Shuffler(tmp_path, split)
+        for index in range(300):
+            shuffler.add(index, b"%d" % index)
+        assert [int(value) for _, value in shuffler] == prepare.tfds_order(split, 300)
+
+
+def test_command_line_shows_no_traceback(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "sc_jax.data.prepare", "fashion_mnist", "--from", str(tmp_path)],
+        env=os.environ | {"SC_JAX_DATA": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: {tmp_path}: neither train-images-idx3-ubyte nor ")
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not prepare.DEBIAN_FOLDER.is_dir(), reason=f"the original files are not in {prepare.DEBIAN_FOLDER}")
+def test_real_files(tmp_path):
+    assert prepare.main(["fashion_mnist", "--from", str(prepare.DEBIAN_FOLDER), "--to", str(tmp_path)]) == 0
+    full, subset = data.load("fashion_mnist_full", tmp_path), data.load("fashion_mnist")
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(full.splits[name].image, subset.splits[name].image)
+        np.testing.assert_array_equal(full.splits[name].label, subset.splits[name].label)
+    row = np.searchsorted(full.splits["train"].example_id, subset.splits["train"].example_id)
+    np.testing.assert_array_equal(full.splits["train"].image[row], subset.splits["train"].image)
+    np.testing.assert_array_equal(full.splits["train"].label[row], subset.splits["train"].label)
