@@ -27,7 +27,9 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
       The checked config and the workdir, by default `runs/<study>-<variant>`.
     """
     arguments = parser(door, description)
-    arguments.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiments/<study>/config.py[:variant]")
+    arguments.add_argument(
+        "--config", required=True, metavar="FILE[:VARIANT]", help="experiments/<study>/config.py[:variant]"
+    )
     arguments.add_argument("--workdir", metavar="DIR", help="default: runs/<study>-<variant>")
     arguments.epilog = "Any field of the config can be set: --config.training.epochs=3"
     given, rest = arguments.parse_known_args(argv)

@@ -169,7 +169,9 @@ def _literal(text: str, field: str, path: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        raise InputError(f"{path}, field {field}: cannot read {text!r} as a number or a tuple, e.g. 3, 0.1, (0,1)") from None
+        raise InputError(
+            f"{path}, field {field}: cannot read {text!r} as a number or a tuple, e.g. 3, 0.1, (0,1)"
+        ) from None
 
 
 def _unknown(where: str, name: str, known: Mapping[str, Any], prefix: str) -> str:
@@ -213,9 +215,13 @@ def _checked_values(config: Config, path: str) -> Config:
 
     require(0 <= config.model.dropout < 1, "model.dropout", config.model.dropout, "in [0, 1)")
     require(all(h > 0 for h in config.model.hidden), "model.hidden", config.model.hidden, "positive widths")
-    require(len(m.alphas) > 0 and all(a < 1 for a in m.alphas), "members.alphas", m.alphas, "at least one number below 1")
+    require(
+        len(m.alphas) > 0 and all(a < 1 for a in m.alphas), "members.alphas", m.alphas, "at least one number below 1"
+    )
     require(len(set(m.alphas)) == len(m.alphas), "members.alphas", m.alphas, "without repetition")
-    require(len(m.seeds) > 0 and all(0 <= s < 2**32 for s in m.seeds), "members.seeds", m.seeds, "at least one, in 0..2³²−1")
+    require(
+        len(m.seeds) > 0 and all(0 <= s < 2**32 for s in m.seeds), "members.seeds", m.seeds, "at least one, in 0..2³²−1"
+    )
     require(len(set(m.seeds)) == len(m.seeds), "members.seeds", m.seeds, "without repetition")
     for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "checkpoints_kept"):
         require(getattr(t, name) > 0, f"training.{name}", getattr(t, name), "positive")
@@ -224,8 +230,15 @@ def _checked_values(config: Config, path: str) -> Config:
     require(0 <= t.warmup_epochs < t.epochs, "training.warmup_epochs", t.warmup_epochs, "≥ 0 and below training.epochs")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):
-        require(getattr(e, name) in config.prediction.splits, f"evaluation.{name}", getattr(e, name), "in prediction.splits")
-    require(e.test_split != e.calibration_split, "evaluation.calibration_split", e.calibration_split, "another than test_split")
+        require(
+            getattr(e, name) in config.prediction.splits, f"evaluation.{name}", getattr(e, name), "in prediction.splits"
+        )
+    require(
+        e.test_split != e.calibration_split,
+        "evaluation.calibration_split",
+        e.calibration_split,
+        "another than test_split",
+    )
     require(len(e.p_grid) > 0 and all(p >= 1 for p in e.p_grid), "evaluation.p_grid", e.p_grid, "integers ≥ 1")
     require(e.ece_bins > 0, "evaluation.ece_bins", e.ece_bins, "positive")
     require(e.resamples >= 20, "evaluation.resamples", e.resamples, "at least 20")

@@ -109,7 +109,9 @@ def read_json(path: str | Path) -> Any:
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
     """Writes named arrays as an npz, whole or not at all. Uncompressed by default, so that members can be mapped."""
     buffer = io.BytesIO()
-    (np.savez_compressed if compress else np.savez)(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    (np.savez_compressed if compress else np.savez)(
+        buffer, **{name: np.asarray(array) for name, array in arrays.items()}
+    )
     write_bytes(path, buffer.getvalue())
 
 
@@ -177,7 +179,9 @@ def lock(workdir: str | Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")
     except OSError as error:
-        raise InputError(f"{workdir}: cannot be used as a workdir ({error.strerror}); name another --workdir") from error
+        raise InputError(
+            f"{workdir}: cannot be used as a workdir ({error.strerror}); name another --workdir"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -39,7 +39,9 @@ def predict(config: Config, workdir: Path) -> None:
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
     unknown = [name for name in config.prediction.splits if name not in job.dataset.splits]
     if unknown:
-        raise InputError(f"prediction.splits: there is no split {unknown[0]!r}; there are {', '.join(job.dataset.splits)}")
+        raise InputError(
+            f"prediction.splits: there is no split {unknown[0]!r}; there are {', '.join(job.dataset.splits)}"
+        )
 
     with training.open_checkpoints(job, workdir) as saved:
         if saved.latest_step() != job.total_steps:
@@ -55,9 +57,7 @@ def predict(config: Config, workdir: Path) -> None:
         like = parallel.replicate(state.initial_state(job.model, job.optimizer, job.members), mesh)
         trained = saved.restore(job.total_steps, like)
 
-    mapped = parallel.map_over_devices(
-        lambda weights, images: member_logits(job.model, *weights, images), mesh
-    )
+    mapped = parallel.map_over_devices(lambda weights, images: member_logits(job.model, *weights, images), mesh)
     weights = (trained.params, trained.model_state)
     for split in missing:
         examples = job.dataset.splits[split]
@@ -103,7 +103,9 @@ def _done(job: training.Job, workdir: Path, split: str, content: str) -> bool:
         path = _path(workdir, member, split)
         try:
             sidecar = files.read_json(path.with_suffix(".json"))
-            if sidecar.get("checkpoint") != content or sidecar["fingerprint"] != files.fingerprint(files.read_npz(path)):
+            if sidecar.get("checkpoint") != content or sidecar["fingerprint"] != files.fingerprint(
+                files.read_npz(path)
+            ):
                 return False
         except (InputError, KeyError, AttributeError):
             return False

@@ -82,7 +82,9 @@ def validate(predictions: Predictions) -> Predictions:
         raise InputError(f"{at}, field {field!r}: {problem}; {remedy}")
 
     if p.label.ndim != 1:
-        refuse("label", f"has shape {p.label.shape}, one class index per example [n] is needed", "save argmax of one-hot")
+        refuse(
+            "label", f"has shape {p.label.shape}, one class index per example [n] is needed", "save argmax of one-hot"
+        )
     n = len(p.label)
     if n == 0:
         refuse("label", "is empty (n = 0)", "write at least one example")
@@ -91,7 +93,9 @@ def validate(predictions: Predictions) -> Predictions:
     if p.logits.dtype.kind != "f":
         refuse("logits", f"has dtype {p.logits.dtype}, floating point is needed", "save the raw outputs as float32")
     if p.logits.ndim not in (2, 3) or p.logits.shape[-2] != n:
-        refuse("logits", f"has shape {p.logits.shape}, label has {n} examples", f"save [n, k] = [{n}, k] or [m, {n}, k]")
+        refuse(
+            "logits", f"has shape {p.logits.shape}, label has {n} examples", f"save [n, k] = [{n}, k] or [m, {n}, k]"
+        )
     if 0 in p.logits.shape:
         refuse("logits", f"has shape {p.logits.shape}: nothing in it", "save [n, k] with k ≥ 2")
     k = p.num_classes
@@ -107,7 +111,11 @@ def validate(predictions: Predictions) -> Predictions:
     bad = bad.any(axis=0) if bad.ndim == 2 else bad
     if bad.any():
         first = p.example_id[np.argmax(bad)]
-        refuse("logits", f"{bad.sum()} of {n} examples have NaN or infinite values, first example_id {first}", "find out why")
+        refuse(
+            "logits",
+            f"{bad.sum()} of {n} examples have NaN or infinite values, first example_id {first}",
+            "find out why",
+        )
     outside = (p.label < 0) | (p.label >= k)
     if outside.any():
         first = np.argmax(outside)
@@ -117,11 +125,15 @@ def validate(predictions: Predictions) -> Predictions:
             "number the classes from 0",
         )
     if p.example_id.ndim != 1 or p.example_id.dtype.kind not in "iuUS":
-        refuse("example_id", f"has dtype {p.example_id.dtype} and shape {p.example_id.shape}", "give n integers or strings")
+        refuse(
+            "example_id", f"has dtype {p.example_id.dtype} and shape {p.example_id.shape}", "give n integers or strings"
+        )
     unique, count = np.unique(p.example_id, return_counts=True)
     if len(unique) < n:
         first = unique[np.argmax(count > 1)]
-        refuse("example_id", f"{n - len(unique)} of {n} are repeated, first {first}", "write every example exactly once")
+        refuse(
+            "example_id", f"{n - len(unique)} of {n} are repeated, first {first}", "write every example exactly once"
+        )
     if p.is_ood is not None and p.is_ood.dtype != bool:
         refuse("is_ood", f"has dtype {p.is_ood.dtype}", "save booleans")
     return p
@@ -169,7 +181,9 @@ def load(path: str | Path) -> Predictions:
             raise InputError(f"{sidecar}: not a JSON object; delete it or write predictions again")
         stated = provenance.get("fingerprint")
         if stated is not None and stated != files.fingerprint(arrays):
-            raise InputError(f"{path}: its arrays are not those its sidecar {sidecar.name} was written for; predict again")
+            raise InputError(
+                f"{path}: its arrays are not those its sidecar {sidecar.name} was written for; predict again"
+            )
 
     known = {name: array for name, array in arrays.items() if name in _KNOWN}
     if "probs" in known:
@@ -242,5 +256,5 @@ def shared_examples(a: Predictions, b: Predictions) -> np.ndarray:
         return a.example_id[:0]
     ids, i, j = np.intersect1d(a.example_id, b.example_id, return_indices=True)
     rows_a, rows_b = np.moveaxis(a.logits, -2, 0)[i], np.moveaxis(b.logits, -2, 0)[j]
-    same = (rows_a == rows_b).reshape(len(ids), -1).all(axis=1) & (a.label[i] == b.label[j])
+    same = (rows_a == rows_b).all(axis=tuple(range(1, rows_a.ndim))) & (a.label[i] == b.label[j])
     return ids[same]

@@ -56,7 +56,9 @@ def build(config: Config) -> Job:
     t = config.training
     steps_per_epoch = len(images) // t.batch_size
     if steps_per_epoch == 0:
-        raise cli.InputError(f"training.batch_size = {t.batch_size} exceeds the {len(images)} images of the train split")
+        raise cli.InputError(
+            f"training.batch_size = {t.batch_size} exceeds the {len(images)} images of the train split"
+        )
     total_steps = steps_per_epoch * t.epochs
     optimizer = step.make_optimizer(
         learning_rate=t.learning_rate,
@@ -72,7 +74,9 @@ def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
     whole = config_lib.as_dict(job.config)
     shaping = {name: whole[name] for name in ("data", "model", "members", "training")}
     return checkpoints.Checkpoints(
-        workdir / "checkpoints", {**shaping, "data_fingerprint": job.dataset.fingerprint}, job.config.training.checkpoints_kept
+        workdir / "checkpoints",
+        {**shaping, "data_fingerprint": job.dataset.fingerprint},
+        job.config.training.checkpoints_kept,
     )
 
 

@@ -27,9 +27,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = (prod(image_shape), *hidden)
-        self.hidden = nnx.List(
-            [nnx.Linear(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
         self.dropout = nnx.Dropout(dropout)
         self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
 

@@ -28,6 +28,7 @@ from sc_jax.ops.scores import (
     msp,
     predicted_class,
 )
+from sc_jax.ops.stratified import difference_at_equal
 from sc_jax.ops.summary import summarise
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "brier_loss",
     "coverage_at_risk",
     "cross_entropy_gradient",
+    "difference_at_equal",
     "e_aurc",
     "ensemble_log_probabilities",
     "expected_calibration_error",

@@ -46,22 +46,30 @@ def risk_coverage_curve(score: Array, loss: Array) -> RiskCoverageCurve:
     ranking = rank(score, loss)
     xp = array_namespace(ranking.before)
     accepted = xp.arange(1, score.shape[0] + 1)
-    total = _loss_of_accepted(ranking, accepted)
+    total = loss_of_accepted(ranking, accepted)
     return RiskCoverageCurve(accepted / score.shape[0], total / accepted, total / score.shape[0])
 
 
-def _loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
-    """Expected total loss of the `accepted` ([c]) most confident: linear between (before, loss_before) of the blocks."""
+def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
+    """Expected total loss of the most confident: linear in their number within each block.
+
+    Args:
+      ranking: [..., g]; leading axes (resamples) on the host only.
+      accepted: int [c], how many are accepted, in 0..n.
+
+    Returns:
+      [..., c].
+    """
     xp = array_namespace(ranking.before)
-    if ranking.before.shape[-1] == 0:
+    if ranking.before.ndim > 1:
+        rows = [Ranking(*(field[i] for field in ranking)) for i in range(ranking.before.shape[0])]
+        return xp.stack([loss_of_accepted(row, accepted) for row in rows])
+    if ranking.before.shape[0] == 0:
         return xp.zeros(accepted.shape)
-    end, through = ranking.before + ranking.weight, ranking.loss_before + ranking.block_loss
-    row = xp.searchsorted(end, accepted, side="left")
-    row = xp.clip(row, 0, end.shape[0] - 1)
+    end = ranking.before + ranking.weight
+    row = xp.clip(xp.searchsorted(end, accepted, side="left"), 0, end.shape[0] - 1)
     share = xp.clip((accepted - ranking.before[row]) / xp.maximum(ranking.weight[row], 1), 0, 1)
-    return xp.where(
-        accepted > end[-1], through[-1], ranking.loss_before[row] + share * ranking.block_loss[row]
-    )
+    return ranking.loss_before[row] + share * ranking.block_loss[row]
 
 
 @metric_of_ranking

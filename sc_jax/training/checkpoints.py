@@ -51,7 +51,9 @@ class Checkpoints:
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             )
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be used for checkpoints ({error}); name another --workdir") from error
+            raise InputError(
+                f"{self.folder}: cannot be used for checkpoints ({error}); name another --workdir"
+            ) from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -77,7 +79,9 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot write checkpoint {step} ({error}); earlier ones are intact") from error
+            raise InputError(
+                f"{self.folder}: cannot write checkpoint {step} ({error}); earlier ones are intact"
+            ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state: step, hash of each leaf, config.

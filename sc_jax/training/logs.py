@@ -108,7 +108,9 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-            self._bar = Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._bar = Bar(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+            )
             self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="")
             self._bar.start()
 

@@ -22,11 +22,19 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW with linear warm-up and cosine decay to 0; biases and scales (arrays of rank < 2) are not decayed."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
-    return optax.adamw(schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    return optax.adamw(
+        schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    )
 
 
 def make_step(
-    model: Model, optimizer: optax.GradientTransformation, members: Members, mesh: Mesh, *, batch_size: int, log_every: int
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    members: Members,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    log_every: int,
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Meters]]:
     """Builds the jitted step.
 
@@ -51,7 +59,13 @@ def make_step(
         return jnp.mean(smoothed_cross_entropy(outputs["logits"], labels, alpha)), (model_state, correct)
 
     def member_step(
-        params: Any, model_state: Any, opt_state: Any, alpha: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array
+        params: Any,
+        model_state: Any,
+        opt_state: Any,
+        alpha: jax.Array,
+        key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
     ) -> tuple[Any, ...]:
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
         (loss, (model_state, correct)), grads = value_and_grad(params, model_state, alpha, key, images, labels)
@@ -61,9 +75,7 @@ def make_step(
 
     all_members = map_members(member_step, model.member_mapping)
 
-    def step(
-        state: TrainState, order: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> tuple[TrainState, Meters]:
+    def step(state: TrainState, order: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[TrainState, Meters]:
         steps_per_epoch = order.shape[1] // batch_size
         start = (state.step % steps_per_epoch) * batch_size
         index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]

@@ -1,0 +1,196 @@
+"""Every plot, one function each: numbers in, a matplotlib figure out. Used by the report and the notebooks alike."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sc_jax import files
+
+BLUE, RED, GREEN, GREY = "#2b5c8a", "#c8442e", "#2f8f6b", "#777777"
+
+SCORE_NAMES = {
+    "msp": "MSP",
+    "max_logit": "max logit",
+    "max_logit_pnorm": "p-norm",
+    "max_logit_pnorm_or_msp": "p-norm or MSP",
+}
+"""How scores are called in figures and tables."""
+
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "sc_jax",
+    "svg.fonttype": "path",
+}
+
+
+def _axes(columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, np.atleast_1d(figure.subplots(1, columns))
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG element, to stand inside an HTML page."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save_png(figure: Figure, path: Any) -> None:
+    """Writes the figure as a PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def finding(curves: Sequence[dict[str, Any]], aggregates: Sequence[dict[str, Any]], alpha: float) -> Figure:
+    """The finding: risk-coverage curves of CE, LS and LS + p-norm with bands, and NAURC against α.
+
+    Args:
+      curves, aggregates: as in `metrics.json`; alpha: the smoothing of the curves.
+    """
+    figure, (left, right) = _axes(2, 11, 4.2)
+    chosen = [
+        (0.0, "msp", BLUE, "cross-entropy, MSP"),
+        (alpha, "msp", RED, f"label smoothing α = {alpha:g}, MSP"),
+        (alpha, "max_logit_pnorm", GREEN, f"label smoothing α = {alpha:g}, p-norm"),
+    ]
+    by_cell = {(row["alpha"], row["score"]): row for row in curves}
+    means = {(row["alpha"], row["score"]): row["metrics"]["aurc"]["estimate"] for row in aggregates}
+    for a, score, colour, label in chosen:
+        if (a, score) in by_cell:
+            _curve(left, by_cell[a, score], colour, f"{label}: AURC {100 * means[a, score]:.2f}")
+    left.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
+    left.set_title("Risk among the accepted, most confident first", fontsize=10.5, loc="left")
+    left.legend(loc="upper left")
+
+    for score, colour in (("msp", RED), ("max_logit_pnorm", GREEN)):
+        rows = sorted((row for row in aggregates if row["score"] == score), key=lambda row: row["alpha"])
+        if rows:
+            _points(right, rows, [row["metrics"]["naurc"] for row in rows], colour, SCORE_NAMES[score])
+    right.set(xlabel="label smoothing α", ylabel="NAURC (0 perfect, 1 random)", ylim=(0, None))
+    right.set_title("Quality of the ranking, whatever the accuracy", fontsize=10.5, loc="left")
+    right.legend(loc="lower right")
+    return figure
+
+
+def _curve(axes: Axes, row: dict[str, Any], colour: str, label: str) -> None:
+    coverage, risk = 100 * np.array(row["coverage"]), 100 * np.array(row["risk"])
+    axes.plot(coverage, risk, color=colour, label=label, lw=1.8)
+    axes.fill_between(
+        coverage, 100 * np.array(row["low"]), 100 * np.array(row["high"]), color=colour, alpha=0.15, lw=0
+    )
+
+
+def _points(
+    axes: Axes, rows: Sequence[dict[str, Any]], values: Sequence[dict[str, Any]], colour: str, label: str
+) -> None:
+    x = np.array([row["alpha"] for row in rows])
+    y = np.array([value["estimate"] for value in values], float)
+    ends = np.array([value["interval"] for value in values], float)
+    axes.errorbar(
+        x, y, yerr=[y - ends[:, 0], ends[:, 1] - y], color=colour, label=label, marker="o", ms=5, capsize=3, lw=1.4
+    )
+
+
+def suppression(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The identity: extra gradient on the max logit against the error rate, autodiff on the closed-form line.
+
+    Args:
+      rows: "suppression" of `metrics.json`.
+    """
+    figure, (axes,) = _axes(1, 5.4, 4)
+    shades = mpl.colormaps["plasma"](np.linspace(0.15, 0.8, len(rows)))
+    for row, shade in zip(rows, shades, strict=True):
+        order = np.argsort(row["error"])
+        axes.plot(
+            100 * np.array(row["error"])[order], np.array(row["closed_form"])[order], color=shade, lw=1.2, alpha=0.8
+        )
+        axes.plot(100 * np.array(row["error"]), row["autodiff"], "o", color=shade, ms=5, label=f"α = {row['alpha']:g}")
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set(xlabel="error rate in a bin of MSP (%)", ylabel="extra gradient on the max logit")
+    axes.set_title("Autodiff (dots) on α(1 − error − 1/K) (lines)", fontsize=10.5, loc="left")
+    axes.legend(title="smoothing")
+    return figure
+
+
+def max_logit_gap(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
+    """The evidence: max logit of right against wrong test predictions at equal MSP, for CE and LS, and the gap by α.
+
+    Args:
+      rows: "max_logit_gap" of `metrics.json`; alpha: the smoothing of the middle panel.
+    """
+    figure, panels = _axes(3, 12, 3.9)
+    by_alpha = {row["alpha"]: row for row in rows}
+    for axes, a in zip(panels[:2], (0.0, alpha), strict=True):
+        if a not in by_alpha:
+            continue
+        profile = by_alpha[a]["profile"]
+        place = np.arange(len(profile["msp"]))
+        axes.plot(place, np.array(profile["right"], float), color=BLUE, marker="o", ms=4, label="right predictions")
+        axes.plot(place, np.array(profile["wrong"], float), color=RED, marker="s", ms=4, label="wrong predictions")
+        axes.set_xticks(place[::3], [f"{profile['msp'][i]:.2f}" for i in place[::3]])
+        axes.set(xlabel="MSP (median of its tenth)", ylabel="max logit (standardised)")
+        title = "cross-entropy" if a == 0 else f"label smoothing α = {a:g}"
+        axes.set_title(f"Max logit at equal MSP: {title}", fontsize=10.5, loc="left")
+    panels[0].legend(loc="upper left")
+    last = panels[2]
+    ordered = sorted(rows, key=lambda row: row["alpha"])
+    _points(last, ordered, [row["centred"] for row in ordered], BLUE, "centred max logit")
+    _points(last, ordered, [row["raw"] for row in ordered], GREY, "max logit as it is")
+    last.axhline(0, color="black", lw=0.8)
+    last.set(xlabel="label smoothing α", ylabel="right − wrong (standard deviations)")
+    last.set_title("Gap at equal MSP, adjusted", fontsize=10.5, loc="left")
+    last.legend()
+    return figure
+
+
+def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
+    """Risk-coverage curves with bands, one per file and score.
+
+    Args:
+      curves: rows with "coverage", "risk", "low", "high", "score" and "predictions".
+    """
+    figure, (axes,) = _axes(1, 7, 4.4)
+    shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(curves)))
+    one_file = len({row["predictions"] for row in curves}) == 1
+    for row, shade in zip(curves, shades, strict=True):
+        name = SCORE_NAMES.get(row["score"], row["score"])
+        _curve(axes, row, shade, name if one_file else f"{row['predictions']}, {name}")
+    axes.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def training(lines: Sequence[dict[str, Any]], alphas: Sequence[float]) -> Figure:
+    """Training accuracy and loss by α, mean over seeds.
+
+    Args:
+      lines: of `train.jsonl`; alphas: of each member, in the order of the lists in the lines.
+    """
+    figure, panels = _axes(2, 9, 3.4)
+    distinct = sorted(set(alphas))
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(distinct)))
+    epoch = [line["epoch"] for line in lines]
+    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
+        values = np.array([line[name] for line in lines])
+        for alpha, shade in zip(distinct, shades, strict=True):
+            axes.plot(epoch, values[:, np.array(alphas) == alpha].mean(axis=1), color=shade, label=f"α = {alpha:g}")
+        axes.set(xlabel="epoch", ylabel=f"training {name}")
+    panels[0].legend()
+    return figure

@@ -1,0 +1,319 @@
+"""A study of label smoothing from its predictions: members α × seed, every score, contrasts, and the reason.
+
+All of it is computed on the test split; p is chosen per member on the calibration split; nothing else is fitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from sc_jax import ops
+from sc_jax.config import Contrast
+from sc_jax.methods import contrasts, evaluation
+from sc_jax.methods.evaluation import COVERAGES, ScoreResult, Settings
+from sc_jax.ops import bootstrap
+from sc_jax.ops.losses import smoothed_cross_entropy
+from sc_jax.predictions import Predictions
+
+EXPLORATORY_METRICS = (
+    "error",
+    "aurc",
+    "e_aurc",
+    "naurc",
+    "augrc",
+    "failure_auroc",
+    "coverage_at_risk_0.05",
+    "nll",
+    "brier",
+    "ece",
+)
+"""Metrics compared between every α and α = 0, and between every tuned score and MSP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One member: its predictions on the two splits, examples in order of id."""
+
+    alpha: float
+    seed: int
+    test: Predictions
+    calibration: Predictions
+
+
+Cells = dict[tuple[float, str], list[ScoreResult]]
+"""(α, score) → one result per seed, in the order of the seeds."""
+
+
+def evaluate(
+    runs: Sequence[Run],
+    settings: Settings,
+    primary: Sequence[Contrast],
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Everything the report shows, ready for JSON.
+
+    Args:
+      runs: every α with every seed; all test splits hold the same examples in the same order, and so do the others.
+      settings: how; primary: the contrasts fixed beforehand.
+      progress: receives the number of runs done.
+
+    Returns:
+      {"runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}.
+    """
+    counts = bootstrap.resample_counts(settings.seed, len(runs[0].test), settings.resamples)
+    calibration_counts = bootstrap.resample_counts(settings.seed + 1, len(runs[0].calibration), settings.resamples)
+    seeds = sorted({run.seed for run in runs})
+    seed_counts = bootstrap.resample_counts(settings.seed + 2, len(seeds), settings.resamples)
+
+    results = []
+    with ThreadPoolExecutor(2) as pool:  # NumPy works outside the interpreter lock
+        work = pool.map(
+            lambda run: evaluation.evaluate(run.test, run.calibration, settings, counts, calibration_counts), runs
+        )
+        for done, result in enumerate(work, 1):
+            results.append(result)
+            progress(done)
+
+    cells: Cells = {}
+    order = sorted(range(len(runs)), key=lambda i: (runs[i].alpha, runs[i].seed))
+    for i in order:
+        for score, result in results[i][0].items():
+            cells.setdefault((runs[i].alpha, score), []).append(result)
+    return {
+        "runs": [row for i in order for row in run_rows(runs[i].test, results[i][0])],
+        "left_out": [left_out_row(runs[i].test, *item) for i in order for item in results[i][1].items()],
+        "aggregates": _aggregates(cells, seed_counts, settings.level),
+        "contrasts": _contrasts(cells, seed_counts, settings.level, primary),
+        "curves": _curves(cells, seed_counts, settings.level),
+        "suppression": _suppression(runs),
+        "max_logit_gap": _max_logit_gap(runs, counts, seed_counts, settings.level),
+    }
+
+
+def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[dict[str, Any]]:
+    """The rows of `metrics.json` for one file: one per score."""
+    return [
+        {
+            "predictions": predictions.source,
+            "split": predictions.provenance.get("split"),
+            "tags": predictions.provenance.get("tags", {}),
+            "score": score,
+            "n": len(predictions),
+            "metrics": result.metrics,
+            "intervals": result.intervals,
+            "intervals_cover": "test examples",
+            "resamples_at_coverage_0": {
+                name: float(np.mean(values == 0))
+                for name, values in result.replicates.items()
+                if name.startswith("coverage_at_risk")
+            },
+            "fitted_on": result.fitted and result.fitted["on"],
+            "fitted": result.fitted,
+        }
+        for score, result in results.items()
+    ]
+
+
+def left_out_row(predictions: Predictions, score: str, reason: str) -> dict[str, str]:
+    """Says which score was left out of which file, and why."""
+    return {"predictions": predictions.source, "score": score, "reason": reason}
+
+
+def _cell(cells: Cells, alpha: float, score: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    results = cells[alpha, score]
+    return np.array([r.metrics[metric] for r in results]), np.stack([r.replicates[metric] for r in results])
+
+
+def _covers(*scores: str) -> str:
+    tuned = any(score.startswith("max_logit_pnorm") for score in scores)
+    return "test examples, seeds" + (", choice of p" if tuned else "")
+
+
+def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[str, Any]]:
+    rows = []
+    for (alpha, score), results in cells.items():
+        metrics = {}
+        for metric in results[0].metrics:
+            values, replicates = _cell(cells, alpha, score, metric)
+            metrics[metric] = contrasts.describe(contrasts.crossed(values, replicates, seed_counts), level)
+        fitted = [result.fitted for result in results]
+        rows.append(
+            {
+                "alpha": alpha,
+                "score": score,
+                "seeds": len(results),
+                "metrics": metrics,
+                "intervals_cover": _covers(score),
+                "fitted": None if fitted[0] is None else [f["p"] or "msp" for f in fitted],
+            }
+        )
+    return rows
+
+
+def _contrasts(
+    cells: Cells, seed_counts: np.ndarray, level: float, primary: Sequence[Contrast]
+) -> list[dict[str, Any]]:
+    def row(metric: str, treatment: tuple[float, str], control: tuple[float, str]) -> tuple[dict[str, Any], np.ndarray]:
+        (a, a_replicates), (b, b_replicates) = _cell(cells, *treatment, metric), _cell(cells, *control, metric)
+        difference = contrasts.crossed(a - b, a_replicates - b_replicates, seed_counts)
+        described = {
+            "metric": metric,
+            "treatment": {"alpha": treatment[0], "score": treatment[1]},
+            "control": {"alpha": control[0], "score": control[1]},
+            **contrasts.describe(difference, level),
+            "intervals_cover": _covers(treatment[1], control[1]),
+            "includes_0": None,
+            "p": contrasts.two_sided_p(difference.replicates),
+        }
+        low, high = described["interval"]
+        described["includes_0"] = bool(low <= 0 <= high)
+        return described, difference.replicates
+
+    rows, p_values = [], []
+    for contrast in primary:
+        described, replicates = row(
+            contrast.metric,
+            (contrast.treatment_alpha, contrast.treatment_score),
+            (contrast.control_alpha, contrast.control_score),
+        )
+        if contrast.expect == "not_worse_by_margin":
+            described["p"] = contrasts.not_worse_p(replicates, contrast.margin)
+        p_values.append(described["p"])
+        rows.append({"kind": "primary", **dataclasses.asdict(contrast), **described})
+    for contrast_row, p_holm in zip(rows, bootstrap.holm(np.array(p_values)), strict=True):
+        contrast_row["p_holm"] = float(p_holm)
+        contrast_row["verdict"] = contrasts.verdict(contrast_row["expect"], contrast_row["estimate"], p_holm, level)
+
+    named = {(r["metric"], *r["treatment"].values(), *r["control"].values()) for r in rows}
+    pairs = [((alpha, score), (0.0, score)) for alpha, score in cells if alpha != 0 and (0.0, score) in cells]
+    pairs += [((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells]
+    pairs += [((alpha, score), (0.0, "msp")) for alpha, score in cells if score != "msp" and alpha != 0 and (0.0, "msp") in cells]
+    for treatment, control in pairs:
+        for metric in EXPLORATORY_METRICS:
+            known = all(metric in cells[side][0].metrics for side in (treatment, control))
+            if (
+                known
+                and (metric, *treatment, *control) not in named
+                and not (metric == "error" and treatment[1] != "msp")
+            ):
+                rows.append({"kind": "exploratory", **row(metric, treatment, control)[0]})
+    return rows
+
+
+def _curves(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[str, Any]]:
+    weight = seed_counts / seed_counts.sum(axis=1, keepdims=True)
+    rows = []
+    for (alpha, score), results in cells.items():
+        replicates = sum(
+            weight[:, s, None].astype(np.float32) * result.curve_replicates for s, result in enumerate(results)
+        )
+        low, high = bootstrap.percentile_interval(replicates, level)
+        rows.append(
+            {
+                "alpha": alpha,
+                "score": score,
+                "coverage": COVERAGES.tolist(),
+                "risk": np.mean([result.curve for result in results], axis=0).tolist(),
+                "low": low.tolist(),
+                "high": high.tolist(),
+            }
+        )
+    return rows
+
+
+def _suppression(runs: Sequence[Run], bins: int = 10) -> list[dict[str, Any]]:
+    """The gradient identity, in bins of confidence: autodiff's extra gradient on the max logit against the error rate.
+
+    For each α > 0, over all seeds: test examples in `bins` bins of equal mass of MSP.
+    """
+    rows = []
+    for alpha in sorted({run.alpha for run in runs if run.alpha != 0}):
+        tests = [run.test for run in runs if run.alpha == alpha]
+        logits, label = np.concatenate([t.logits for t in tests]), np.concatenate([t.label for t in tests])
+
+        def extra(v: jax.Array, y: jax.Array, alpha: float = alpha) -> jax.Array:
+            return smoothed_cross_entropy(v, y, alpha) - smoothed_cross_entropy(v, y, 0.0)
+
+        gradient = np.asarray(jax.jit(jax.vmap(jax.grad(extra)))(logits.astype(np.float32), label))
+        predicted = ops.predicted_class(logits)
+        autodiff = gradient[np.arange(len(label)), predicted]
+        wrong = predicted != label
+        order = np.array_split(np.argsort(ops.msp(logits), kind="stable"), bins)
+        error = np.array([wrong[part].mean() for part in order])
+        rows.append(
+            {
+                "alpha": alpha,
+                "error": error.tolist(),
+                "autodiff": [float(autodiff[part].mean()) for part in order],
+                "closed_form": ops.expected_suppression(error, alpha, logits.shape[-1]).tolist(),
+                "largest_difference_per_example": float(
+                    np.abs(autodiff - ops.max_logit_suppression(logits, label, alpha)).max()
+                ),
+            }
+        )
+    return rows
+
+
+def _max_logit_gap(
+    runs: Sequence[Run], counts: np.ndarray, seed_counts: np.ndarray, level: float, bins: int = 20
+) -> list[dict[str, Any]]:
+    """Max logit of right minus wrong test predictions at equal MSP, by α, in units of its standard deviation.
+
+    A negative gap says: at the same MSP a right prediction has the lower max logit. `raw` is the max logit itself,
+    `centred` the max logit minus the mean logit, which no shift of the logits can move.
+    """
+    rows: dict[float, dict[str, Any]] = {}
+    kept: dict[tuple[float, str], contrasts.Difference] = {}
+    for alpha in sorted({run.alpha for run in runs}):
+        row: dict[str, Any] = {"alpha": alpha, "intervals_cover": "test examples, seeds"}
+        members = sorted((run for run in runs if run.alpha == alpha), key=lambda run: run.seed)
+        profile = []
+        for kind in ("raw", "centred"):
+            values, replicates = [], []
+            for run in members:
+                logits = run.test.logits.astype(np.float64)
+                top = logits.max(axis=-1) - (logits.mean(axis=-1) if kind == "centred" else 0)
+                top = (top - top.mean()) / top.std()
+                confidence, right = ops.msp(logits), ops.predicted_class(logits) == run.test.label
+                values.append(float(ops.difference_at_equal(confidence, top, right, bins=bins)))
+                replicates.append(
+                    np.concatenate(
+                        [
+                            ops.difference_at_equal(confidence, top, right, bins=bins, weight=counts[part])
+                            for part in bootstrap.chunks(counts)
+                        ]
+                    )
+                )
+                if kind == "centred":
+                    profile.append(_profile(confidence, top, right))
+            kept[alpha, kind] = contrasts.crossed(np.array(values), np.stack(replicates), seed_counts)
+            row[kind] = contrasts.describe(kept[alpha, kind], level)
+            if alpha != 0 and (0.0, kind) in kept:
+                paired = contrasts.Difference(
+                    kept[alpha, kind].per_seed - kept[0.0, kind].per_seed,
+                    kept[alpha, kind].replicates - kept[0.0, kind].replicates,
+                )
+                row[f"{kind}_minus_alpha_0"] = contrasts.describe(paired, level)
+        row["profile"] = {name: np.mean([p[name] for p in profile], axis=0) for name in profile[0]}
+        rows[alpha] = row
+    return list(rows.values())
+
+
+def _profile(confidence: np.ndarray, top: np.ndarray, right: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
+    """Mean standardised max logit of right and wrong predictions in bins of MSP, for the figure; NaN below 5 examples."""
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean()) if len(values) >= 5 else float("nan")
+
+    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
+    return {
+        "msp": np.array([np.median(1 / (1 + np.exp(-confidence[part]))) for part in parts]),
+        "right": np.array([mean(top[part][right[part]]) for part in parts]),
+        "wrong": np.array([mean(top[part][~right[part]]) for part in parts]),
+    }
