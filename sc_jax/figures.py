@@ -92,9 +92,7 @@ def finding(curves: Sequence[dict[str, Any]], aggregates: Sequence[dict[str, Any
 def _curve(axes: Axes, row: dict[str, Any], colour: str, label: str) -> None:
     coverage, risk = 100 * np.array(row["coverage"]), 100 * np.array(row["risk"])
     axes.plot(coverage, risk, color=colour, label=label, lw=1.8)
-    axes.fill_between(
-        coverage, 100 * np.array(row["low"]), 100 * np.array(row["high"]), color=colour, alpha=0.15, lw=0
-    )
+    axes.fill_between(coverage, 100 * np.array(row["low"]), 100 * np.array(row["high"]), color=colour, alpha=0.15, lw=0)
 
 
 def _points(

@@ -177,7 +177,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
     path = Path(workdir) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        file = open(path, "a+")  # noqa: SIM115 (held below)
     except OSError as error:
         raise InputError(
             f"{workdir}: cannot be used as a workdir ({error.strerror}); name another --workdir"

@@ -193,7 +193,11 @@ def _contrasts(
     named = {(r["metric"], *r["treatment"].values(), *r["control"].values()) for r in rows}
     pairs = [((alpha, score), (0.0, score)) for alpha, score in cells if alpha != 0 and (0.0, score) in cells]
     pairs += [((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells]
-    pairs += [((alpha, score), (0.0, "msp")) for alpha, score in cells if score != "msp" and alpha != 0 and (0.0, "msp") in cells]
+    pairs += [
+        ((alpha, score), (0.0, "msp"))
+        for alpha, score in cells
+        if score != "msp" and alpha != 0 and (0.0, "msp") in cells
+    ]
     for treatment, control in pairs:
         for metric in EXPLORATORY_METRICS:
             known = all(metric in cells[side][0].metrics for side in (treatment, control))

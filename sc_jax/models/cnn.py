@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,7 @@ class CNN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = (image_shape[-1], *hidden)
-        self.convolutions = nnx.List(
-            [nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.convolutions = nnx.List([nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in pairwise(widths)])
         self.dropout = nnx.Dropout(dropout)
         self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
 

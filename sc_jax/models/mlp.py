@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import jax
@@ -27,7 +28,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = (prod(image_shape), *hidden)
-        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(widths)])
         self.dropout = nnx.Dropout(dropout)
         self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
 

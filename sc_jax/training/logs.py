@@ -29,7 +29,7 @@ class TrainingLog:
         header = json.dumps({"members": members})
         kept = [header, *(json.dumps(line) for line in read_log(self.path) if line["step"] <= resumed_step)]
         files.write_text(self.path, "\n".join(kept) + "\n")
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._board = _board(Path(folder) / "tensorboard", resumed_step)
         self._members = members
 

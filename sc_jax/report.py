@@ -1,0 +1,412 @@
+"""`python -m sc_jax.report`: `metrics.json` → report.html (self-contained), report.md, figures/*.png, metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sc_jax import cli, figures, files
+from sc_jax.figures import SCORE_NAMES
+from sc_jax.files import InputError
+
+LAYOUT = 1
+"""Of the pages; a report of another layout is written again."""
+
+TABLE = (
+    ("error", "error", 100),
+    ("aurc", "AURC", 100),
+    ("e_aurc", "E-AURC", 100),
+    ("naurc", "NAURC", 1),
+    ("augrc", "AUGRC", 100),
+    ("failure_auroc", "AUROC_f", 1),
+    ("coverage_at_risk_0.01", "Cov@1%", 100),
+    ("coverage_at_risk_0.02", "Cov@2%", 100),
+    ("coverage_at_risk_0.05", "Cov@5%", 100),
+    ("risk_at_coverage_0.8", "Risk@80%", 100),
+    ("risk_at_coverage_0.9", "Risk@90%", 100),
+    ("ece", "ECE", 100),
+    ("nll", "NLL", 1),
+    ("brier", "Brier", 1),
+)
+"""Metric, its heading, and the factor it is shown with: 100 for what is shown in per cent."""
+
+_FACTOR = {name: factor for name, _, factor in TABLE}
+_HEADING = {name: heading for name, heading, _ in TABLE}
+
+
+class Table:
+    """Rows of text under headings, as HTML or Markdown."""
+
+    def __init__(self, headings: Sequence[str], rows: Iterable[Sequence[str]]):
+        self.headings, self.rows = list(headings), [list(row) for row in rows]
+
+    def html(self, wrap: bool = False) -> str:
+        """An HTML table, whose cells may break into lines where `wrap` says so."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.headings)
+        body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        kind = ' class="wrap"' if wrap else ""
+        return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+    def markdown(self) -> str:
+        """A Markdown table."""
+        lines = [self.headings, ["---"] * len(self.headings), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    value, bracket, rest = html.escape(text).partition(" [")
+    return f'{value} <span class="interval">[{rest}</span>' if bracket else value
+
+
+def _number(value: float | None, factor: float = 1, signed: bool = False) -> str:
+    if value is None:
+        return "undefined"
+    digits = 2 if factor == 100 else 3
+    return f"{value * factor:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def _with_interval(
+    value: float | None, interval: Sequence[float | None], factor: float = 1, signed: bool = False
+) -> str:
+    ends = ", ".join(_number(end, factor, signed) for end in interval)
+    return f"{_number(value, factor, signed)} [{ends}]"
+
+
+# --- a study of label smoothing ---------------------------------------------------------------------------------------
+
+
+def _estimate(document: dict[str, Any], alpha: float, score: str, metric: str) -> dict[str, Any]:
+    return next(r for r in document["aggregates"] if (r["alpha"], r["score"]) == (alpha, score))["metrics"][metric]
+
+
+def _claim(document: dict[str, Any]) -> str:
+    """One sentence, by the verdicts on the primary contrasts."""
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    alpha = primary[0]["treatment"]["alpha"]
+    if all(row["verdict"] == "confirmed" for row in primary):
+        return (
+            f"Confirmed here: label smoothing (α = {alpha:g}) costs no accuracy and ruins the ranking of errors; "
+            "logit normalisation repairs it."
+        )
+    parts = "; ".join(f"{row['claim']}: {row['verdict']}" for row in primary)
+    return f"Not all of the claim is confirmed here (α = {alpha:g}): {parts}."
+
+
+def _contrast_name(row: dict[str, Any]) -> str:
+    (a, s), (b, t) = (
+        (side["alpha"], SCORE_NAMES.get(side["score"], side["score"])) for side in (row["treatment"], row["control"])
+    )
+    if a == b:
+        return f"α = {a:g}: {s} − {t}"
+    return f"α = {a:g} − α = {b:g}: {s}" if s == t else f"α = {a:g} {s} − α = {b:g} {t}"
+
+
+def _contrast_table(rows: Sequence[dict[str, Any]], primary: bool) -> Table:
+    headings = ["contrast", "metric", "difference [95 %]", "p" + (" (Holm)" if primary else ""), "interval covers"]
+    lines = []
+    for row in rows:
+        factor = _FACTOR[row["metric"]]
+        unit = " ×100" if factor == 100 else ""
+        line = [
+            _contrast_name(row),
+            _HEADING[row["metric"]] + unit,
+            _with_interval(row["estimate"], row["interval"], factor, signed=True)
+            + (" (includes 0)" if row["includes_0"] else ""),
+            f"{row['p_holm' if primary else 'p']:.3f}",
+            row["intervals_cover"],
+        ]
+        lines.append([row["claim"], row["verdict"], *line] if primary else line)
+    return Table(["claim", "verdict", *headings] if primary else headings, lines)
+
+
+def _aggregate_table(document: dict[str, Any]) -> Table:
+    lines = []
+    for row in document["aggregates"]:
+        cells = [
+            _with_interval(row["metrics"][name]["estimate"], row["metrics"][name]["interval"], factor)
+            if name in row["metrics"]
+            else ""
+            for name, _, factor in TABLE
+        ]
+        chosen = "" if row["fitted"] is None else ", ".join(str(p) for p in row["fitted"])
+        lines.append([f"{row['alpha']:g}", SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
+    headings = [heading + (" %" if factor == 100 and not heading.endswith("%") else "") for _, heading, factor in TABLE]
+    return Table(["α", "score", *headings, "p chosen (one per seed)"], lines)
+
+
+def _gap_table(document: dict[str, Any]) -> Table:
+    lines = []
+    for row in document["max_logit_gap"]:
+        minus = row.get("centred_minus_alpha_0")
+        lines.append(
+            [
+                f"{row['alpha']:g}",
+                _with_interval(row["centred"]["estimate"], row["centred"]["interval"], signed=True),
+                _with_interval(row["raw"]["estimate"], row["raw"]["interval"], signed=True),
+                "" if minus is None else _with_interval(minus["estimate"], minus["interval"], signed=True),
+            ]
+        )
+    return Table(["α", "centred max logit", "max logit as it is", "centred, minus α = 0"], lines)
+
+
+def _settings_table(workdir: Path, document: dict[str, Any]) -> Table:
+    rows = []
+
+    def flatten(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                flatten(item, f"{name}.{key}" if name else key)
+        elif name != "primary":
+            rows.append([name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)])
+
+    path = workdir / "config.json"
+    if path.exists():
+        flatten(files.read_json(path), "")
+    sidecar = Path(document["runs"][0]["predictions"]).with_suffix(".json")
+    if sidecar.exists():
+        for name, version in files.read_json(sidecar).get("versions", {}).items():
+            rows.append([f"version of {name}", version])
+    rows.append(["report made with", f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"])
+    return Table(["setting", "value"], rows)
+
+
+def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    exploratory = [row for row in document["contrasts"] if row["kind"] == "exploratory"]
+    alpha = primary[0]["treatment"]["alpha"]
+    drawn = {
+        "finding": figures.finding(document["curves"], document["aggregates"], alpha),
+        "suppression": figures.suppression(document["suppression"]),
+        "max_logit_gap": figures.max_logit_gap(document["max_logit_gap"], alpha),
+    }
+    for name, figure in drawn.items():
+        figures.save_png(figure, workdir / "figures" / f"{name}.png")
+
+    seeds = document["aggregates"][0]["seeds"]
+    n = document["runs"][0]["n"]
+    claim = _claim(document)
+    cells = [
+        ("cross-entropy, MSP", (0.0, "msp")),
+        (f"smoothing α = {alpha:g}, MSP", (alpha, "msp")),
+        (f"smoothing α = {alpha:g}, p-norm", (alpha, "max_logit_pnorm")),
+    ]
+    tiles = [
+        (label, [_estimate(document, *cell, metric)["estimate"] for metric in ("aurc", "naurc", "error")])
+        for label, cell in cells
+    ]
+    how = (
+        f"Mean of {seeds} seeds on {n:,} test examples. Brackets: 95 % intervals from a crossed bootstrap over seeds and test "
+        "examples; where p was tuned, the validation examples are resampled too and p is chosen anew in each resample. "
+        "Coverage at risk is the best threshold of the test split itself: a description, not a promise."
+    )
+    rule = (
+        "The five primary contrasts, their direction and the margin were fixed in the config before the test split was read. "
+        "Confirmed: p < 0.05 after Holm's correction over the five, and the sign as claimed. p comes from inverting the "
+        "bootstrap interval, so it cannot fall below 2/(resamples + 1)."
+    )
+    gap_text = (
+        "What bites on held-out data: at equal MSP, the max logit of right minus wrong test predictions, in standard deviations of "
+        "the max logit. Negative: right predictions have the lower max logit, as the suppression predicts; dividing by the norm "
+        "of the logits reverses that order. Each of 20 bins of MSP has a line of its own, so the two groups are compared at the "
+        "same MSP also within a bin. Centred: minus the mean logit, which no shift of the logits can move."
+    )
+    identity_text = (
+        "Smoothing adds α(1 − 1/K) to the gradient on the max logit where a prediction is right and −α/K where it is wrong; its "
+        "mean is α(1 − error − 1/K). That is an identity, not an observation: the dots are autodiff on test logits in tenths of MSP, "
+        "the lines the closed form (largest difference per example "
+        f"{max(row['largest_difference_per_example'] for row in document['suppression']):.0e}). Suppression is strong where errors "
+        "are rare and vanishes where they are likely."
+    )
+    damaged = next((r for r in exploratory if _is(r, "naurc", (0.0, "max_logit_pnorm"), (0.0, "msp"))), None)
+    caution = (
+        ""
+        if damaged is None
+        else "Without smoothing, p-norm is no gain: NAURC "
+        + _with_interval(damaged["estimate"], damaged["interval"], signed=True)
+        + " against MSP at α = 0 (exploratory); with the fallback MSP is kept there."
+    )
+    left = next((r for r in exploratory if _is(r, "naurc", (alpha, "max_logit_pnorm"), (0.0, "msp"))), None)
+    rest = (
+        ""
+        if left is None
+        else "After the repair NAURC differs from cross-entropy with MSP by "
+        + _with_interval(left["estimate"], left["interval"], signed=True)
+        + (" (the interval includes 0)." if left["includes_0"] else ".")
+    )
+
+    body = [
+        f"<h1>{html.escape(claim)}</h1>",
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile c{i}"><div class="label">{html.escape(label)}</div><div class="big">{100 * aurc:.2f}</div>'
+            f'<div class="small">AURC ×100 · NAURC {naurc:.3f} · error {100 * error:.1f} %</div></div>'
+            for i, (label, (aurc, naurc, error)) in enumerate(tiles)
+        )
+        + "</div>",
+        figures.to_svg(drawn["finding"]),
+        f'<p class="note">{html.escape(how)} {html.escape(caution)} {html.escape(rest)}</p>',
+        "<h2>Primary contrasts</h2>",
+        _contrast_table(primary, True).html(wrap=True),
+        f'<p class="note">{html.escape(rule)}</p>',
+        "<h2>Every α and score</h2>",
+        _aggregate_table(document).html(),
+        "<h2>The reason</h2>",
+        f'<div class="pair"><div>{figures.to_svg(drawn["suppression"])}</div><p>{html.escape(identity_text)}</p></div>',
+        f"<p>{html.escape(gap_text)}</p>",
+        figures.to_svg(drawn["max_logit_gap"]),
+        _gap_table(document).html(),
+        f"<details><summary>{len(exploratory)} exploratory contrasts (not corrected for multiplicity)</summary>",
+        _contrast_table(exploratory, False).html(),
+        "</details>",
+        "<details><summary>Settings and versions</summary>" + _settings_table(workdir, document).html() + "</details>",
+    ]
+    text = [
+        f"# {claim}",
+        "\n".join(
+            f"- **{label}**: AURC ×100 {100 * aurc:.2f}, NAURC {naurc:.3f}, error {100 * error:.1f} %"
+            for label, (aurc, naurc, error) in tiles
+        ),
+        "![Risk-coverage curves, and NAURC by α](figures/finding.png)",
+        " ".join(part for part in (how, caution, rest) if part),
+        "## Primary contrasts",
+        _contrast_table(primary, True).markdown(),
+        rule,
+        "## Every α and score",
+        _aggregate_table(document).markdown(),
+        "## The reason",
+        identity_text,
+        "![The extra gradient on the max logit against the error rate](figures/suppression.png)",
+        gap_text,
+        "![Max logit of right and wrong predictions at equal MSP](figures/max_logit_gap.png)",
+        _gap_table(document).markdown(),
+        f"## Exploratory contrasts\n\n{len(exploratory)} of them, not corrected for multiplicity.",
+        _contrast_table(exploratory, False).markdown(),
+        "## Settings and versions",
+        _settings_table(workdir, document).markdown(),
+    ]
+    return "\n".join(body), "\n\n".join(text) + "\n"
+
+
+def _is(row: dict[str, Any], metric: str, treatment: tuple[float, str], control: tuple[float, str]) -> bool:
+    sides = tuple((row[side]["alpha"], row[side]["score"]) for side in ("treatment", "control"))
+    return row["metric"] == metric and sides == (treatment, control)
+
+
+# --- any predictions files --------------------------------------------------------------------------------------------
+
+
+def _files_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
+    figure = figures.risk_coverage(document["curves"])
+    figures.save_png(figure, workdir / "figures" / "risk_coverage.png")
+    lines = []
+    for row in document["runs"]:
+        cells = [
+            _with_interval(row["metrics"][name], row["intervals"][name], factor) if name in row["metrics"] else ""
+            for name, _, factor in TABLE
+        ]
+        chosen = "" if row["fitted"] is None else f"p = {row['fitted']['p'] or 'msp'} on {row['fitted_on']}"
+        lines.append([row["predictions"], str(row["n"]), SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
+    headings = [heading + (" %" if factor == 100 and not heading.endswith("%") else "") for _, heading, factor in TABLE]
+    table = Table(["predictions", "n", "score", *headings, "fitted"], lines)
+    left_out = [f"Left out: {r['score']} of {r['predictions']}: {r['reason']}." for r in document["left_out"]]
+    how = "Brackets: 95 % bootstrap intervals over the examples of each file, with what was fitted held fixed."
+    body = ["<h1>Risk and coverage</h1>", figures.to_svg(figure), f'<p class="note">{how}</p>', table.html()]
+    body += [f"<p>{html.escape(line)}</p>" for line in left_out]
+    text = [
+        "# Risk and coverage",
+        "![Risk-coverage curves](figures/risk_coverage.png)",
+        how,
+        table.markdown(),
+        *left_out,
+    ]
+    return "\n".join(body), "\n\n".join(text) + "\n"
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+_PAGE = """<!doctype html>
+<!-- built from {built_from} -->
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d1d1f; max-width: 1120px; margin: 2rem auto; padding: 0 1.2rem; }}
+h1 {{ font-size: 1.55rem; line-height: 1.3; margin: 0 0 1rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; }}
+svg {{ max-width: 100%; height: auto; }} .note {{ color: #555; font-size: .9rem; }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem; margin-bottom: 1rem; }}
+.tile {{ border-left: 5px solid; padding: .35rem .8rem; background: #f7f7f8; }}
+.c0 {{ border-color: #2b5c8a; }} .c1 {{ border-color: #c8442e; }} .c2 {{ border-color: #2f8f6b; }}
+.label {{ font-size: .85rem; color: #444; }} .big {{ font-size: 1.9rem; font-weight: 650; line-height: 1.2; }}
+.small {{ font-size: .85rem; color: #555; }} .scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e4e4e6; white-space: nowrap; }}
+.wrap td, .wrap th {{ white-space: normal; }}
+th {{ border-bottom: 2px solid #bbb; }} .interval {{ color: #777; font-size: .92em; }}
+.pair {{ display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 5fr); gap: 1.4rem; align-items: center; }}
+@media (max-width: 760px) {{ .pair {{ grid-template-columns: 1fr; }} }}
+details {{ margin-top: 1.2rem; }} summary {{ cursor: pointer; color: #2b5c8a; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _csv(document: dict[str, Any]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    tags = sorted({tag for row in document["runs"] for tag in row["tags"]})
+    writer.writerow(["predictions", "split", *tags, "score", "n", "metric", "value", "low", "high", "fitted_on"])
+    for row in document["runs"]:
+        for metric, value in row["metrics"].items():
+            given = [row["tags"].get(tag, "") for tag in tags]
+            writer.writerow(
+                [row["predictions"], row["split"] or "", *given, row["score"], row["n"], metric, value]
+                + [*row["intervals"][metric], row["fitted_on"] or ""]
+            )
+    return buffer.getvalue()
+
+
+def report(workdir: Path) -> None:
+    """Writes the report of what `metrics.json` in `workdir` holds, unless it is written already.
+
+    Raises:
+      InputError: there is no `metrics.json`, or it is not one of ours.
+    """
+    source = workdir / "metrics.json"
+    if not source.exists():
+        raise InputError(f"{source}: no such file; run `python -m sc_jax.evaluate --workdir={workdir} …` first")
+    document = files.read_json(source)
+    if not isinstance(document, dict) or document.get("schema") != 1 or not document.get("runs"):
+        raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
+    built_from = f"{files.fingerprint_json(document)} layout {LAYOUT}"
+    page = workdir / "report.html"
+    written = [page, workdir / "report.md", workdir / "metrics.csv"]
+    if all(path.exists() for path in written) and f"<!-- built from {built_from} -->" in page.read_text(
+        encoding="utf-8"
+    ):
+        print("report: done")
+        return
+    body, text = (_study_pages if "contrasts" in document else _files_pages)(workdir, document)
+    files.write_text(workdir / "metrics.csv", _csv(document))
+    files.write_text(workdir / "report.md", text)
+    title = text.partition("\n")[0].removeprefix("# ")
+    files.write_text(page, _PAGE.format(built_from=built_from, title=html.escape(title), body=body))
+    print(f"report: {page}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The door."""
+    arguments = cli.parser("report", __doc__)
+    arguments.add_argument("--workdir", required=True, metavar="DIR", help="where metrics.json is")
+    workdir = Path(arguments.parse_args(argv).workdir)
+    if not workdir.is_dir():
+        raise InputError(f"{workdir}: no such workdir; evaluate into it first")
+    with files.lock(workdir):
+        report(workdir)
+
+
+if __name__ == "__main__":
+    cli.main(main)
