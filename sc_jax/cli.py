@@ -69,6 +69,9 @@ def _differences(there: Any, asked: Any, field: str) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(asked, dict):
         for name in sorted(there.keys() | asked.keys()):
             yield from _differences(there.get(name), asked.get(name), f"{field}.{name}" if field else name)
+    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        for i, pair in enumerate(zip(there, asked, strict=True)):
+            yield from _differences(*pair, f"{field}[{i}]")
     elif there != asked:
         yield f"{field} is {there!r} there, {asked!r} was asked for"
 

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -143,8 +144,17 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
     try:
         spec.loader.exec_module(module)
         values = module.get_config(variant or "default").to_dict()
-    except (KeyError, ValueError, AttributeError, TypeError, NameError, SyntaxError) as error:
-        text = error.args[0] if error.args else error
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:
+        text = error.args[0] if error.args and not isinstance(error, SyntaxError) else error
         raise InputError(f"{path}: {text}") from error
     for field, text in (overrides or {}).items():
         _override(values, field, text, path)
@@ -216,7 +226,10 @@ def _checked_values(config: Config, path: str) -> Config:
     require(0 <= config.model.dropout < 1, "model.dropout", config.model.dropout, "in [0, 1)")
     require(all(h > 0 for h in config.model.hidden), "model.hidden", config.model.hidden, "positive widths")
     require(
-        len(m.alphas) > 0 and all(a < 1 for a in m.alphas), "members.alphas", m.alphas, "at least one number below 1"
+        len(m.alphas) > 0 and all(-math.inf < a < 1 for a in m.alphas),
+        "members.alphas",
+        m.alphas,
+        "at least one number below 1",
     )
     require(len(set(m.alphas)) == len(m.alphas), "members.alphas", m.alphas, "without repetition")
     require(
@@ -225,8 +238,8 @@ def _checked_values(config: Config, path: str) -> Config:
     require(len(set(m.seeds)) == len(m.seeds), "members.seeds", m.seeds, "without repetition")
     for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "checkpoints_kept"):
         require(getattr(t, name) > 0, f"training.{name}", getattr(t, name), "positive")
-    require(t.learning_rate > 0, "training.learning_rate", t.learning_rate, "positive")
-    require(t.weight_decay >= 0, "training.weight_decay", t.weight_decay, "≥ 0")
+    require(0 < t.learning_rate < math.inf, "training.learning_rate", t.learning_rate, "positive and finite")
+    require(0 <= t.weight_decay < math.inf, "training.weight_decay", t.weight_decay, "≥ 0 and finite")
     require(0 <= t.warmup_epochs < t.epochs, "training.warmup_epochs", t.warmup_epochs, "≥ 0 and below training.epochs")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):
@@ -243,6 +256,7 @@ def _checked_values(config: Config, path: str) -> Config:
     require(e.ece_bins > 0, "evaluation.ece_bins", e.ece_bins, "positive")
     require(e.resamples >= 20, "evaluation.resamples", e.resamples, "at least 20")
     require(0 < e.level < 1, "evaluation.level", e.level, "in (0, 1)")
+    require(e.seed >= 0, "evaluation.seed", e.seed, "≥ 0")
     for i, c in enumerate(config.primary):
         for side in ("treatment", "control"):
             alpha, score = getattr(c, f"{side}_alpha"), getattr(c, f"{side}_score")
@@ -250,4 +264,5 @@ def _checked_values(config: Config, path: str) -> Config:
             require(score in e.scores, f"primary[{i}].{side}_score", score, f"one of evaluation.scores {e.scores}")
         expectations = ("greater", "less", "not_worse_by_margin")
         require(c.expect in expectations, f"primary[{i}].expect", c.expect, f"one of {expectations}")
+        require(0 <= c.margin < math.inf, f"primary[{i}].margin", c.margin, "≥ 0 and finite")
     return config

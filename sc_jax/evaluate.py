@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+import sc_jax
 from sc_jax import cli, files, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
@@ -30,27 +31,40 @@ def refuse_shared(test: Predictions, calibration: Predictions) -> None:
     """Refuses a calibration file that holds examples of the test file.
 
     Raises:
-      InputError: the files are the same, name the same split, or share examples (same id, label and logits).
+      InputError: the files are the same, name the same split or another model, or share examples: by id, or by rows of
+        label and logits that are one of a kind in both.
     """
-    same_split = test.provenance.get("split") is not None and all(
-        test.provenance.get(key) == calibration.provenance.get(key) for key in ("dataset", "split")
-    )
-    if same_split or Path(test.source).resolve() == Path(calibration.source).resolve():
+    here, there = test.provenance, calibration.provenance
+    if Path(test.source).resolve() == Path(calibration.source).resolve() or (
+        here.get("split") is not None and all(here.get(key) == there.get(key) for key in ("dataset", "split"))
+    ):
         raise InputError(
             f"{calibration.source}: the calibration file is of the same split as {test.source}; "
             "what is fitted on a split is not reported on it: give another split of the same model"
         )
-    shared = predictions.shared_examples(test, calibration)
-    enough = 1 if test.ids_given and calibration.ids_given else min(len(test), len(calibration)) // 2 + 1
-    if len(shared) >= enough:
-        raise InputError(
-            f"{calibration.source}: {len(shared)} of its {len(calibration)} examples are in {test.source} too "
-            f"(first example_id {shared[0]}); give a calibration file that shares none"
-        )
+    for key in ("checkpoint", "tags"):
+        if key in here and key in there and here[key] != there[key]:
+            raise InputError(
+                f"{calibration.source}: is of another model than {test.source} ({key} differ in their sidecars); "
+                "give another split of the same model"
+            )
     if test.num_classes != calibration.num_classes:
         raise InputError(
             f"{calibration.source}, field 'logits': k = {calibration.num_classes} classes, {test.source} has "
             f"{test.num_classes}; give another split of the same model"
+        )
+    if test.ids_given and calibration.ids_given:
+        shared = np.intersect1d(test.example_id, calibration.example_id)
+        if len(shared):
+            raise InputError(
+                f"{calibration.source}, field 'example_id': {len(shared)} ids are in {test.source} too (first "
+                f"{shared[0]}); give a calibration file that shares no example, or, if these are other examples, other ids"
+            )
+    repeated = predictions.shared_rows(test, calibration)
+    if repeated > max(1, len(calibration) // 100):
+        raise InputError(
+            f"{calibration.source}: {repeated} of its {len(calibration)} rows (label and logits) are in {test.source} too; "
+            "give a calibration file that shares no example"
         )
 
 
@@ -136,6 +150,7 @@ def _built_from(config: Config, workdir: Path) -> str:
                 )
             found[str(path.relative_to(workdir))] = files.read_json(sidecar).get("fingerprint")
     how = {
+        "version": sc_jax.__version__,
         "settings": dataclasses.asdict(settings_of(config)),
         "primary": [dataclasses.asdict(c) for c in config.primary],
     }

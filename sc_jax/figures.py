@@ -143,7 +143,7 @@ def max_logit_gap(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
         axes.plot(place, np.array(profile["right"], float), color=BLUE, marker="o", ms=4, label="right predictions")
         axes.plot(place, np.array(profile["wrong"], float), color=RED, marker="s", ms=4, label="wrong predictions")
         axes.set_xticks(place[::3], [f"{profile['msp'][i]:.2f}" for i in place[::3]])
-        axes.set(xlabel="MSP (median of its tenth)", ylabel="max logit (standardised)")
+        axes.set(xlabel="MSP (median of its tenth)", ylabel="centred max logit (standardised)")
         title = "cross-entropy" if a == 0 else f"label smoothing α = {a:g}"
         axes.set_title(f"Max logit at equal MSP: {title}", fontsize=10.5, loc="left")
     panels[0].legend(loc="upper left")
@@ -152,7 +152,7 @@ def max_logit_gap(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
     _points(last, ordered, [row["centred"] for row in ordered], BLUE, "centred max logit")
     _points(last, ordered, [row["raw"] for row in ordered], GREY, "max logit as it is")
     last.axhline(0, color="black", lw=0.8)
-    last.set(xlabel="label smoothing α", ylabel="right − wrong (standard deviations)")
+    last.set(xlabel="label smoothing α", ylabel="right − wrong (SD at equal MSP)")
     last.set_title("Gap at equal MSP, adjusted", fontsize=10.5, loc="left")
     last.legend()
     return figure

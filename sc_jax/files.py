@@ -126,18 +126,20 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes)")
+    with open(path, "rb") as file:
+        if file.read(6) == np.lib.format.MAGIC_PREFIX:
+            raise InputError(f"{path}: a single array; an npz with named arrays is needed: np.savez(path, label=…)")
     arrays = {}
     name = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: a single array; an npz with named arrays is needed: np.savez(path, label=…)")
-            for name in archive.files:
-                arrays[name] = archive[name]
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        field = f", field {name!r}" if name else ""
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+                    if member.read(1):  # only a member read to its end has its CRC checked
+                        raise ValueError("more bytes than its header says")
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        field = f", field {name.removesuffix('.npy')!r}" if name else ""
         if "allow_pickle" in str(error):
             raise InputError(
                 f"{path}{field}: holds pickled Python objects, which are never loaded; save plain numeric arrays"

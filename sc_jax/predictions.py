@@ -245,16 +245,20 @@ def by_id(predictions: Predictions) -> Predictions:
     return select(predictions, np.argsort(predictions.example_id, kind="stable"))
 
 
-def shared_examples(a: Predictions, b: Predictions) -> np.ndarray:
-    """Ids of the examples that `a` and `b` both hold: the same id with the same label and the same logits.
+def shared_rows(a: Predictions, b: Predictions) -> int:
+    """How many rows of `b` stand in `a` too, label and logits alike, whatever their order and ids.
 
-    Equal ids alone are not enough, since files that number their rows 0, 1, 2 … share ids without sharing examples.
+    Only rows that are one of a kind in their own file count: saturated outputs repeat without being the same example.
     """
-    if a.logits.shape[:-2] != b.logits.shape[:-2] or a.num_classes != b.num_classes:
-        return a.example_id[:0]
-    if (a.example_id.dtype.kind in "US") != (b.example_id.dtype.kind in "US"):
-        return a.example_id[:0]
-    ids, i, j = np.intersect1d(a.example_id, b.example_id, return_indices=True)
-    rows_a, rows_b = np.moveaxis(a.logits, -2, 0)[i], np.moveaxis(b.logits, -2, 0)[j]
-    same = (rows_a == rows_b).all(axis=tuple(range(1, rows_a.ndim))) & (a.label[i] == b.label[j])
-    return ids[same]
+
+    def rows(p: Predictions) -> np.ndarray:
+        logits = np.moveaxis(p.logits, -2, 0).reshape(len(p), -1).astype(np.float64)
+        table = np.ascontiguousarray(np.column_stack([p.label.astype(np.float64), logits]))
+        unique, count = np.unique(table.view(f"V{table.shape[1] * 8}").reshape(-1), return_counts=True)
+        return unique[count == 1]
+
+    return (
+        len(np.intersect1d(rows(a), rows(b), assume_unique=True))
+        if a.logits[..., :1, :].shape == b.logits[..., :1, :].shape
+        else 0
+    )

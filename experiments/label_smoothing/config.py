@@ -58,13 +58,20 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.evaluation.level = 0.95  # of every interval
     config.evaluation.seed = 0  # of the bootstrap
 
-    # The primary contrasts, fixed before the test split was looked at; Holm corrects over them, all others are exploratory.
-    # alpha = 0.2 is what the paper uses on images. AURC falls with the error alone, hence NAURC beside it.
+    # The primary contrasts; Holm corrects over them, all others are exploratory. They were fixed before anything trained
+    # here was evaluated; that a first try elsewhere had shown the same signs was known. alpha = 0.2 is the paper's choice
+    # on images. AURC falls with the error alone, hence NAURC beside it.
     config.primary = (
         _contrast("smoothing ranks errors worse (NAURC)", "naurc", (0.2, "msp"), (0.0, "msp"), "greater"),
         _contrast("smoothing raises AURC", "aurc", (0.2, "msp"), (0.0, "msp"), "greater"),
-        _contrast("normalisation repairs the ranking (NAURC)", "naurc", (0.2, "max_logit_pnorm"), (0.2, "msp"), "less"),
-        _contrast("normalisation lowers AURC", "aurc", (0.2, "max_logit_pnorm"), (0.2, "msp"), "less"),
+        _contrast(
+            "under smoothing, p-norm ranks better than MSP (NAURC)",
+            "naurc",
+            (0.2, "max_logit_pnorm"),
+            (0.2, "msp"),
+            "less",
+        ),
+        _contrast("under smoothing, p-norm lowers AURC", "aurc", (0.2, "max_logit_pnorm"), (0.2, "msp"), "less"),
         _contrast(
             "smoothing costs no accuracy (error, margin 0.5 points)",
             "error",

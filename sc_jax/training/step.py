@@ -69,7 +69,7 @@ def make_step(
     ) -> tuple[Any, ...]:
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
         (loss, (model_state, correct)), grads = value_and_grad(params, model_state, alpha, key, images, labels)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite
 

@@ -1,0 +1,30 @@
+"""Shared by all tests: strict JAX settings, and one run of the smoke variant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = str(ROOT / "experiments/label_smoothing/config.py")
+
+jax.config.update("jax_numpy_rank_promotion", "raise")  # a shape that broadcasts by accident is an error
+
+
+def run_door(door: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m sc_jax.<door>` in a process of its own."""
+    command = [sys.executable, "-m", f"sc_jax.{door}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of `:smoke`, run through the door from data to report."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    result = run_door("run", f"--config={CONFIG}:smoke", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir

@@ -1,0 +1,57 @@
+"""Run in a process of its own by test_many_devices.py: `many_devices.py DEVICES OUT.npz`.
+
+The number of devices must be set before JAX starts.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+
+import jax.numpy as jnp
+import numpy as np
+
+from sc_jax import models
+from sc_jax.data.pipelines import epoch_order
+from sc_jax.predict import member_logits
+from sc_jax.training import parallel, state, step
+
+N, BATCH, STEPS = 203, 32, 12
+
+
+def main() -> None:
+    assert jax.device_count() == int(sys.argv[1])
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (N, 8, 8)).astype(np.uint8)
+    labels = rng.integers(0, 4, N).astype(np.int32)
+    mesh = parallel.data_mesh()
+    results = {}
+    for name in ("mlp", "cnn"):
+        model = models.build(name, image_shape=(8, 8, 1), num_classes=4, hidden=(12, 9), dropout=0.1)
+        optimizer = step.make_optimizer(learning_rate=0.01, weight_decay=0.1, warmup_steps=2, total_steps=STEPS)
+        members, _ = state.make_members((0.0, 0.3), (0, 1))
+        members, data, target = parallel.replicate((members, images, labels), mesh)
+        current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
+        advance = step.make_step(model, optimizer, members, mesh, batch_size=BATCH, log_every=4)
+        losses = []
+        for s in range(STEPS):
+            order = epoch_order(members.seed_key, s // (N // BATCH), N)
+            current, meters = advance(current, order, data, target)
+            losses.append(np.asarray(meters.loss / meters.examples))
+        results[f"{name}_loss"] = np.stack(losses)
+
+        weights = (current.params, current.model_state)
+        mapped = parallel.map_over_devices(lambda w, x, model=model: member_logits(model, *w, x), mesh)
+        results[f"{name}_logits"] = parallel.in_batches(lambda x: mapped(weights, x), images, BATCH, axis=1)  # noqa: B023
+        if jax.device_count() > 1:
+            shares = jnp.asarray(images[:BATCH]).reshape(jax.device_count(), -1, 8, 8)
+            pmapped = jax.pmap(lambda w, x, model=model: member_logits(model, *w, x), in_axes=(None, 0))(weights, shares)
+            results[f"{name}_pmap"] = np.moveaxis(np.asarray(pmapped), 0, 1).reshape(4, BATCH, 4)
+    np.savez(sys.argv[2], **results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Eight CPU devices against one, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TOLERANCE = 2e-5
+"""Sums over a batch are split over the devices and added in another order; after 12 steps of Adam at 0.01 that is all."""
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, np.ndarray]]:
+    results = {}
+    for devices in (1, 8):
+        path = tmp_path_factory.mktemp("devices") / f"{devices}.npz"
+        script = Path(__file__).with_name("many_devices.py")
+        done = subprocess.run([sys.executable, str(script), str(devices), str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results[devices] = dict(np.load(path))
+    return results
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_eight_devices_train_as_one(outputs: dict[int, dict[str, np.ndarray]], name: str) -> None:
+    one, eight = (outputs[devices][f"{name}_loss"] for devices in (1, 8))
+    assert one.shape == (12, 4)
+    assert one[0].mean() > one[-1].mean(), "something is learned"
+    np.testing.assert_allclose(eight, one, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_eight_devices_predict_as_one(outputs: dict[int, dict[str, np.ndarray]], name: str) -> None:
+    one, eight = (outputs[devices][f"{name}_logits"] for devices in (1, 8))
+    assert one.shape == (4, 203, 4), "203 examples in batches of 32: padded, and cut again"
+    np.testing.assert_allclose(eight, one, atol=10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_shard_map_is_pmap(outputs: dict[int, dict[str, np.ndarray]], name: str) -> None:
+    np.testing.assert_array_equal(outputs[8][f"{name}_logits"][:, :32], outputs[8][f"{name}_pmap"])

@@ -1,0 +1,276 @@
+"""Every variant loads; whatever does not fit the schema dies at once, naming the file, the field and the nearest one."""
+
+import ast
+import dataclasses
+import json
+import re
+import tokenize
+import typing
+from pathlib import Path
+
+import pytest
+
+from sc_jax import config as config_lib
+from sc_jax.config import Config
+from sc_jax.files import InputError
+
+STUDY = Path(__file__).parents[1] / "experiments" / "label_smoothing" / "config.py"
+VARIANTS = ("default", "cnn", "full", "smoke")
+
+
+def schema(kind=Config, prefix=""):
+    """Dotted name → type of every field that is not itself a group."""
+    fields = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            fields |= schema(hint, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = hint
+    return fields
+
+
+def value_of(config, field):
+    for name in field.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def refused(reference, overrides=None):
+    """The message of the refusal: one line."""
+    with pytest.raises(InputError) as caught:
+        config_lib.load(str(reference), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """Writes a copy of the study's config with a text replaced, and returns its path."""
+
+    def edit(old, new):
+        text = STUDY.read_text(encoding="utf-8")
+        assert old in text
+        path = tmp_path / "config.py"
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        return path
+
+    return edit
+
+
+# --- the study's own config -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_fits_the_schema_and_survives_json(variant):
+    config = config_lib.load(f"{STUDY}:{variant}")
+    assert (config.study, config.variant) == ("label_smoothing", variant)
+    for field, kind in schema().items():
+        assert isinstance(value_of(config, field), typing.get_origin(kind) or kind)
+    assert json.loads(json.dumps(config_lib.as_dict(config))) == config_lib.as_dict(config)
+
+
+def test_default_is_the_variant_without_a_name():
+    assert config_lib.load(str(STUDY)) == config_lib.load(f"{STUDY}:default")
+
+
+def test_default_trains_the_members_of_the_issue():
+    members = config_lib.load(str(STUDY)).members
+    assert members.alphas == (0.0, 0.1, 0.2, 0.4, 0.6)
+    assert len(members.seeds) == 5
+
+
+def test_every_field_is_set_in_the_file_with_a_comment():
+    """`config.group.field = …  # what it is`, or a comment right above; and nothing else is set."""
+    source = STUDY.read_text(encoding="utf-8")
+    with open(STUDY, "rb") as file:
+        commented = {t.start[0] for t in tokenize.tokenize(file.readline) if t.type == tokenize.COMMENT}
+    set_at = {}
+    function = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "get_config")
+    for node in function.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            set_at[ast.unparse(node.targets[0]).removeprefix("config.")] = node
+    groups = {"data", "model", "members", "training", "prediction", "evaluation"}
+    assert set(set_at) - groups == set(schema())
+    for field, node in set_at.items():
+        lines = {node.lineno - 1, *range(node.lineno, node.end_lineno + 1)}
+        if field not in groups | SELF_EXPLAINING:
+            assert lines & commented, f"config.{field} has no comment"
+
+
+SELF_EXPLAINING = {"variant", "evaluation.scores"}
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_every_kind_of_field():
+    config = config_lib.load(
+        f"{STUDY}:smoke",
+        {
+            "training.epochs": "3",
+            "training.learning_rate": "1",
+            "members.seeds": "(7,)",
+            "model.name": "cnn",
+            "evaluation.scores": "('msp', 'max_logit_pnorm')",
+            "evaluation.p_grid": "[2, 5]",
+        },
+    )
+    assert config.training.epochs == 3
+    assert config.training.learning_rate == 1.0
+    assert isinstance(config.training.learning_rate, float)
+    assert config.members.seeds == (7,)
+    assert config.model.name == "cnn"
+    assert config.evaluation.scores == ("msp", "max_logit_pnorm")
+    assert config.evaluation.p_grid == (2, 5)
+
+
+def test_an_override_changes_nothing_else():
+    plain = config_lib.as_dict(config_lib.load(str(STUDY)))
+    changed = config_lib.as_dict(config_lib.load(str(STUDY), {"evaluation.seed": "9"}))
+    plain["evaluation"]["seed"] = 9
+    assert changed == plain
+
+
+@pytest.mark.parametrize(
+    ("field", "nearest"),
+    [
+        ("training.epoch", "did you mean training.epochs?"),
+        ("training.lerning_rate", "did you mean training.learning_rate?"),
+        ("trainig.epochs", "did you mean training?"),
+        ("memebers.alphas", "did you mean members?"),
+        ("evaluation.ece_bin", "did you mean evaluation.ece_bins?"),
+        ("data.zzz", "fields there: name"),
+        ("study.name", "fields there: none"),
+        ("model.hidden.0", "fields there: none"),
+    ],
+)
+def test_a_misspelt_override_names_itself_and_the_nearest_field(field, nearest):
+    message = refused(STUDY, {field: "3"})
+    assert f"--config.{field}: there is no field" in message
+    assert nearest in message
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "problem"),
+    [
+        ("training.epochs", "3.0", "3.0 is float, int is needed"),
+        ("training.epochs", "True", "True is bool, int is needed"),
+        ("training.epochs", "'3'", "'3' is str, int is needed"),
+        ("training.epochs", "None", "None is NoneType, int is needed"),
+        ("training.epochs", "many", "cannot read 'many' as a number or a tuple"),
+        ("training.learning_rate", "False", "False is bool, float is needed"),
+        ("training.learning_rate", "(1,)", "is tuple, float is needed"),
+        ("members.seeds", "3", "3 (int) is not a tuple"),
+        ("members.seeds", "(0, 1.5)", "field members.seeds[1]: 1.5 is float, int is needed"),
+        ("members.alphas", "'0.1'", "is not a tuple"),
+        ("model.hidden", "{1: 2}", "is not a tuple"),
+        ("evaluation.scores", "('msp', 3)", "field evaluation.scores[1]: 3 is int, str is needed"),
+        ("data", "3", "field data: 3 is not a group of fields"),
+    ],
+)
+def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem):
+    message = refused(STUDY, {field: text})
+    assert re.search(rf"config\.py.*field {re.escape(field)}", message)
+    assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("model.dropout", "1.0"),
+        ("model.dropout", "-0.1"),
+        ("model.hidden", "(256, 0)"),
+        ("members.alphas", "()"),
+        ("members.alphas", "(0.0, 0.2, 1.0)"),
+        ("members.alphas", "(0.0, 0.2, -1e999)"),
+        ("members.alphas", "(0.0, 0.2, 0.2)"),
+        ("members.seeds", "()"),
+        ("members.seeds", "(0, 0)"),
+        ("members.seeds", "(-1,)"),
+        ("members.seeds", "(4294967296,)"),
+        ("training.batch_size", "0"),
+        ("training.epochs", "0"),
+        ("training.log_every", "-1"),
+        ("training.checkpoint_every", "0"),
+        ("training.checkpoints_kept", "0"),
+        ("training.learning_rate", "0"),
+        ("training.learning_rate", "1e999"),
+        ("training.weight_decay", "-1e-4"),
+        ("training.weight_decay", "1e999"),
+        ("training.warmup_epochs", "-1"),
+        ("training.warmup_epochs", "15"),
+        ("prediction.batch_size", "0"),
+        ("prediction.splits", "('train', 'test')"),
+        ("evaluation.test_split", "tset"),
+        ("evaluation.calibration_split", "test"),
+        ("evaluation.scores", "()"),
+        ("evaluation.p_grid", "()"),
+        ("evaluation.p_grid", "(0, 1)"),
+        ("evaluation.ece_bins", "0"),
+        ("evaluation.resamples", "19"),
+        ("evaluation.level", "1.0"),
+        ("evaluation.level", "0"),
+        ("evaluation.seed", "-1"),
+    ],
+)
+def test_a_value_out_of_range_names_the_field(field, text):
+    message = refused(STUDY, {field: text})
+    blamed = {"prediction.splits": "evaluation.calibration_split", "evaluation.scores": "primary[0].treatment_score"}
+    assert re.search(rf"field ({re.escape(field)}|{re.escape(blamed.get(field, field))})\b.*: ", message)
+    assert "it must be" in message
+
+
+# --- config files -----------------------------------------------------------------------------------------------------
+
+
+def test_an_edited_copy_is_as_good_as_the_original(edited):
+    path = edited("config.training.epochs = 15", "config.training.epochs = 16")
+    assert config_lib.load(str(path)).training.epochs == 16
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("config.training.epochs =", "config.training.epoch =", ["no field training.epoch;", "training.epochs?"]),
+        ("config.training.epochs = 15", "config.trainig.epochs = 15", ["trainig"]),
+        ("config.data = ConfigDict()", "config.data = ConfigDict()\n    config.notes = 'x'", ["no field notes"]),
+        ('"claim": claim', '"clame": claim', ["no field primary[0].clame", "primary[0].claim?"]),
+        ("config.training.epochs = 15", "config.training.epochs = '15'", ["field training.epochs", "int is needed"]),
+        ("config.training.epochs = 15", "config.training.epochs = True", ["field training.epochs", "bool"]),
+        ("config.training.epochs = 15", "pass", ["field training.epochs is missing"]),
+        ("config.training.learning_rate = 1e-3", "config.training.learning_rate = float('nan')", ["learning_rate"]),
+        ("config.model = ConfigDict()", "config.model = 3", ["config.py"]),
+        ("(0.2, \"msp\"), (0.0, \"msp\"), \"greater\"", "(0.3, \"msp\"), (0.0, \"msp\"), \"greater\"",
+         ["primary[0].treatment_alpha", "0.3", "members.alphas"]),
+        ("(0.2, \"msp\"), (0.0, \"msp\"), \"greater\"", "(0.2, \"mps\"), (0.0, \"msp\"), \"greater\"",
+         ["primary[0].treatment_score", "mps", "evaluation.scores"]),
+        ("(0.2, \"msp\"), (0.0, \"msp\"), \"greater\"", "(0.2, \"msp\"), (0.0, \"msp\"), \"bigger\"",
+         ["primary[0].expect", "bigger", "greater"]),
+        ("margin=0.005", "margin=float('nan')", ["primary[4].margin"]),
+        ("margin=0.005", "margin=-0.005", ["primary[4].margin"]),
+        ("def get_config(", "def get_configuration(", ["get_config"]),
+        ("    return config\n", "    return 3\n", ["config.py"]),
+        ("config.data = ConfigDict()", "config.data = = ConfigDict()", ["invalid syntax", "line "]),
+        ("config.data = ConfigDict()", "config.data = missing_name", ["missing_name"]),
+        ("config.data = ConfigDict()", "import missing_module", ["missing_module"]),
+        ("config.data = ConfigDict()", "1 / 0", ["division by zero"]),
+    ],
+)  # fmt: skip
+def test_a_config_file_that_does_not_fit_is_refused(edited, old, new, parts):
+    path = edited(old, new)
+    message = refused(path)
+    assert message.startswith(str(path))
+    for part in parts:
+        assert part in message
+
+
+def test_an_unknown_variant_names_the_known_ones():
+    message = refused(f"{STUDY}:smok")
+    for variant in VARIANTS:
+        assert variant in message
+    assert "'smok'" in message
+
+
+@pytest.mark.parametrize("where", ["no/such/config.py", "", "."])
+def test_a_config_that_is_not_there_is_refused(where):
+    assert "no such config file" in refused(where)
