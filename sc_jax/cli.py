@@ -26,6 +26,8 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
     Returns:
       The checked config and the workdir, by default `runs/<study>-<variant>`.
     """
+    from sc_jax.methods import study
+
     arguments = parser(door, description)
     arguments.add_argument(
         "--config", required=True, metavar="FILE[:VARIANT]", help="experiments/<study>/config.py[:variant]"
@@ -40,6 +42,7 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
             arguments.error(f"unknown argument {argument}; a field of the config is set by --config.field=value")
         overrides[name.removeprefix("--config.")] = value
     config = config_lib.load(given.config, overrides)
+    study.refuse_unknown(config.evaluation.scores, config.primary)
     return config, Path(given.workdir or f"runs/{config.study}-{config.variant}")
 
 

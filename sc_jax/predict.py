@@ -11,11 +11,11 @@ import numpy as np
 
 import sc_jax
 from sc_jax import cli, files, predictions
-from sc_jax import train as training
 from sc_jax.config import Config
 from sc_jax.data.pipelines import scale
 from sc_jax.files import InputError
 from sc_jax.models import Model, map_members
+from sc_jax.training import job as job_lib
 from sc_jax.training import parallel, state
 
 
@@ -34,7 +34,7 @@ def predict(config: Config, workdir: Path) -> None:
     Raises:
       InputError: training has not ended, or the checkpoint is damaged.
     """
-    job = training.build(config)
+    job = job_lib.build(config)
     mesh = parallel.data_mesh()
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
     unknown = [name for name in config.prediction.splits if name not in job.dataset.splits]
@@ -43,7 +43,7 @@ def predict(config: Config, workdir: Path) -> None:
             f"prediction.splits: there is no split {unknown[0]!r}; there are {', '.join(job.dataset.splits)}"
         )
 
-    with training.open_checkpoints(job, workdir) as saved:
+    with job_lib.open_checkpoints(job, workdir) as saved:
         if saved.latest_step() != job.total_steps:
             raise InputError(
                 f"{saved.folder}: training is at step {saved.latest_step() or 0} of {job.total_steps}; "
@@ -97,7 +97,7 @@ def _path(workdir: Path, member: str, split: str) -> Path:
     return workdir / "predictions" / member / f"{split}.npz"
 
 
-def _done(job: training.Job, workdir: Path, split: str, content: str) -> bool:
+def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
     """Whether every member's file is there, whole, and from this checkpoint."""
     for member in job.names:
         path = _path(workdir, member, split)

@@ -90,21 +90,27 @@ def validate(predictions: Predictions) -> Predictions:
         refuse("label", "is empty (n = 0)", "write at least one example")
     if p.label.dtype.kind not in "iu":
         refuse("label", f"has dtype {p.label.dtype}, integers are needed", "save label.astype(int)")
+    outputs = "probs" if p.log_probabilities else "logits"  # what the file calls them
     if p.logits.dtype.kind != "f":
-        refuse("logits", f"has dtype {p.logits.dtype}, floating point is needed", "save the raw outputs as float32")
+        refuse(outputs, f"has dtype {p.logits.dtype}, floating point is needed", "save the raw outputs as float32")
     if p.logits.ndim not in (2, 3) or p.logits.shape[-2] != n:
-        refuse(
-            "logits", f"has shape {p.logits.shape}, label has {n} examples", f"save [n, k] = [{n}, k] or [m, {n}, k]"
-        )
+        refuse(outputs, f"has shape {p.logits.shape}, label has {n} examples", f"save [n, k] = [{n}, k] or [m, {n}, k]")
     if 0 in p.logits.shape:
-        refuse("logits", f"has shape {p.logits.shape}: nothing in it", "save [n, k] with k ≥ 2")
+        refuse(outputs, f"has shape {p.logits.shape}: nothing in it", "save [n, k] with k ≥ 2")
     k = p.num_classes
     if k < 2:
-        refuse("logits", f"has k = {k} class", "give both classes of a binary problem: [0, z] for a single logit z")
+        refuse(outputs, f"has k = {k} class", "give both classes of a binary problem: [0, z] for a single logit z")
     for name in _PER_EXAMPLE:
         array = getattr(p, name)
         if array is not None and (array.ndim < 1 or len(array) != n):
             refuse(name, f"has shape {array.shape}, label has {n} examples", f"give it {n} rows")
+    if p.features is not None and p.features.ndim != 2:
+        refuse("features", f"has shape {p.features.shape}", f"save [n, d] = [{n}, d]")
+    width = p.features.shape[1:] if p.features is not None else np.shape(p.head_kernel)[:1]
+    for name, needed in (("head_kernel", (*width, k)), ("head_bias", (k,))):
+        array = getattr(p, name)
+        if array is not None and array.shape != needed:
+            refuse(name, f"has shape {array.shape}", f"{needed} fits the other arrays")
 
     bad = ~np.isfinite(p.logits) & ~(p.log_probabilities & np.isneginf(p.logits))
     bad = bad.any(axis=-1)
@@ -112,7 +118,7 @@ def validate(predictions: Predictions) -> Predictions:
     if bad.any():
         first = p.example_id[np.argmax(bad)]
         refuse(
-            "logits",
+            outputs,
             f"{bad.sum()} of {n} examples have NaN or infinite values, first example_id {first}",
             "find out why",
         )
@@ -242,7 +248,8 @@ def select(predictions: Predictions, index: np.ndarray) -> Predictions:
 
 def by_id(predictions: Predictions) -> Predictions:
     """The same examples in increasing order of id, so that files of one split align row by row."""
-    return select(predictions, np.argsort(predictions.example_id, kind="stable"))
+    ordered = select(predictions, np.argsort(predictions.example_id, kind="stable"))
+    return dataclasses.replace(ordered, ids_given=predictions.ids_given)
 
 
 def shared_rows(a: Predictions, b: Predictions) -> int:

@@ -6,6 +6,7 @@ All of it is computed on the test split; p is chosen per member on the calibrati
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.config import Contrast
+from sc_jax.files import InputError
 from sc_jax.methods import contrasts, evaluation
+from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import COVERAGES, ScoreResult, Settings
 from sc_jax.ops import bootstrap
 from sc_jax.ops.losses import smoothed_cross_entropy
@@ -48,6 +51,23 @@ class Run:
 
 Cells = dict[tuple[float, str], list[ScoreResult]]
 """(α, score) → one result per seed, in the order of the seeds."""
+
+
+def refuse_unknown(scores: Sequence[str], primary: Sequence[Contrast]) -> None:
+    """Refuses, before anything is trained, names that the evaluation would not find.
+
+    Raises:
+      InputError: a score is unknown, or a primary contrast is of a metric that one of its scores does not have.
+    """
+    scores_lib.named(scores)
+    ranking = tuple(ops.summarise(np.zeros(2), np.arange(2)))
+    for i, contrast in enumerate(primary):
+        of_msp = contrast.treatment_score == contrast.control_score == "msp"
+        known = ranking + (evaluation.CLASSIFIER_METRICS if of_msp else ())
+        if contrast.metric not in known:
+            near = difflib.get_close_matches(contrast.metric, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise InputError(f"primary[{i}].metric: there is no metric {contrast.metric!r} of these scores; {hint}")
 
 
 def evaluate(

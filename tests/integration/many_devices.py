@@ -48,7 +48,9 @@ def main() -> None:
         results[f"{name}_logits"] = parallel.in_batches(lambda x: mapped(weights, x), images, BATCH, axis=1)  # noqa: B023
         if jax.device_count() > 1:
             shares = jnp.asarray(images[:BATCH]).reshape(jax.device_count(), -1, 8, 8)
-            pmapped = jax.pmap(lambda w, x, model=model: member_logits(model, *w, x), in_axes=(None, 0))(weights, shares)
+            pmapped = jax.pmap(lambda w, x, model=model: member_logits(model, *w, x), in_axes=(None, 0))(
+                weights, shares
+            )
             results[f"{name}_pmap"] = np.moveaxis(np.asarray(pmapped), 0, 1).reshape(4, BATCH, 4)
     np.savez(sys.argv[2], **results)
 

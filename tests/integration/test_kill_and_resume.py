@@ -39,16 +39,20 @@ def half_written(workdir: Path) -> set[str]:
 def hashes(workdir: Path) -> dict[str, str]:
     """Content hash of every leaf of the final checkpoint, as restored (a restore checks them against what was saved)."""
     code = (
-        "import sys, json; from pathlib import Path; from sc_jax import cli, train; from sc_jax.training import checkpoints, state\n"
+        "import sys, json; from pathlib import Path; from sc_jax import cli; from sc_jax.training import checkpoints, job as job_lib, state\n"
         "config, workdir = cli.study_arguments('train', None, sys.argv[1:])\n"
-        "job = train.build(config)\n"
-        "with train.open_checkpoints(job, workdir) as saved:\n"
+        "job = job_lib.build(config)\n"
+        "with job_lib.open_checkpoints(job, workdir) as saved:\n"
         "    step = saved.latest_step()\n"
         "    like = state.initial_state(job.model, job.optimizer, job.members)\n"
         "    print(json.dumps({'step': step, **checkpoints.leaf_hashes(saved.restore(step, like))}))\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code, *TINY, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *TINY, f"--workdir={workdir}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(out.stdout.splitlines()[-1])
 

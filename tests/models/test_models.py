@@ -80,7 +80,9 @@ def test_dropout_acts_in_training_only_and_by_its_key(name: str) -> None:
     params, model_state = model.init(jax.random.key(0))
 
     def logits(train: bool, seed: int) -> np.ndarray:
-        return np.asarray(model.apply(params, model_state, images(), train=train, key=jax.random.key(seed))[0]["logits"])
+        return np.asarray(
+            model.apply(params, model_state, images(), train=train, key=jax.random.key(seed))[0]["logits"]
+        )
 
     np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
     np.testing.assert_array_equal(logits(True, 0), logits(True, 0))
@@ -125,7 +127,9 @@ def test_batch_statistics_are_per_member_under_vmap(monkeypatch: pytest.MonkeyPa
 
         after = jax.vmap(forward)(params, model_state, batches, jax.random.split(jax.random.key(1), 2))
         for m in range(2):
-            alone = forward(*jax.tree.map(lambda leaf, m=m: leaf[m], (params, model_state)), batches[m], jax.random.key(9))
+            alone = forward(
+                *jax.tree.map(lambda leaf, m=m: leaf[m], (params, model_state)), batches[m], jax.random.key(9)
+            )
             for together, single in zip(jax.tree.leaves(after), jax.tree.leaves(alone), strict=True):
                 np.testing.assert_allclose(together[m], single, atol=1e-5)
     means = next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(after) if "mean" in str(path))

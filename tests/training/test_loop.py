@@ -94,7 +94,7 @@ def test_divergence_names_step_and_members_and_saves_nothing_after() -> None:
 
 def test_divergence_right_before_a_checkpoint_is_seen() -> None:
     recorder = Recorder(bad={0: 6})
-    with pytest.raises(DivergedError, match="step 6: .*members: a;"):
+    with pytest.raises(DivergedError, match=r"step 6: .*members: a;"):
         recorder.run(log_every=100)
     assert not [value for name, value in recorder.events if name == "save"]
 

@@ -31,7 +31,11 @@ def optimizer() -> optax.GradientTransformation:
 
 
 def train(
-    examples: tuple[jax.Array, jax.Array], alphas: tuple[float, ...], seeds: tuple[int, ...], name: str = "mlp", **options: Any
+    examples: tuple[jax.Array, jax.Array],
+    alphas: tuple[float, ...],
+    seeds: tuple[int, ...],
+    name: str = "mlp",
+    **options: Any,
 ) -> tuple[state.TrainState, list[state.Meters]]:
     model = models.build(name, image_shape=(6, 6, 1), num_classes=3, hidden=(7, 5), **options)
     members, _ = state.make_members(alphas, seeds)

@@ -1,0 +1,252 @@
+"""Sorting, tie blocks, weights, and differences of harmonic numbers."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from brute_force import SCORES, SOFT_LOSSES, reproducible, samples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sc_jax import ops
+
+
+@given(samples(max_size=20))
+@reproducible
+def test_blocks_are_those_of_equal_score(sample):
+    score, error = sample
+    ranking = ops.rank(score, error)
+    blocks = [s for s in np.unique(score)[::-1] if error[score == s].any()]  # those without loss are left out
+    assert ranking.before.tolist() == [(score > s).sum() for s in blocks]
+    assert ranking.weight.tolist() == [(score == s).sum() for s in blocks]
+    assert ranking.loss_before.tolist() == [error[score > s].sum() for s in blocks]
+    assert ranking.loss.tolist() == ranking.block_loss.tolist() == [error[score == s].sum() for s in blocks]
+    assert (ranking.total_weight, ranking.total_loss) == (len(score), error.sum())
+
+
+@given(samples(max_size=20, min_size=20), st.integers(0, 2**32))
+@reproducible
+def test_blocks_on_devices_are_those_of_the_host(sample, seed):
+    score, error = sample
+    weight = np.random.default_rng(seed).integers(0, 4, len(score))
+    device = ops.rank(jnp.asarray(score), jnp.asarray(error), jnp.asarray(weight))
+    descending = np.argsort(-score, kind="stable")
+    above = score > score[descending, None]
+    tied = score == score[descending, None]
+    np.testing.assert_array_equal(device.before, above @ weight)
+    np.testing.assert_array_equal(device.weight, tied @ weight)
+    np.testing.assert_array_equal(device.loss_before, above @ (weight * error))
+    np.testing.assert_array_equal(device.block_loss, tied @ (weight * error))
+    np.testing.assert_array_equal(device.loss, (weight * error)[descending])
+    assert (int(device.total_weight), int(device.total_loss)) == (weight.sum(), weight @ error)
+
+
+METRICS = {
+    "aurc": ops.aurc,
+    "augrc": ops.augrc,
+    "e_aurc": ops.e_aurc,
+    "naurc": ops.naurc,
+    "failure_auroc": ops.failure_auroc,
+    "coverage_at_risk": lambda score, loss, weight=None: ops.coverage_at_risk(score, loss, 0.3, weight=weight),
+    "risk_at_coverage": lambda score, loss, weight=None: ops.risk_at_coverage(score, loss, 0.7, weight=weight),
+    "optimal_aurc": lambda score, loss, weight=None: ops.optimal_aurc(loss, weight=weight),
+}
+each_metric = pytest.mark.parametrize("name", METRICS)
+
+
+def weighted_samples(losses=(0, 1)):
+    """(score [n], loss [n], weight [2, 3, n]) with weights 0 among them, but no row of zeros."""
+    return samples(losses, max_size=8).flatmap(
+        lambda sample: st.lists(
+            st.lists(st.integers(0, 5), min_size=len(sample[0]), max_size=len(sample[0])).filter(any),
+            min_size=6,
+            max_size=6,
+        ).map(lambda rows: (*sample, np.array(rows).reshape(2, 3, -1)))
+    )
+
+
+@each_metric
+@given(case=weighted_samples())
+@reproducible
+def test_weight_is_repeated_rows(name, case):
+    score, error, weight = case
+    values = METRICS[name](score, error, weight=weight)
+    assert values.shape == (2, 3)
+    for index in np.ndindex(2, 3):
+        repeated = METRICS[name](np.repeat(score, weight[index]), np.repeat(error, weight[index]))
+        np.testing.assert_allclose(values[index], repeated, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "failure_auroc"])
+@given(case=weighted_samples(SOFT_LOSSES))
+@reproducible
+def test_weight_is_repeated_rows_for_soft_losses(name, case):
+    score, loss, weight = case
+    values = METRICS[name](score, loss, weight=weight)
+    for index in np.ndindex(2, 3):
+        repeated = METRICS[name](np.repeat(score, weight[index]), np.repeat(loss, weight[index]))
+        np.testing.assert_allclose(values[index], repeated, rtol=1e-11, atol=1e-13)
+
+
+@each_metric
+def test_weight_is_repeated_rows_on_devices(name):
+    rng = np.random.default_rng(0)
+    score, error = rng.integers(0, 6, 30) / 4, rng.integers(0, 2, 30)
+    weight = rng.integers(0, 5, (2, 3, 30))
+    values = METRICS[name](jnp.asarray(score), jnp.asarray(error), weight=jnp.asarray(weight))
+    mapped = jax.vmap(lambda w: METRICS[name](jnp.asarray(score), jnp.asarray(error), weight=w))(jnp.asarray(weight[0]))
+    assert values.shape == (2, 3)
+    for index in np.ndindex(2, 3):
+        repeated = METRICS[name](np.repeat(score, weight[index]), np.repeat(error, weight[index]))
+        np.testing.assert_allclose(values[index], repeated, rtol=2e-6)
+    np.testing.assert_allclose(mapped, values[0], rtol=1e-6)
+
+
+@each_metric
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("levels", [1, 3, 600])
+def test_sums_of_narrow_counts_do_not_overflow(name, xp, levels):
+    rng = np.random.default_rng(levels)
+    score, error = rng.integers(0, levels, 600).astype(np.float32), rng.random(600) < 0.4
+    weight = rng.integers(0, 6, 600).astype(np.uint8)
+    value = METRICS[name](xp.asarray(score), xp.asarray(error), weight=xp.asarray(weight))
+    repeated = METRICS[name](np.repeat(score, weight), np.repeat(error, weight))
+    np.testing.assert_allclose(value, repeated, rtol=2e-6)
+
+
+@each_metric
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.int64, np.uint64, np.float32, np.float64])
+def test_whole_weights_of_any_dtype_are_counts(name, dtype):
+    score, error = np.array([3.0, 2.0, 2.0, 1.0]), np.array([0, 1, 0, 1])
+    weight = np.array([[1, 2, 0, 3], [2, 1, 1, 1]])
+    expected = METRICS[name](score, error, weight=weight)
+    np.testing.assert_array_equal(METRICS[name](score, error, weight=weight.astype(dtype)), expected)
+
+
+@each_metric
+@pytest.mark.parametrize("weight", [[1.5, 1.5, 1.5], [1, -1, 1], [1.0, -1.0, 2.0], [1.0, np.nan, 1.0], [1, np.inf, 1]])
+def test_weights_that_are_no_counts_are_refused(name, weight):
+    score, error = np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0])
+    with pytest.raises(ValueError, match="weights"):
+        METRICS[name](score, error, weight=np.array(weight))
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_shapes_are_refused(xp):
+    def refused(score, loss, weight=None):
+        with pytest.raises(ValueError, match="must be") as refusal:
+            ops.rank(xp.zeros(score), xp.zeros(loss), None if weight is None else xp.ones(weight))
+        return str(refusal.value)
+
+    assert refused(3, 2) == "score and loss must both be [n]; they are (3,) and (2,)"
+    assert "(3, 1)" in refused((3, 1), (3, 1))
+    assert "()" in refused((), ())
+    assert "n = 3; it is (2,)" in refused(3, 3, 2)
+    assert "n = 3; it is (3, 2)" in refused(3, 3, (3, 2))
+    assert "n = 3; it is ()" in refused(3, 3, ())
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_no_sample_is_refused(xp):
+    with pytest.raises(ValueError, match="empty: a risk needs at least one example"):
+        ops.rank(xp.zeros(0), xp.zeros(0))
+
+
+def test_nan_scores_are_refused_with_their_number_and_place():
+    with pytest.raises(ValueError, match=r"2 scores are NaN \(first at 1\)"):
+        ops.rank(np.array([0.1, np.nan, 0.3, np.nan]), np.zeros(4))
+
+
+@pytest.mark.parametrize("loss", [[-1, 0], [-0.5, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
+def test_losses_that_are_no_losses_are_refused(loss):
+    with pytest.raises(ValueError, match="losses must be finite and ≥ 0"):
+        ops.rank(np.arange(2.0), np.array(loss))
+
+
+@each_metric
+def test_nan_score_on_devices_makes_the_metric_nan(name):
+    score, error = jnp.array([0.3, jnp.nan, 0.2, 0.1, 0.0]), jnp.array([0, 1, 0, 1, 0])
+    known = jnp.where(jnp.isnan(score), 0.5, score)
+    metric = jax.jit(METRICS[name])
+    assert not jnp.isnan(metric(known, error))
+    if name != "optimal_aurc":  # it does not see the score
+        assert jnp.isnan(metric(score, error))
+
+
+def test_nan_score_on_devices_makes_curve_and_summary_nan():
+    score, error = jnp.array([0.3, jnp.nan, 0.2, 0.1, 0.0]), jnp.array([0, 1, 0, 1, 0])
+    curve = ops.risk_coverage_curve(score, error)
+    assert jnp.isnan(curve.risk).all()
+    assert jnp.isnan(curve.generalized_risk).all()
+    assert all(jnp.isnan(value) for value in ops.summarise(score, error).values())
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float16, np.float32, ml_dtypes.bfloat16, np.int8, np.uint8, np.int32, np.uint32, bool]
+)
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_scores_of_any_dtype_rank_as_their_values(xp, dtype):
+    values = np.array([0, 1]) if dtype is bool else np.array([0, 1, 2, 3, 100])
+    score = np.tile(values, 4).astype(dtype)
+    error = np.random.default_rng(1).random(len(score)) < 0.5
+    value = ops.aurc(xp.asarray(score), xp.asarray(error))
+    np.testing.assert_allclose(value, ops.aurc(score.astype(np.float64), error), rtol=1e-6)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_integer_scores_are_told_apart_beyond_the_floats(xp, dtype):
+    info = np.iinfo(dtype)
+    score = np.array([info.min, info.min + 1, 2**24, 2**24 + 1, info.max - 1, info.max], dtype)
+    error = np.array([1, 0, 1, 0, 1, 0])
+    assert float(ops.failure_auroc(xp.asarray(score), xp.asarray(error))) == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_signed_zeros_tie(xp):
+    assert float(ops.aurc(xp.asarray([0.0, -0.0]), xp.asarray([0, 1]))) == 0.5
+    assert float(ops.aurc(xp.asarray([-0.0, 0.0]), xp.asarray([0, 1]))) == 0.5
+    assert -0.0 in SCORES  # so every other test of ties holds them too
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.float16, np.float32, np.float64])
+def test_errors_of_any_dtype_are_counted(dtype):
+    score, error = np.arange(300.0) // 2, np.random.default_rng(2).random(300) < 0.9
+    assert ops.rank(score, error.astype(dtype)).loss.dtype == np.int64
+    assert ops.aurc(score, error.astype(dtype)) == ops.aurc(score, error)
+
+
+def harmonic(start: int, stop: int) -> float:
+    return float(sum((Fraction(1, j) for j in range(start + 1, stop + 1)), Fraction(0)))
+
+
+@given(st.integers(0, 300), st.integers(0, 60))
+@reproducible
+def test_harmonic_difference_is_the_sum_of_fractions(start, length):
+    value = ops.harmonic_difference(np.asarray(start), np.asarray(start + length))
+    np.testing.assert_allclose(value, harmonic(start, start + length), rtol=1e-14)
+
+
+@pytest.mark.parametrize("start", [62, 63, 64, 65, 10**3, 10**6, 10**9, 10**12])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_harmonic_difference_of_close_large_arguments(start, length):
+    value = ops.harmonic_difference(np.asarray(start), np.asarray(start + length))
+    np.testing.assert_allclose(value, harmonic(start, start + length), rtol=1e-14)
+
+
+def test_harmonic_difference_is_zero_between_equals_and_additive():
+    points = np.array([0, 1, 63, 64, 10_000, 10**7])
+    np.testing.assert_array_equal(ops.harmonic_difference(points, points), 0)
+    steps = ops.harmonic_difference(points[:-1], points[1:])
+    np.testing.assert_allclose(steps.sum(), ops.harmonic_difference(points[0], points[-1]), rtol=1e-14)
+
+
+def test_harmonic_difference_in_float32():
+    start = np.concatenate([np.arange(130), 10 ** np.arange(3, 8)])
+    for length in (0, 1, 3, 1000):
+        value = ops.harmonic_difference(jnp.asarray(start), jnp.asarray(start + length))
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, ops.harmonic_difference(start, start + length), rtol=5e-7)

@@ -1,0 +1,197 @@
+"""Arguments, the workdir that belongs to one config and one process, and errors as one line with an exit status."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sc_jax import cli, files
+from sc_jax import config as config_lib
+from sc_jax.files import InputError
+from sc_jax.training.loop import DivergedError
+
+CONFIG = str(Path(__file__).parents[1] / "experiments" / "label_smoothing" / "config.py")
+SMOKE = f"--config={CONFIG}:smoke"
+
+
+def parse(*argv):
+    return cli.study_arguments("train", "A door.", list(argv))
+
+
+def usage_error(capsys, *argv):
+    """What the parser says before it exits with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def test_config_workdir_and_overrides_are_read():
+    config, workdir = parse(SMOKE, "--workdir=here/there", "--config.training.epochs=2", "--config.data.name=a=b")
+    assert workdir == Path("here/there")
+    assert config.training.epochs == 2
+    assert config.data.name == "a=b"
+    unchanged = config_lib.load(f"{CONFIG}:smoke")
+    assert config.members == unchanged.members
+
+
+def test_the_workdir_is_named_after_study_and_variant():
+    assert parse(SMOKE)[1] == Path("runs/label_smoothing-smoke")
+    assert parse(f"--config={CONFIG}")[1] == Path("runs/label_smoothing-default")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--epochs=3", "--training.epochs=3", "--config.training.epochs", "training.epochs=3", "--work=x", "--workdirs=x"],
+)
+def test_an_unknown_argument_is_refused_and_named(capsys, argument):
+    assert f"unknown argument {argument}" in usage_error(capsys, SMOKE, argument)
+
+
+def test_a_config_is_required(capsys):
+    assert "--config" in usage_error(capsys, "--workdir=x")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("--config.training.epoch=3", ["training.epoch", "did you mean training.epochs?"]),
+        ("--config.training.epochs=three", ["training.epochs", "'three'"]),
+        ("--config.evaluation.scores=('msp','max_logit_pnorm','max_logits')", ["'max_logits'", "'max_logit'"]),
+    ],
+)
+def test_what_no_stage_could_use_is_refused_at_the_door(override, parts):
+    with pytest.raises(InputError) as caught:
+        parse(SMOKE, override)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ('"naurc", (0.2, "msp")', '"narc", (0.2, "msp")', ["primary[0].metric", "'narc'", "'naurc'"]),
+        ('"naurc",\n            (0.2, "max_logit_pnorm")', '"ece",\n            (0.2, "max_logit_pnorm")',
+         ["primary[2].metric", "'ece'"]),
+    ],
+)  # fmt: skip
+def test_a_primary_contrast_of_an_unknown_metric_is_refused_before_anything_is_trained(tmp_path, old, new, parts):
+    text = Path(CONFIG).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "config.py").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        parse(f"--config={tmp_path / 'config.py'}")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# --- the workdir ------------------------------------------------------------------------------------------------------
+
+
+def test_a_workdir_keeps_its_config_and_opens_again_for_the_same(tmp_path):
+    config = parse(SMOKE)[0]
+    workdir = tmp_path / "run"
+    with cli.open_workdir(workdir, config):
+        assert json.loads((workdir / "config.json").read_text()) == config_lib.as_dict(config)
+    before = (workdir / "config.json").stat().st_mtime_ns
+    with cli.open_workdir(workdir, config):
+        pass
+    assert (workdir / "config.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("--config.training.epochs=2", "training.epochs is 1 there, 2 was asked for"),
+        ("--config.members.seeds=(0,7)", "members.seeds[1] is 1 there, 7 was asked for"),
+        ("--config.members.seeds=(0,)", "members.seeds is [0, 1] there, [0] was asked for"),
+    ],
+)
+def test_a_workdir_of_another_config_is_refused_naming_the_field(tmp_path, override, difference):
+    with cli.open_workdir(tmp_path, parse(SMOKE)[0]):
+        pass
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    other = parse(SMOKE, override)[0]
+    with pytest.raises(InputError) as caught, cli.open_workdir(tmp_path, other):
+        pytest.fail("it was opened")
+    assert difference in str(caught.value)
+    assert "--workdir" in str(caught.value)
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{"])
+def test_a_config_json_that_is_none_of_ours_is_refused_and_kept(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json"), cli.open_workdir(tmp_path, parse(SMOKE)[0]):
+        pytest.fail("it was opened")
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    config = parse(SMOKE)[0]
+    with cli.open_workdir(tmp_path, config):
+        with pytest.raises(InputError, match="another run is using"), cli.open_workdir(tmp_path, config):
+            pytest.fail("it was opened twice")
+        with pytest.raises(InputError, match="another run is using"), files.lock(tmp_path):
+            pytest.fail("it was locked twice")
+    with contextlib.suppress(ZeroDivisionError), cli.open_workdir(tmp_path, config):
+        raise ZeroDivisionError
+    with cli.open_workdir(tmp_path, config):
+        pass
+
+
+# --- exit status ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (InputError("x.npz: no such file"), 2, "error: x.npz: no such file\n"),
+        (DivergedError("step 3, member a"), 2, "error: step 3, member a\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(capsys, error, status, said):
+    def door(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.main(door)
+    assert caught.value.code == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(said)
+    assert captured.err.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    def door(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.main(door)
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "said"),
+    [
+        ("train", [SMOKE, "--config.training.epoch=2"], "error: --config.training.epoch: there is no field"),
+        ("report", ["--workdir=nowhere"], "error: nowhere: no such workdir"),
+    ],
+)
+def test_a_process_ends_with_status_2_and_one_line(tmp_path, door, arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-m", f"sc_jax.{door}", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert os.listdir(tmp_path) == []

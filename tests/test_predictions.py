@@ -1,0 +1,423 @@
+"""The waist of the pipe: what is written comes back, and whatever breaks a rule is refused with file, field and remedy."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sc_jax import files, ops, predictions
+from sc_jax.files import InputError
+from sc_jax.predictions import Predictions
+
+N, K = 6, 4
+
+
+def arrays(**changes):
+    """A good file's arrays; a change to None leaves one out."""
+    rng = np.random.default_rng(0)
+    good = {"label": rng.integers(0, K, N), "logits": rng.normal(size=(N, K)), "example_id": 100 + np.arange(N)}
+    return {name: array for name, array in (good | changes).items() if array is not None}
+
+
+def put(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """Writes a file and returns the message it is refused with: one line that begins with its path."""
+
+    def refuse(**changes):
+        path = tmp_path / "given.npz"
+        np.savez(path, **arrays(**changes))
+        with pytest.raises(InputError) as caught:
+            predictions.load(path)
+        message = str(caught.value)
+        assert message.startswith(str(path))
+        assert "\n" not in message
+        return message.removeprefix(str(path))
+
+    return refuse
+
+
+# --- round trip -------------------------------------------------------------------------------------------------------
+
+finite = st.floats(-1e3, 1e3, width=32)
+
+
+@st.composite
+def any_predictions(draw):
+    n, k, d = draw(st.integers(1, 7)), draw(st.integers(2, 5)), draw(st.integers(1, 3))
+    members = draw(st.sampled_from([(), (1,), (3,)]))
+    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
+
+    def maybe(strategy):
+        return draw(st.none() | strategy)
+
+    text = hnp.arrays("U4", n, elements=st.text("abé", max_size=4))
+    features = maybe(hnp.arrays(np.float32, (n, d), elements=finite))
+    head = features is not None and draw(st.booleans())
+    ids = draw(
+        hnp.arrays(np.int64, n, elements=st.integers(-(2**40), 2**40), unique=True)
+        | hnp.arrays("U4", n, elements=st.text("abé", min_size=1, max_size=4), unique=True)
+    )
+    return Predictions(
+        label=draw(
+            hnp.arrays(draw(st.sampled_from([np.int8, np.uint16, np.int64])), n, elements=st.integers(0, k - 1))
+        ),
+        logits=draw(hnp.arrays(dtype, (*members, n, k), elements=st.floats(-100, 100, width=16))),
+        example_id=ids,
+        features=features,
+        head_kernel=np.ones((d, k), np.float32) if head else None,
+        head_bias=np.zeros(k, np.float32) if head else None,
+        group=maybe(text | hnp.arrays(np.int16, n)),
+        is_ood=maybe(hnp.arrays(bool, n)),
+        provenance={"dataset": "made up", "split": "test", "tags": {"alpha": 0.5}},
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_predictions())
+def test_what_is_saved_is_loaded(tmp_path_factory, given):
+    path = tmp_path_factory.mktemp("round") / "trip.npz"
+    predictions.save(path, given)
+    back = predictions.load(path)
+    assert back.arrays().keys() == given.arrays().keys()
+    for name, array in given.arrays().items():
+        assert back.arrays()[name].dtype == array.dtype
+        np.testing.assert_array_equal(back.arrays()[name], array)
+    assert back.provenance == {**given.provenance, "fingerprint": files.fingerprint(given.arrays())}
+    assert (back.source, len(back), back.num_classes) == (str(path), len(given), given.logits.shape[-1])
+    assert back.ids_given
+    assert not back.log_probabilities
+
+
+def test_a_file_from_anywhere_needs_label_and_logits_alone(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", **arrays(example_id=None), something_else=np.arange(3))
+    loaded = predictions.load(tmp_path / "x.npz")
+    np.testing.assert_array_equal(loaded.example_id, np.arange(N))
+    assert not loaded.ids_given
+    assert loaded.provenance == {}
+    predictions.save(tmp_path / "y.npz", loaded)
+    with np.load(tmp_path / "y.npz") as written:
+        assert sorted(written.files) == ["label", "logits"]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+GOOD = arrays()
+IDS = GOOD["example_id"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("members", [0, 3])
+def test_logits_that_are_not_finite_are_counted_and_the_first_example_named(refusal, value, members):
+    logits = put(put(GOOD["logits"], (2, 1), value), (4, slice(None)), value)
+    if members:
+        logits = np.stack([GOOD["logits"], logits, GOOD["logits"]])
+    message = refusal(logits=logits)
+    assert "field 'logits': 2 of 6 examples have NaN or infinite values, first example_id 102" in message
+
+
+@pytest.mark.parametrize(("label", "count", "first"), [(-1, 1, "-1 at example_id 103"), (K, 1, "4 at example_id 103")])
+def test_labels_outside_the_classes_are_counted(refusal, label, count, first):
+    message = refusal(label=put(GOOD["label"], 3, label))
+    assert f"field 'label': {count} of 6 labels lie outside 0..3, first {first}" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "problem"),
+    [
+        ({"label": GOOD["label"].astype(float)}, "label", "dtype float64, integers are needed"),
+        ({"label": GOOD["label"] > 1}, "label", "dtype bool, integers are needed"),
+        ({"label": GOOD["label"].astype(str)}, "label", "integers are needed"),
+        ({"label": np.eye(K, dtype=int)[GOOD["label"]]}, "label", "shape (6, 4), one class index per example"),
+        ({"label": np.array(1)}, "label", "shape ()"),
+        ({"label": GOOD["label"][:5]}, "logits", "shape (6, 4), label has 5 examples"),
+        ({"logits": GOOD["logits"].T}, "logits", "shape (4, 6), label has 6 examples"),
+        ({"logits": GOOD["logits"][:, 0]}, "logits", "shape (6,), label has 6 examples"),
+        ({"logits": GOOD["logits"][None, None]}, "logits", "shape (1, 1, 6, 4)"),
+        ({"logits": GOOD["logits"].astype(int)}, "logits", "dtype int64, floating point is needed"),
+        ({"logits": GOOD["logits"].astype(complex)}, "logits", "floating point is needed"),
+        ({"logits": GOOD["logits"][:, :1], "label": np.zeros(N, int)}, "logits", "has k = 1 class"),
+        ({"logits": GOOD["logits"][:, :0]}, "logits", "nothing in it"),
+        ({"logits": np.zeros((0, N, K))}, "logits", "nothing in it"),
+        ({"label": np.zeros(0, int), "logits": np.zeros((0, K)), "example_id": None}, "label", "is empty (n = 0)"),
+        ({"example_id": put(IDS, 5, 101)}, "example_id", "1 of 6 are repeated, first 101"),
+        ({"example_id": IDS.astype(float)}, "example_id", "dtype float64"),
+        ({"example_id": IDS[:, None]}, "example_id", "shape (6, 1)"),
+        ({"example_id": IDS[:5]}, "example_id", "shape (5,), label has 6 examples"),
+        ({"features": np.zeros((5, 2))}, "features", "shape (5, 2), label has 6 examples"),
+        ({"group": np.array("a")}, "group", "shape (), label has 6 examples"),
+        ({"is_ood": np.zeros(N, int)}, "is_ood", "dtype int64"),
+        ({"is_ood": np.zeros(7, bool)}, "is_ood", "shape (7,), label has 6 examples"),
+        ({"features": np.zeros(N)}, "features", "shape (6,)"),
+        ({"features": np.zeros((N, 2)), "head_kernel": np.zeros((3, K))}, "head_kernel", "shape (3, 4)"),
+        ({"head_kernel": np.zeros((2, K + 1))}, "head_kernel", "shape (2, 5)"),
+        ({"head_kernel": np.zeros(K)}, "head_kernel", "shape (4,)"),
+        ({"head_bias": np.zeros(K + 1)}, "head_bias", "shape (5,)"),
+    ],
+)
+def test_each_rule_of_the_format_names_the_field(refusal, changes, field, problem):
+    message = refusal(**changes)
+    assert f"field '{field}': " in message
+    assert problem in message
+    assert "; " in message  # what to do
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"label": None, "labels": GOOD["label"]}, ["field 'label' is missing", "rename 'labels'"]),
+        ({"logits": None, "logit": GOOD["logits"]}, ["field 'logits' (or 'probs') is missing", "rename 'logit'"]),
+        ({"label": None}, ["field 'label' is missing", "example_id", "logits"]),
+        ({"probs": np.full((N, K), 1 / K)}, ["has both 'logits' and 'probs'"]),
+    ],
+)
+def test_a_missing_field_names_the_nearest(refusal, changes, parts):
+    message = refusal(**changes)
+    for part in parts:
+        assert part in message
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path):
+    path = tmp_path / "given.npz"
+    np.savez(path, **arrays())
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"label,logits\n0,1\n"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"given\.npz"):
+            predictions.load(path)
+    np.savez(path, label=GOOD["label"], logits=GOOD["logits"].astype(object))
+    with pytest.raises(InputError, match="field 'logits': holds pickled"):
+        predictions.load(path)
+    with pytest.raises(InputError, match=r"none\.npz: no such file"):
+        predictions.load(tmp_path / "none.npz")
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_become_their_logarithms_and_zeros_stay(tmp_path):
+    probs = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    np.savez(tmp_path / "x.npz", label=np.array([0, 1, 1]), probs=probs)
+    loaded = predictions.load(tmp_path / "x.npz")
+    assert loaded.log_probabilities
+    np.testing.assert_array_equal(loaded.logits == -np.inf, probs == 0)
+    np.testing.assert_allclose(np.exp(loaded.logits), probs, rtol=1e-15)
+    predictions.save(tmp_path / "y.npz", loaded)
+    with np.load(tmp_path / "y.npz") as written:
+        assert sorted(written.files) == ["label", "probs"]
+        np.testing.assert_allclose(written["probs"], probs, rtol=1e-15)
+    assert predictions.load(tmp_path / "y.npz").log_probabilities
+
+
+def test_logits_of_minus_infinity_are_allowed_as_log_probabilities_only():
+    logits = np.log(np.array([[1.0, 1e-300], [0.5, 0.5]]))
+    logits[0, 1] = -np.inf
+    given = Predictions(np.array([0, 1]), logits, np.arange(2), log_probabilities=True)
+    assert predictions.validate(given) is given
+    with pytest.raises(InputError, match="1 of 2 examples have NaN or infinite"):
+        predictions.validate(dataclasses.replace(given, log_probabilities=False))
+
+
+@pytest.mark.parametrize(
+    ("probs", "problem"),
+    [
+        (np.full((N, K), 0.2), "rows do not sum to 1 (off by up to 0.2)"),
+        (put(np.full((N, K), 0.25), (1, slice(None)), [1.5, -0.5, 0, 0]), "NaN, infinite or negative"),
+        (put(np.full((N, K), 0.25), (1, 1), np.nan), "NaN, infinite or negative"),
+        (np.ones((N, K), int), "dtype int64, floating point is needed"),
+        (np.full((N - 1, K), 0.25), "shape (5, 4), label has 6 examples"),
+        (np.ones((N, 1)), "has k = 1 class"),
+    ],
+)
+def test_what_are_no_probabilities_is_refused_under_their_own_name(refusal, probs, problem):
+    message = refusal(logits=None, probs=probs, label=np.zeros(N, int))
+    assert "field 'probs': " in message
+    assert problem in message
+
+
+# --- sidecar ----------------------------------------------------------------------------------------------------------
+
+
+def saved(tmp_path, name="a.npz", **changes):
+    path = tmp_path / name
+    predictions.save(path, Predictions(**arrays(**changes)))
+    return path
+
+
+def test_arrays_that_are_not_those_of_the_sidecar_are_refused(tmp_path):
+    path = saved(tmp_path)
+    np.savez(path, **arrays(label=(GOOD["label"] + 1) % K))
+    with pytest.raises(InputError, match=r"a\.npz: its arrays are not those its sidecar a\.json was written for"):
+        predictions.load(path)
+    path.with_suffix(".json").unlink()
+    assert predictions.load(path).provenance == {}
+
+
+@pytest.mark.parametrize(("content", "problem"), [("[1]", "not a JSON object"), ('{"a"', "not readable as JSON")])
+def test_a_sidecar_that_is_none_is_refused(tmp_path, content, problem):
+    path = saved(tmp_path)
+    path.with_suffix(".json").write_text(content)
+    with pytest.raises(InputError, match=rf"a\.json: {problem}"):
+        predictions.load(path)
+
+
+def test_a_sidecar_of_someone_else_need_not_have_a_fingerprint(tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays())
+    files.write_json(tmp_path / "x.json", {"split": "dev"})
+    assert predictions.load(tmp_path / "x.npz").provenance == {"split": "dev"}
+
+
+def test_a_failing_save_leaves_the_old_file_as_it_was(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    with pytest.raises(InputError, match=r"a\.npz, field 'logits': 1 of 6"):
+        saved(tmp_path, logits=put(GOOD["logits"], (0, 0), np.nan))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(InputError, match=r"a\.npz: cannot write it"):
+            saved(tmp_path, label=(GOOD["label"] + 1) % K)
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+    np.testing.assert_array_equal(predictions.load(path).label, GOOD["label"])
+
+
+def test_the_sidecar_is_written_last(tmp_path, monkeypatch):
+    """Its presence says that the arrays are there."""
+    order = []
+    write = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", lambda path, data: (order.append(path.name), write(path, data)))
+    saved(tmp_path)
+    assert order == ["a.npz", "a.json"]
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_and_unexpected_ids_are_counted_and_the_first_named(tmp_path):
+    given = Predictions(**GOOD, source="a.npz")
+    predictions.require_ids(given, IDS[::-1], "the split")
+    with pytest.raises(InputError, match=r"a\.npz, field 'example_id': 2 ids are missing \(first 106\).*the split"):
+        predictions.require_ids(given, np.arange(100, 108), "the split")
+    with pytest.raises(InputError, match=r"'example_id': 1 ids are unexpected \(first 105\)"):
+        predictions.require_ids(given, IDS[:5], "the split")
+    with pytest.raises(InputError, match="2 ids are missing"):
+        predictions.save(tmp_path / "a.npz", given, expected_id=np.arange(100, 108))
+    assert os.listdir(tmp_path) == []
+    predictions.save(tmp_path / "a.npz", given, expected_id=IDS)
+
+
+# --- selecting --------------------------------------------------------------------------------------------------------
+
+
+def full(n=8, members=()):
+    """Every per-example array says which row it belongs to."""
+    row = np.arange(n)
+    return Predictions(
+        label=row % K,
+        logits=np.broadcast_to(row[:, None] + np.arange(K) / 10, (*members, n, K)).copy(),
+        example_id=1000 - 3 * row,
+        features=np.repeat(row[:, None], 2, axis=1).astype(float),
+        head_kernel=np.ones((2, K)),
+        head_bias=np.arange(K),
+        group=row.astype(str),
+        is_ood=row % 2 == 1,
+        provenance={"split": "test"},
+    )
+
+
+def rows_of(p):
+    """The row of each example, by every array: they must agree."""
+    row = p.features[:, 0].astype(int)
+    np.testing.assert_array_equal(p.label, row % K)
+    np.testing.assert_array_equal(p.logits[..., 0], np.broadcast_to(row, p.logits.shape[:-1]))
+    np.testing.assert_array_equal(p.example_id, 1000 - 3 * row)
+    np.testing.assert_array_equal(p.group, row.astype(str))
+    np.testing.assert_array_equal(p.is_ood, row % 2 == 1)
+    return row
+
+
+@pytest.mark.parametrize("members", [(), (3,)])
+@pytest.mark.parametrize("index", [[5, 0, 3], [True, False] * 4, []])
+def test_select_keeps_the_arrays_of_an_example_together(members, index):
+    index = np.array(index, bool if index and index[0] is True else int)
+    chosen = predictions.select(full(members=members), index)
+    np.testing.assert_array_equal(rows_of(chosen), np.arange(8)[index])
+    assert chosen.logits.shape == (*members, len(chosen), K)
+    np.testing.assert_array_equal(chosen.head_bias, np.arange(K))
+    assert chosen.provenance == {"split": "test"}
+
+
+@pytest.mark.parametrize("members", [(), (3,)])
+def test_by_id_orders_by_id_and_keeps_rows_together(members):
+    ordered = predictions.by_id(full(members=members))
+    assert (np.diff(ordered.example_id) > 0).all()
+    np.testing.assert_array_equal(rows_of(ordered), np.arange(8)[::-1])
+
+
+def test_row_numbers_do_not_become_ids_by_ordering_but_by_selecting():
+    given = Predictions(GOOD["label"], GOOD["logits"], np.arange(N), ids_given=False)
+    assert not predictions.by_id(given).ids_given
+    part = predictions.select(given, np.array([4, 2]))
+    assert part.ids_given  # the rows of the part have other numbers
+    np.testing.assert_array_equal(part.example_id, [4, 2])
+
+
+# --- rows that two files share ----------------------------------------------------------------------------------------
+
+
+def random_predictions(seed, n=20, members=()):
+    rng = np.random.default_rng(seed)
+    return Predictions(rng.integers(0, K, n), rng.normal(size=(*members, n, K)).astype(np.float32), np.arange(n))
+
+
+@pytest.mark.parametrize("members", [(), (2,)])
+def test_shared_rows_are_found_whatever_their_order_and_ids(members):
+    a, b = random_predictions(0, members=members), random_predictions(1, members=members)
+    assert predictions.shared_rows(a, b) == 0
+    part = predictions.select(a, np.array([7, 3, 19]))
+    mixed = dataclasses.replace(
+        b,
+        label=np.concatenate([b.label, part.label]),
+        logits=np.concatenate([b.logits, part.logits], axis=-2).astype(np.float64),
+        example_id=np.arange(23) + 500,
+    )
+    assert predictions.shared_rows(a, mixed) == predictions.shared_rows(mixed, a) == 3
+    other_label = dataclasses.replace(part, label=(part.label + 1) % K)
+    assert predictions.shared_rows(a, other_label) == 0
+
+
+def test_rows_that_repeat_within_a_file_are_not_examples_shared():
+    """Two examples may well get the same saturated output; that makes them no copies."""
+    logits = np.tile([[9.0, 0, 0, 0]], (10, 1))
+    a = Predictions(np.zeros(10, int), logits, np.arange(10))
+    b = Predictions(np.zeros(5, int), logits[:5], np.arange(5))
+    assert predictions.shared_rows(a, b) == 0
+
+
+def test_files_of_other_classes_or_members_share_nothing():
+    a = random_predictions(0)
+    narrow = dataclasses.replace(a, label=a.label % 3, logits=a.logits[:, :3])
+    assert predictions.shared_rows(a, narrow) == 0
+    assert predictions.shared_rows(a, dataclasses.replace(a, logits=a.logits[None].repeat(2, 0))) == 0
+
+
+def test_the_log_of_probabilities_ranks_as_the_logits_do(tmp_path):
+    """`probs` in place of `logits` give the same MSP to rounding."""
+    given = random_predictions(3)
+    probs = np.exp(ops.log_softmax(given.logits))
+    np.savez(tmp_path / "p.npz", label=given.label, probs=probs)
+    np.testing.assert_allclose(
+        ops.msp(predictions.load(tmp_path / "p.npz").logits), ops.msp(given.logits), rtol=1e-9, atol=1e-9
+    )
