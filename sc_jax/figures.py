@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -51,11 +52,16 @@ def to_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def save_png(figure: Figure, path: Any) -> None:
-    """Writes the figure as a PNG, whole or not at all."""
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG, to stand in a notebook."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
-    files.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Writes the figure as a PNG, whole or not at all."""
+    files.write_bytes(path, to_png(figure))
 
 
 def finding(curves: Sequence[dict[str, Any]], aggregates: Sequence[dict[str, Any]], alpha: float) -> Figure:

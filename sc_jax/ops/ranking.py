@@ -159,6 +159,12 @@ def harmonic_difference(start: Array, stop: Array) -> Array:
     H_m = ln(m + ½) + γ + c(m), c(m) = 1/(24 x²) − 7/(960 x⁴) + 31/(8064 x⁶) − …, x = m + ½; below 64 c(m) is tabulated.
     One logarithm of the ratio, never a difference of two large sums.
 
+    Args:
+      start, stop: [...], whole numbers.
+
+    Returns:
+      [...].
+
     >>> round(float(harmonic_difference(np.asarray(1), np.asarray(3))), 12)  # 1/2 + 1/3
     0.833333333333
     """
