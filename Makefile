@@ -20,6 +20,7 @@ lint: .venv/.test
 bench: .venv/.runtime  ## benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.run_stages
+	$(BIN)/python -m benchmarks.interval_coverage
 
 docs: .venv/.runtime  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
 	$(BIN)/python docs/build.py

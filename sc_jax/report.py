@@ -80,12 +80,23 @@ def _with_interval(
 # --- a study of label smoothing ---------------------------------------------------------------------------------------
 
 
+def heading(metric: str) -> str:
+    """How a metric is called in tables, with its unit."""
+    name, factor = _HEADING[metric], _FACTOR[metric]
+    return name + (" %" if factor == 100 and not name.endswith("%") else "")
+
+
+def with_interval(metric: str, described: dict[str, Any]) -> str:
+    """The estimate of a metric with its interval, in the unit of its heading."""
+    return _with_interval(described["estimate"], described["interval"], _FACTOR[metric])
+
+
 def _estimate(document: dict[str, Any], alpha: float, score: str, metric: str) -> dict[str, Any]:
     return next(r for r in document["aggregates"] if (r["alpha"], r["score"]) == (alpha, score))["metrics"][metric]
 
 
-def _claim(document: dict[str, Any]) -> str:
-    """One sentence, by the verdicts on the primary contrasts."""
+def claim(document: dict[str, Any]) -> str:
+    """The finding of a study in one sentence, by the verdicts on its primary contrasts."""
     primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
     alpha = primary[0]["treatment"]["alpha"]
     if all(row["verdict"] == "confirmed" for row in primary):
@@ -114,7 +125,8 @@ def _contrast_name(row: dict[str, Any]) -> str:
     return f"α = {a:g} − α = {b:g}: {s}" if s == t else f"α = {a:g} {s} − α = {b:g} {t}"
 
 
-def _contrast_table(rows: Sequence[dict[str, Any]], primary: bool) -> Table:
+def contrast_table(rows: Sequence[dict[str, Any]], primary: bool) -> Table:
+    """Contrasts with intervals and p; primary ones with claim and verdict too."""
     headings = [
         "contrast",
         "metric",
@@ -144,15 +156,14 @@ def _aggregate_table(document: dict[str, Any]) -> Table:
     lines = []
     for row in document["aggregates"]:
         cells = [
-            _with_interval(row["metrics"][name]["estimate"], row["metrics"][name]["interval"], factor)
-            + (" †" if row["metrics"][name].get("unstable") else "")
+            with_interval(name, row["metrics"][name]) + (" †" if row["metrics"][name].get("unstable") else "")
             if name in row["metrics"]
             else ""
-            for name, _, factor in TABLE
+            for name, _, _ in TABLE
         ]
         chosen = "" if row["fitted"] is None else ", ".join(str(p) for p in row["fitted"])
         lines.append([f"{row['alpha']:g}", SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
-    headings = [heading + (" %" if factor == 100 and not heading.endswith("%") else "") for _, heading, factor in TABLE]
+    headings = [heading(name) for name, _, _ in TABLE]
     return Table(["α", "score", *headings, "p chosen (one per seed)"], lines)
 
 
@@ -206,7 +217,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
 
     seeds = document["aggregates"][0]["seeds"]
     n = document["runs"][0]["n"]
-    claim = _claim(document)
+    sentence = claim(document)
     cells = [
         ("cross-entropy, MSP", (0.0, "msp")),
         (f"smoothing α = {alpha:g}, MSP", (alpha, "msp")),
@@ -263,7 +274,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
     )
 
     body = [
-        f"<h1>{html.escape(claim)}</h1>",
+        f"<h1>{html.escape(sentence)}</h1>",
         '<div class="tiles">'
         + "".join(
             f'<div class="tile c{i}"><div class="label">{html.escape(label)}</div><div class="big">{100 * aurc:.2f}</div>'
@@ -274,7 +285,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         figures.to_svg(drawn["finding"]),
         f'<p class="note">{html.escape(how)} {html.escape(caution)} {html.escape(rest)}</p>',
         "<h2>Primary contrasts</h2>",
-        _contrast_table(primary, True).html(wrap=True),
+        contrast_table(primary, True).html(wrap=True),
         f'<p class="note">{html.escape(rule)}</p>',
         "<h2>Every α and score</h2>",
         _aggregate_table(document).html(),
@@ -285,12 +296,12 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         figures.to_svg(drawn["max_logit_gap"]),
         _gap_table(document).html(),
         f"<details><summary>{len(exploratory)} exploratory contrasts (not corrected for multiplicity)</summary>",
-        _contrast_table(exploratory, False).html(),
+        contrast_table(exploratory, False).html(),
         "</details>",
         "<details><summary>Settings and versions</summary>" + _settings_table(workdir, document).html() + "</details>",
     ]
     text = [
-        f"# {claim}",
+        f"# {sentence}",
         "\n".join(
             f"- **{label}**: AURC ×100 {100 * aurc:.2f}, NAURC {naurc:.3f}, error {100 * error:.1f} %"
             for label, (aurc, naurc, error) in tiles
@@ -298,7 +309,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         "![Risk-coverage curves, and NAURC by α](figures/finding.png)",
         " ".join(part for part in (how, caution, rest) if part),
         "## Primary contrasts",
-        _contrast_table(primary, True).markdown(),
+        contrast_table(primary, True).markdown(),
         rule,
         "## Every α and score",
         _aggregate_table(document).markdown(),
@@ -310,7 +321,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         "![Max logit of right and wrong predictions at equal MSP](figures/max_logit_gap.png)",
         _gap_table(document).markdown(),
         f"## Exploratory contrasts\n\n{len(exploratory)} of them, not corrected for multiplicity.",
-        _contrast_table(exploratory, False).markdown(),
+        contrast_table(exploratory, False).markdown(),
         "## Settings and versions",
         _settings_table(workdir, document).markdown(),
     ]
@@ -336,7 +347,7 @@ def _files_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         ]
         chosen = "" if row["fitted"] is None else f"p = {row['fitted']['p'] or 'msp'} on {row['fitted_on']}"
         lines.append([row["predictions"], str(row["n"]), SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
-    headings = [heading + (" %" if factor == 100 and not heading.endswith("%") else "") for _, heading, factor in TABLE]
+    headings = [heading(name) for name, _, _ in TABLE]
     table = Table(["predictions", "n", "score", *headings, "fitted"], lines)
     left_out = [f"Left out: {r['score']} of {r['predictions']}: {r['reason']}." for r in document["left_out"]]
     how = "Brackets: 95 % bootstrap intervals over the examples of each file, with what was fitted held fixed."

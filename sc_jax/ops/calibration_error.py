@@ -5,7 +5,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from sc_jax.ops.ranking import Array
-from sc_jax.ops.scores import log_softmax, predicted_class
+from sc_jax.ops.scores import log_softmax, one_hot, predicted_class
 
 
 def log_loss(logits: Array, label: Array) -> Array:
@@ -34,8 +34,7 @@ def brier_loss(logits: Array, label: Array) -> Array:
     """
     xp = array_namespace(logits)
     p = xp.exp(log_softmax(logits))
-    target = xp.arange(p.shape[-1]) == label[:, None]
-    return xp.sum((p - target) ** 2, axis=-1)
+    return xp.sum((p - one_hot(label, p.shape[-1])) ** 2, axis=-1)
 
 
 def max_probability(logits: Array) -> Array:

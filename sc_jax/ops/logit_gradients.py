@@ -8,7 +8,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from sc_jax.ops.ranking import Array
-from sc_jax.ops.scores import log_softmax, predicted_class
+from sc_jax.ops.scores import log_softmax, one_hot, predicted_class
 
 
 def cross_entropy_gradient(logits: Array, label: Array) -> Array:
@@ -21,7 +21,7 @@ def cross_entropy_gradient(logits: Array, label: Array) -> Array:
       [..., K].
     """
     xp = array_namespace(logits)
-    return xp.exp(log_softmax(logits)) - (xp.arange(logits.shape[-1]) == label[..., None])
+    return xp.exp(log_softmax(logits)) - one_hot(label, logits.shape[-1])
 
 
 def smoothing_gradient(label: Array, alpha: float, num_classes: int) -> Array:
@@ -35,8 +35,7 @@ def smoothing_gradient(label: Array, alpha: float, num_classes: int) -> Array:
     Returns:
       [..., K].
     """
-    xp = array_namespace(label)
-    return alpha * ((xp.arange(num_classes) == label[..., None]) - 1 / num_classes)
+    return alpha * (one_hot(label, num_classes) - 1 / num_classes)
 
 
 def max_logit_suppression(logits: Array, label: Array, alpha: float) -> Array:

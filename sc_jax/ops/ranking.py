@@ -50,14 +50,14 @@ def rank(score: Array, loss: Array, weight: Array | None = None) -> Ranking:
     Args:
       score: [n], higher = more confident; ±inf are allowed.
       loss: [n], non-negative; 0/1 (bool or integer) for errors.
-      weight: [..., n], non-negative, 1 for all by default.
+      weight: [..., n], counts: whole numbers ≥ 0 (on devices integers or bool), 1 for all by default.
 
     Returns:
       A `Ranking`; leading axes are those of `weight`.
 
     Raises:
-      ValueError: shapes disagree, n = 0, a score is NaN, or a loss is negative or not finite. (On devices, where values
-        are not known when the program is built, a NaN among the scores makes the metrics NaN.)
+      ValueError: shapes disagree, n = 0, a score is NaN, a loss is negative or not finite, or a weight is no count. (On
+        devices, where values are not known when the program is built, a NaN among the scores makes the metrics NaN.)
     """
     xp = array_namespace(score, loss)
     score, loss = xp.asarray(score), xp.asarray(loss)
@@ -75,11 +75,9 @@ def rank(score: Array, loss: Array, weight: Array | None = None) -> Ranking:
 def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None) -> Ranking:
     if np.isnan(score).any():
         raise ValueError(f"{np.isnan(score).sum()} scores are NaN (first at {np.argmax(np.isnan(score))})")
-    loss = loss.astype(np.int64) if loss.dtype.kind in "bui" else loss.astype(np.float64)
     if not (np.isfinite(loss).all() and (loss >= 0).all()):
         raise ValueError("losses must be finite and ≥ 0")
-    if loss.dtype.kind == "f" and ((loss == 0) | (loss == 1)).all():
-        loss = loss.astype(np.int64)  # errors are counted, exactly
+    loss = loss.astype(np.int64 if ((loss == 0) | (loss == 1)).all() else np.float64)  # errors are counted, exactly
 
     order = np.argsort(score, kind="stable")[::-1]
     score, loss = score[order], loss[order]
@@ -90,7 +88,7 @@ def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None
         carries = block_loss > 0
     else:
         carries = np.add.reduceat(loss, starts) > 0
-        weight = _exact(weight)[..., order]
+        weight = _counts(weight)[..., order]
         if len(starts) == len(score):
             block_weight = weight
             block_loss = weight[..., carries] * loss[carries]
@@ -114,11 +112,12 @@ def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None
     )
 
 
-def _exact(weight: np.ndarray) -> np.ndarray:
-    """Whole-numbered weights as integers wide enough to add up; others as they are."""
-    if weight.dtype.kind == "f":
-        return weight.astype(np.int64) if (weight == np.floor(weight)).all() else weight
-    return weight.astype(np.int32) if weight.dtype.itemsize < 4 else weight
+def _counts(weight: np.ndarray) -> np.ndarray:
+    """Weights as integers wide enough to add up."""
+    whole = weight.dtype.kind in "bui" or (np.isfinite(weight).all() and (weight == np.floor(weight)).all())
+    if not whole or (weight.dtype.kind in "if" and (weight < 0).any()):
+        raise ValueError("weights must be counts, whole numbers ≥ 0: a weight w means w repeated rows")
+    return weight.astype(np.int32 if weight.dtype.itemsize < 4 else np.int64, copy=False)
 
 
 def _accumulator(array: np.ndarray) -> type:
@@ -131,13 +130,15 @@ def _rank_on_device(score: Array, loss: Array, weight: Array | None) -> Ranking:
 
     counted = jnp.issubdtype(loss.dtype, jnp.integer) or loss.dtype == bool
     loss = loss.astype(jnp.int32 if counted else jnp.promote_types(loss.dtype, jnp.float32))
-    score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+    if weight is not None and jnp.issubdtype(weight.dtype, jnp.floating):
+        raise ValueError(f"weights must be counts, on devices integers or bool; they are {weight.dtype}")
 
     n = score.shape[0]
-    key, order = jax.lax.sort((-score, jnp.arange(n, dtype=jnp.int32)), num_keys=1)
-    loss = loss[order]
-    weight = jnp.ones(n, jnp.int32) if weight is None else weight[..., order]
-    loss = loss * weight
+    descending = -score if jnp.issubdtype(score.dtype, jnp.floating) else ~score
+    key, order = jax.lax.sort((descending, jnp.arange(n, dtype=jnp.int32)), num_keys=1)
+    weight = jnp.ones(n, jnp.int32) if weight is None else jnp.asarray(weight, jnp.int32)[..., order]
+    rows = (1,) * (weight.ndim - 1) + (n,)
+    loss = loss[order].reshape(rows) * weight
     position = jnp.arange(n, dtype=jnp.int32)
     new = jnp.concatenate([jnp.ones(1, bool), key[1:] != key[:-1]])
     start = jax.lax.cummax(jnp.where(new, position, 0))
@@ -145,7 +146,7 @@ def _rank_on_device(score: Array, loss: Array, weight: Array | None) -> Ranking:
 
     def through(values: Array) -> tuple[Array, Array, Array]:
         total = jnp.cumsum(values, axis=-1)
-        before = jnp.where(start > 0, total[..., jnp.maximum(start - 1, 0)], 0)
+        before = jnp.where((start > 0).reshape(rows), total[..., jnp.maximum(start - 1, 0)], 0)
         return before, total[..., end] - before, total[..., -1]
 
     before, block_weight, total_weight = through(weight)
@@ -194,11 +195,15 @@ def metric_of_ranking(definition: Callable[..., Array]) -> Callable[..., Array]:
 
     @functools.wraps(definition)
     def metric(score: Array, loss: Array, *options: Any, weight: Array | None = None, **named: Any) -> Array:
-        value = definition(rank(score, loss, weight), *options, **named)
-        if is_jax_array(value):
-            xp = array_namespace(value)
-            value = xp.where(xp.any(xp.isnan(xp.asarray(score))), xp.nan, value)
-        return value
+        return nan_if_nan(score, definition(rank(score, loss, weight), *options, **named))
 
     metric.of_ranking = definition
     return metric
+
+
+def nan_if_nan(score: Array, value: Array) -> Array:
+    """`value`, or NaN if a score on a device is NaN: there it cannot be refused."""
+    if not is_jax_array(value):
+        return value
+    xp = array_namespace(value)
+    return xp.where(xp.any(xp.isnan(xp.asarray(score))), xp.nan, value)

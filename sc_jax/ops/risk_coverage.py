@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from sc_jax.ops.ranking import Array, Ranking, harmonic_difference, metric_of_ranking, rank
+from sc_jax.ops.ranking import Array, Ranking, harmonic_difference, metric_of_ranking, nan_if_nan, rank
 
 
 class RiskCoverageCurve(NamedTuple):
@@ -32,6 +32,24 @@ def as_fraction(target: float | str | Fraction) -> Fraction:
     return Fraction(str(target))
 
 
+def floor_of_share(share: Fraction, count: Array) -> Array:
+    """⌊share · count⌋ of whole counts [...], exactly: for counts up to 2⁴⁰ in int64, 2²⁰ in int32.
+
+    Up to such a bound the share may give way to the largest fraction below it with a denominator within the bound; then
+    the product, in two limbs, does not overflow.
+    """
+    limb = 2**20 if count.dtype.itemsize == 8 else 2**10
+    whole, part = divmod(share, 1)
+    near = part.limit_denominator(limb**2)
+    if near > part:  # its left neighbour a/b among these fractions: a · near.denominator = b · near.numerator − 1
+        inverse = pow(near.numerator, -1, near.denominator)
+        b = limb**2 - (limb**2 - inverse) % near.denominator
+        near = Fraction((b * near.numerator - 1) // near.denominator, b)
+    a, b = near.numerator, near.denominator
+    high, low = (count % b) // limb, count % limb if b % limb == 0 else (count % b) % limb
+    return whole * count + count // b * a + high * a // b * limb + (high * a % b * limb + low * a) // b
+
+
 def risk_coverage_curve(score: Array, loss: Array) -> RiskCoverageCurve:
     """The expected curve over tie orders: within a block the expected total loss grows linearly.
 
@@ -47,6 +65,7 @@ def risk_coverage_curve(score: Array, loss: Array) -> RiskCoverageCurve:
     xp = array_namespace(ranking.before)
     accepted = xp.arange(1, score.shape[0] + 1)
     total = loss_of_accepted(ranking, accepted)
+    total = nan_if_nan(score, total)
     return RiskCoverageCurve(accepted / score.shape[0], total / accepted, total / score.shape[0])
 
 
@@ -96,11 +115,29 @@ def aurc(ranking: Ranking) -> Array:
     xp = array_namespace(ranking.loss)
     n, above, weight = ranking.total_weight, ranking.before, ranking.weight
     through = above + weight
-    within = 1 - above / xp.maximum(weight, 1) * harmonic_difference(above, through)
+    within = _within(above, weight)
     rest = harmonic_difference(through, xp.broadcast_to(n[..., None], through.shape))
     untied = harmonic_difference(above, xp.broadcast_to(n[..., None], through.shape))
     share = xp.where(weight == 1, untied, rest + within)
     return xp.sum(ranking.loss * share, axis=-1) / n
+
+
+def _within(above: Array, weight: Array) -> Array:
+    """1 − (K/w)(H_{K+w} − H_K), the mean of j/(K + j) over j = 1 … w, as a sum of positive terms.
+
+    With u = w/(K + ½), H_{K+w} − H_K = ln(1 + u) − δ and K/w = 1/u − 1/(2w) it is
+    (1 − ln(1 + u)/u) + ln(1 + u)/(2w) + (K/w)·δ; the first term by its series in z = u/(2 + u) where u < ½.
+    """
+    xp = array_namespace(above)
+    weight = xp.maximum(weight, 1)
+    u = weight / (above + 0.5)
+    log = xp.log1p(u)
+    z = u / (2 + u)
+    series = 0 * z
+    for k in range(21, 1, -2):
+        series = z * z * (1 / k + series)
+    first = xp.where(u < 0.5, z - (1 - z) * series, 1 - log / u)
+    return first + log / (2 * weight) + above / weight * (log - harmonic_difference(above, above + weight))
 
 
 @metric_of_ranking
@@ -150,14 +187,15 @@ def naurc(score: Array, loss: Array, *, weight: Array | None = None) -> Array:
     Arguments as for `aurc`. Source: Cattelan & Silva, "How to fix a broken confidence estimator", UAI 2024.
     """
     ranking = rank(score, loss, weight)
-    return normalised(aurc.of_ranking(ranking), optimal_aurc(loss, weight=weight), ranking)
+    return nan_if_nan(score, normalised(aurc.of_ranking(ranking), optimal_aurc(loss, weight=weight), ranking))
 
 
 def normalised(value: Array, optimum: Array, ranking: Ranking) -> Array:
     """(value − optimum) / (mean loss − optimum), NaN where random and perfect rankings do not differ."""
     xp = array_namespace(value)
-    room = ranking.total_loss / ranking.total_weight - optimum
-    known = room > 1e-12 if value.dtype == xp.float64 else room > 1e-7
+    mean = ranking.total_loss / ranking.total_weight
+    room = mean - optimum
+    known = room > mean * (1e-12 if value.dtype == xp.float64 else 1e-6)
     return xp.where(known, (value - optimum) / xp.where(known, room, 1), xp.nan)
 
 
@@ -166,7 +204,7 @@ def coverage_at_risk(ranking: Ranking, risk: float | str | Fraction) -> Array:
     """The largest coverage at which a threshold keeps the selective risk at or below `risk`; 0 if none does.
 
     Only realisable points count: a threshold accepts whole blocks of tied samples. Errors are compared as integers,
-    errors · denominator ≤ numerator · accepted, with `risk` read as a decimal.
+    errors ≤ ⌊risk · accepted⌋, with `risk` read as a decimal.
 
     Args:
       score: [n]; loss: [n], non-negative; risk: the target, e.g. 0.05; weight: [..., n].
@@ -183,11 +221,9 @@ def coverage_at_risk(ranking: Ranking, risk: float | str | Fraction) -> Array:
     accepted = xp.concat([ranking.before, ranking.total_weight[..., None]], axis=-1)
     loss = xp.concat([ranking.loss_before, ranking.total_loss[..., None]], axis=-1)
     target = as_fraction(risk)
-    if xp.isdtype(accepted.dtype, "integral") and xp.isdtype(loss.dtype, "integral"):
-        whole, part = accepted // target.denominator, accepted % target.denominator
-        feasible = loss <= whole * target.numerator + part * target.numerator // target.denominator  # floor(risk · k)
-    else:
-        feasible = loss <= accepted * float(target)
+    feasible = loss <= floor_of_share(target, accepted)
+    if not xp.isdtype(loss.dtype, "integral"):
+        feasible = feasible | (loss <= accepted * float(target))
     return xp.max(xp.where(feasible, accepted, 0), axis=-1) / ranking.total_weight
 
 
@@ -208,11 +244,6 @@ def risk_at_coverage(ranking: Ranking, coverage: float | str | Fraction) -> Arra
     if not 0 < target <= 1:
         raise ValueError(f"coverage must lie in (0, 1]; it is {coverage}")
     xp = array_namespace(ranking.before)
-    n = ranking.total_weight
-    if xp.isdtype(n.dtype, "integral"):
-        whole, part = n // target.denominator, n % target.denominator
-        accepted = whole * target.numerator - (-part * target.numerator // target.denominator)
-    else:
-        accepted = n * float(target)
+    accepted = ranking.total_weight - floor_of_share(1 - target, ranking.total_weight)
     share = xp.clip((accepted[..., None] - ranking.before) / xp.maximum(ranking.weight, 1), 0, 1)
     return xp.sum(ranking.loss * share, axis=-1) / accepted

@@ -21,6 +21,12 @@ def _working(logits: Array) -> tuple[Array, Any]:
     return logits.astype(xp.result_type(logits.dtype, xp.float32)), xp
 
 
+def one_hot(index: Array, k: int) -> Array:
+    """Whether each class is the one of `index`: int [...] → bool [..., k]."""
+    xp = array_namespace(index)
+    return xp.reshape(xp.arange(k), (1,) * index.ndim + (k,)) == index[..., None]
+
+
 def predicted_class(logits: Array) -> Array:
     """argmax_k v_k; ties go to the lowest class index.
 
@@ -52,7 +58,7 @@ def msp(logits: Array) -> Array:
     0.7
     """
     v, xp = _working(logits)
-    winner = xp.arange(v.shape[-1]) == predicted_class(v)[..., None]
+    winner = one_hot(predicted_class(v), v.shape[-1])
     others = xp.where(winner, -xp.inf, v - xp.max(v, axis=-1, keepdims=True))
     second = xp.max(others, axis=-1)
     alone = xp.isinf(second)
@@ -87,7 +93,7 @@ def max_logit_pnorm(logits: Array, p: int | Sequence[int], *, center: bool = Tru
       center: subtract the mean over classes first.
 
     Returns:
-      [...], or [len(p), ...] for a sequence; 0 where all logits are equal.
+      [...], or [len(p), ...] for a sequence; 0 where v' is 0: centred, where all logits are equal.
 
     Raises:
       ValueError: k < 3 (the centred score would be the constant 2^(−1/p)), or p is not an integer ≥ 1.
@@ -96,12 +102,14 @@ def max_logit_pnorm(logits: Array, p: int | Sequence[int], *, center: bool = Tru
     (MaxLogit-pNorm). Centring is explicit here because the published code tunes with it and reports without.
     """
     v, xp = _working(logits)
-    grid = [p] if isinstance(p, (int, np.integer)) else list(p)
+    single = np.ndim(p) == 0
+    grid = [p] if single else list(p)
     if v.shape[-1] < 3:
         raise ValueError(f"max_logit_pnorm is not defined for k = {v.shape[-1]} classes: it needs at least 3")
-    if not grid or any(int(q) != q or q < 1 for q in grid):
+    if not grid or any(not isinstance(q, (int, np.integer)) or q < 1 for q in grid):
         raise ValueError(f"p must be integers ≥ 1; it is {p}")
     if center:
+        v = v - xp.max(v, axis=-1, keepdims=True)  # equal logits become 0 exactly
         v = v - xp.mean(v, axis=-1, keepdims=True)
     largest = xp.max(xp.abs(v), axis=-1)
     flat = largest == 0
@@ -112,7 +120,7 @@ def max_logit_pnorm(logits: Array, p: int | Sequence[int], *, center: bool = Tru
         power = power * ratio
         if q in grid:
             values[q] = xp.where(flat, 0.0, top / xp.where(flat, 1.0, xp.sum(power, axis=-1)) ** (1 / q))
-    return values[int(p)] if isinstance(p, (int, np.integer)) else xp.stack([values[int(q)] for q in grid])
+    return values[p] if single else xp.stack([values[q] for q in grid])
 
 
 def ensemble_log_probabilities(logits: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sc_jax.ops.detection import failure_auroc
-from sc_jax.ops.ranking import Array, Ranking, rank
+from sc_jax.ops.ranking import Array, Ranking, nan_if_nan, rank
 from sc_jax.ops.risk_coverage import augrc, aurc, coverage_at_risk, normalised, optimal_aurc, risk_at_coverage
 
 
@@ -39,4 +39,5 @@ def summarise(score: Array, error: Array, *, weight: Array | None = None) -> dic
     Returns:
       A dict of [...]; see each metric for its definition.
     """
-    return summarise_ranking(rank(score, error, weight), optimal_aurc(error, weight=weight))
+    summary = summarise_ranking(rank(score, error, weight), optimal_aurc(error, weight=weight))
+    return {name: nan_if_nan(score, value) for name, value in summary.items()}

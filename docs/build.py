@@ -1,0 +1,163 @@
+"""Puts the numbers into the docs: every block between `<!-- generated: name -->` and `<!-- end -->` is made here.
+
+    make docs
+
+Copies what the runs under `runs/label_smoothing-*` left into `experiments/label_smoothing/results/`, executes the notebook on
+the default run, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
+skipped: their last results stay.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sc_jax import files, report  # noqa: E402 (the docs are built from the checkout)
+
+STUDY = ROOT / "experiments/label_smoothing"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/metrics.md", STUDY / "README.md")
+
+
+def _metrics(variant: str) -> dict[str, Any]:
+    return files.read_json(STUDY / "results" / variant / "metrics.json")
+
+
+def _benchmark(name: str) -> dict[str, Any]:
+    return files.read_json(ROOT / "benchmarks/results" / f"{name}.json")
+
+
+def _machine(figures: dict[str, Any]) -> str:
+    m = figures["machine"]
+    return f"{m['cores']} cores of {m['cpu']}, Python {m['python']}, jax {m['jax']}, {m['date']}"
+
+
+def finding() -> str:
+    """The finding of the default run in three rows."""
+    document = _metrics("default")
+    cells = [("cross-entropy, MSP", (0.0, "msp")), ("label smoothing α = 0.2, MSP", (0.2, "msp"))]
+    cells += [("label smoothing α = 0.2, p-norm", (0.2, "max_logit_pnorm"))]
+    names = ("error", "aurc", "naurc", "coverage_at_risk_0.05")
+    rows = []
+    for label, cell in cells:
+        metrics = next(r for r in document["aggregates"] if (r["alpha"], r["score"]) == cell)["metrics"]
+        rows.append([label, *(report.with_interval(name, metrics[name]) for name in names)])
+    table = report.Table(["Fashion-MNIST, 12,000 images, MLP", *(report.heading(name) for name in names)], rows)
+    seeds = document["aggregates"][0]["seeds"]
+    return (
+        f"{table.markdown()}\n\nMean of {seeds} seeds with 95 % intervals over seeds and test examples; this is what `make run` "
+        "makes, in full in [experiments/label_smoothing](experiments/label_smoothing/README.md)."
+    )
+
+
+def stages() -> str:
+    """What `make run` costs."""
+    f = _benchmark("run_stages")
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in f["seconds"].items())
+    return (
+        f"`make run` took {f['seconds_total']:.0f} s after its install ({parts}), {f['peak_bytes'] / 2**30:.1f} GiB at most and "
+        f"{f['workdir_bytes'] / 2**20:.0f} MiB of disk; again, when all is done, {f['seconds_again']:.0f} s ({_machine(f)})."
+    )
+
+
+def training() -> str:
+    """25 members as one program."""
+    f = _benchmark("training")
+    rate, share = f["members_examples_per_second"], f["share_of_matmul_rate"]
+    table = report.Table(
+        [f"{f['model']}, {f['members']} members", "members·examples/s", "of the 2048³ product's rate", "whole study"],
+        [
+            [label, f"{rate[key]:,.0f}", f"{share[key]:.0%}", f"{f['study_seconds'][key]:.0f} s"]
+            for label, key in (("one program", "one_program"), ("one after the other", "one_after_the_other"))
+        ],
+    )
+    low, high = min(f["speedup_of_each_round"]), max(f["speedup_of_each_round"])
+    return (
+        f"{table.markdown()}\n\nOne program is {f['speedup']:.2f} times as fast ({low:.2f}–{high:.2f} over "
+        f"{len(f['speedup_of_each_round'])} rounds; {_machine(f)}). `make bench` measures it on your machine."
+    )
+
+
+def interval_coverage() -> str:
+    """How often intervals hold the truth."""
+    f = _benchmark("interval_coverage")
+    rows = [
+        [f"{r['seeds']:g}", f"{r['examples']:g}", f"{r['interaction']:g}", f"{r['crossed']:.1%}", f"{r['t']:.1%}"]
+        for r in f["rows"]
+    ]
+    headings = ["SD from seeds", "from examples", "from their interaction", "crossed bootstrap holds", "t holds"]
+    return (
+        f"{report.Table(headings, rows).markdown()}\n\n{f['n_seeds']} seeds, {f['studies']:,} simulated studies a row, 95 % intervals "
+        "(`python -m benchmarks.interval_coverage`)."
+    )
+
+
+def claims(variant: str) -> str:
+    """The primary contrasts of a variant, with their verdicts."""
+    path = STUDY / "results" / variant / "metrics.json"
+    if not path.exists():
+        return "Not run."
+    document = _metrics(variant)
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    return f"**{report.claim(document)}**\n\n{report.contrast_table(primary, True).markdown()}"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "finding": finding,
+    "stages": stages,
+    "training": training,
+    "interval_coverage": interval_coverage,
+    "claims default": lambda: claims("default"),
+    "claims cnn": lambda: claims("cnn"),
+    "claims full": lambda: claims("full"),
+}
+
+
+def filled(text: str) -> str:
+    """The text with every generated block made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- generated: {match[1]} -->\n{BLOCKS[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- generated: ([\w ]+) -->\n.*?<!-- end -->", block, text, flags=re.S)
+
+
+def collect() -> None:
+    """Copies the results of the runs that are there."""
+    for workdir in sorted((ROOT / "runs").glob("label_smoothing-*")):
+        variant = workdir.name.removeprefix("label_smoothing-")
+        if variant == "smoke" or not (workdir / "report.md").exists():
+            continue
+        target = STUDY / "results" / variant
+        target.mkdir(parents=True, exist_ok=True)
+        for source in [workdir / "metrics.json", *sorted((workdir / "figures").glob("*.png"))]:
+            shutil.copy(source, target / source.name)
+        text = (workdir / "report.md").read_text(encoding="utf-8").replace("](figures/", "](")
+        files.write_text(target / "report.md", text)
+
+
+def execute_notebooks() -> None:
+    """Runs the notebooks in place, so that they carry their pictures."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # times of day, which would differ every time
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    collect()
+    if (ROOT / "runs/label_smoothing-default/metrics.json").exists():
+        execute_notebooks()
+    for document in DOCUMENTS:
+        files.write_text(document, filled(document.read_text(encoding="utf-8")))

@@ -1,0 +1,344 @@
+"""A study's aggregates, contrasts, curves and evidence against brute force over seeds and resamples."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from made_up import (
+    ALPHAS,
+    CLASSES,
+    PRIMARY,
+    SEEDS,
+    SETTINGS,
+    TEST,
+    best_p,
+    errors,
+    metrics_of,
+    resampled,
+    runs,
+    score_of,
+    study_counts,
+)
+
+from sc_jax import files, ops
+from sc_jax.files import InputError
+from sc_jax.methods import contrasts, study
+from sc_jax.ops import bootstrap
+
+B = SETTINGS.resamples
+SIDES = [(alpha, score) for alpha in ALPHAS for score in SETTINGS.scores]
+
+
+@pytest.fixture(scope="module")
+def document():
+    return study.evaluate(runs(), SETTINGS, PRIMARY)
+
+
+@pytest.fixture(scope="module")
+def brute():
+    """(α, score) → [(metrics, [metrics of each resample])] by seed: p chosen anew wherever calibration is resampled."""
+    counts, calibration_counts, _ = study_counts()
+    table = {}
+    for run in runs():
+        tests = [resampled(run.test, row) for row in counts]
+        calibrations = [resampled(run.calibration, row) for row in calibration_counts]
+        for score in SETTINGS.scores:
+            whole = metrics_of(score, run.test, best_p(score, run.calibration))
+            drawn = [metrics_of(score, tests[b], best_p(score, calibrations[b])) for b in range(B)]
+            table.setdefault((run.alpha, score), []).append((whole, drawn))
+    return table
+
+
+def brute_replicates(brute, metric, treatment, control=None):
+    """[b]: mean over the drawn seeds of metric(treatment) − metric(control) on the drawn examples."""
+    values = []
+    for b, drawn in enumerate(study_counts()[2]):
+        total = 0.0
+        for s, times in enumerate(drawn):
+            for _ in range(times):
+                total += brute[treatment][s][1][b][metric]
+                total -= brute[control][s][1][b][metric] if control else 0
+        values.append(total / drawn.sum())
+    return np.array(values)
+
+
+def sides(row):
+    return tuple((row[side]["alpha"], row[side]["score"]) for side in ("treatment", "control"))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_row_for_every_member_and_score_in_order(document):
+    rows = [(row["tags"]["alpha"], row["tags"]["seed"], row["score"]) for row in document["runs"]]
+    assert rows == [(a, s, score) for a in ALPHAS for s in SEEDS for score in SETTINGS.scores]
+    for row in document["runs"]:
+        assert (row["n"], row["split"], row["intervals_cover"]) == (TEST, "test", "test examples")
+        assert row["predictions"] == f"alpha={row['tags']['alpha']:g}-seed={row['tags']['seed']}/test.npz"
+        assert row["fitted_on"] == (None if row["score"] == "msp" else "validation")
+        assert row["metrics"].keys() == row["intervals"].keys()
+    assert document["left_out"] == []
+
+
+def test_the_order_in_which_runs_are_given_does_not_matter(document):
+    again = study.evaluate(runs()[::-1], SETTINGS, PRIMARY)
+    files_of = [files.fingerprint_json(files._finite(d)) for d in (again, document)]
+    assert files_of[0] == files_of[1]
+
+
+def test_metrics_of_each_run_are_those_of_its_file(document, brute):
+    for row in document["runs"]:
+        expected = brute[row["tags"]["alpha"], row["score"]][SEEDS.index(row["tags"]["seed"])][0]
+        assert row["metrics"].keys() == expected.keys()
+        for metric, value in expected.items():
+            np.testing.assert_allclose(row["metrics"][metric], value, rtol=1e-10, err_msg=metric)
+
+
+def test_the_share_of_resamples_that_never_meet_a_risk_is_told(document, brute):
+    for row in document["runs"]:
+        drawn = brute[row["tags"]["alpha"], row["score"]][SEEDS.index(row["tags"]["seed"])][1]
+        assert row["resamples_at_coverage_0"].keys() == {f"coverage_at_risk_{r}" for r in ("0.01", "0.02", "0.05")}
+        for metric, share in row["resamples_at_coverage_0"].items():
+            assert share == pytest.approx(np.mean([d[metric] == 0 for d in drawn]))
+
+
+def test_everything_can_be_written_as_json(document, tmp_path):
+    files.write_json(tmp_path / "metrics.json", document)
+    back = files.read_json(tmp_path / "metrics.json")
+    assert back.keys() == document.keys()
+    assert back["contrasts"][0]["estimate"] == document["contrasts"][0]["estimate"]
+
+
+# --- aggregates -------------------------------------------------------------------------------------------------------
+
+
+def test_aggregates_are_means_over_seeds_with_crossed_intervals(document, brute):
+    assert [(row["alpha"], row["score"]) for row in document["aggregates"]] == SIDES
+    for row in document["aggregates"]:
+        side = row["alpha"], row["score"]
+        assert row["seeds"] == len(SEEDS)
+        for metric, told in row["metrics"].items():
+            per_seed = [whole[metric] for whole, _ in brute[side]]
+            np.testing.assert_allclose(told["per_seed"], per_seed, rtol=1e-10)
+            assert told["estimate"] == pytest.approx(np.mean(per_seed), rel=1e-10)
+            expected = np.quantile(brute_replicates(brute, metric, side), [0.05, 0.95])
+            np.testing.assert_allclose(told["interval"], expected, rtol=1e-9, atol=1e-12, err_msg=f"{side} {metric}")
+
+
+def test_aggregates_name_the_p_of_each_seed_and_what_intervals_cover(document):
+    for row in document["aggregates"]:
+        if row["score"] == "msp":
+            assert row["fitted"] is None
+            assert "choice of p" not in row["intervals_cover"]
+            continue
+        calibrations = [run.calibration for run in runs() if run.alpha == row["alpha"]]
+        assert row["fitted"] == [best_p(row["score"], calibration) or "msp" for calibration in calibrations]
+        assert "choice of p" in row["intervals_cover"]
+
+
+# --- contrasts --------------------------------------------------------------------------------------------------------
+
+
+def test_contrasts_are_paired_by_seed_and_by_resample(document, brute):
+    assert len(document["contrasts"]) > len(PRIMARY)
+    for row in document["contrasts"]:
+        (treatment, control), metric = sides(row), row["metric"]
+        differences = [a[0][metric] - b[0][metric] for a, b in zip(brute[treatment], brute[control], strict=True)]
+        np.testing.assert_allclose(row["per_seed"], differences, atol=1e-12)
+        assert row["estimate"] == pytest.approx(np.mean(differences), abs=1e-12)
+        replicates = brute_replicates(brute, metric, treatment, control)
+        expected = np.quantile(replicates, [0.05, 0.95])
+        np.testing.assert_allclose(row["interval"], expected, atol=1e-12, err_msg=f"{sides(row)} {metric}")
+        assert row["includes_0"] == (row["interval"][0] <= 0 <= row["interval"][1])
+        replicates[np.abs(replicates) < 1e-13] = 0  # equal settings differ by rounding only
+        if row.get("expect") == "not_worse_by_margin":
+            assert row["p"] == pytest.approx(((replicates >= row["margin"]).sum() + 1) / (B + 1))
+        else:
+            sided = min((replicates <= 0).sum(), (replicates >= 0).sum()) + 1
+            assert row["p"] == pytest.approx(min(1, 2 * sided / (B + 1)))
+
+
+def test_primary_contrasts_are_those_of_the_config_in_its_order(document):
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    assert document["contrasts"][: len(PRIMARY)] == primary
+    for row, contrast in zip(primary, PRIMARY, strict=True):
+        for field, value in dataclasses.asdict(contrast).items():
+            assert row[field] == value
+        assert sides(row) == (
+            (contrast.treatment_alpha, contrast.treatment_score),
+            (contrast.control_alpha, contrast.control_score),
+        )
+
+
+def test_holm_corrects_over_the_primary_contrasts_alone(document):
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    p = [row["p"] for row in primary]
+    for row in primary:
+        smaller = sorted(range(len(p)), key=lambda i: p[i])[: sorted(p).index(row["p"]) + 1]
+        expected = max(min(1, (len(p) - rank) * p[i]) for rank, i in enumerate(smaller))
+        assert row["p_holm"] == pytest.approx(expected)
+        assert row["verdict"] == contrasts.verdict(
+            row["expect"], row["interval"], row["p_holm"], SETTINGS.level, row["margin"]
+        )
+    assert all("p_holm" not in row and "verdict" not in row for row in document["contrasts"][len(PRIMARY) :])
+
+
+def test_a_primary_contrast_is_corrected_for_the_others(document):
+    """Alone, its p stays as it is."""
+    alone = study.evaluate(runs(), SETTINGS, PRIMARY[:1])["contrasts"]
+    assert alone[0]["p_holm"] == alone[0]["p"] == document["contrasts"][0]["p"]
+    assert [row["kind"] for row in alone].count("primary") == 1
+
+
+def test_exploratory_contrasts_repeat_no_other(document):
+    named = [(row["metric"], *sides(row)) for row in document["contrasts"]]
+    assert len(set(named)) == len(named)
+    exploratory = {(r["metric"], *sides(r)) for r in document["contrasts"] if r["kind"] == "exploratory"}
+    assert ("naurc", (0.2, "max_logit_pnorm"), (0.0, "msp")) in exploratory
+    assert ("naurc", (0.0, "max_logit_pnorm"), (0.0, "msp")) in exploratory
+    assert ("ece", (0.2, "msp"), (0.0, "msp")) in exploratory
+    assert all(treatment != control for _, treatment, control in exploratory)
+
+
+def test_without_primary_contrasts_all_are_exploratory():
+    rows = study.evaluate(runs(), SETTINGS, ())["contrasts"]
+    assert {row["kind"] for row in rows} == {"exploratory"}
+
+
+def test_one_seed_has_examples_alone_to_speak_for_it():
+    members = runs(seeds=(3,))
+    row = study.evaluate(members, SETTINGS, PRIMARY)["contrasts"][0]
+    counts = bootstrap.resample_counts(SETTINGS.seed, TEST, B)
+    tests = {run.alpha: run.test for run in members}
+    values = [
+        metrics_of("msp", resampled(tests[0.2], c), 0)["naurc"]
+        - metrics_of("msp", resampled(tests[0.0], c), 0)["naurc"]
+        for c in counts
+    ]
+    np.testing.assert_allclose(row["interval"], np.quantile(values, [0.05, 0.95]), rtol=1e-9)
+    assert math.isnan(row["se_seeds"])
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_means_over_seeds_with_crossed_bands(document):
+    counts, _, seed_counts = study_counts()
+    assert [(row["alpha"], row["score"]) for row in document["curves"]] == SIDES
+    for row in document["curves"]:
+        members = [run for run in runs() if run.alpha == row["alpha"]]
+        chosen = [best_p(row["score"], run.calibration) for run in members]
+        for place in (0, 9, 49, 79, 99):
+            coverage = f"{place + 1}/100"
+            assert row["coverage"][place] == pytest.approx((place + 1) / 100)
+
+            def risk(given, p, score=row["score"], coverage=coverage):
+                return float(ops.risk_at_coverage(score_of(score, given, p), errors(given), coverage))
+
+            whole = [risk(run.test, p) for run, p in zip(members, chosen, strict=True)]
+            assert row["risk"][place] == pytest.approx(np.mean(whole))
+            drawn = np.array(
+                [[risk(resampled(run.test, c), p) for run, p in zip(members, chosen, strict=True)] for c in counts]
+            )
+            band = np.quantile((seed_counts * drawn).sum(axis=1) / len(SEEDS), [0.05, 0.95])
+            np.testing.assert_allclose([row["low"][place], row["high"][place]], band, rtol=1e-5, atol=1e-6)
+
+
+# --- the reason -------------------------------------------------------------------------------------------------------
+
+
+def test_suppression_by_autodiff_is_the_closed_form(document):
+    rows = document["suppression"]
+    assert [row["alpha"] for row in rows] == [alpha for alpha in ALPHAS if alpha]
+    for row in rows:
+        np.testing.assert_allclose(row["autodiff"], row["closed_form"], atol=1e-6)
+        expected = [row["alpha"] * (1 - error - 1 / CLASSES) for error in row["error"]]
+        np.testing.assert_allclose(row["closed_form"], expected, rtol=1e-12)
+        assert row["largest_difference_per_example"] < 1e-6
+        whole = np.mean([errors(run.test).mean() for run in runs() if run.alpha == row["alpha"]])
+        assert np.mean(row["error"]) == pytest.approx(whole)  # bins of equal mass: 120 examples in 10
+
+
+def test_the_gap_at_equal_msp_is_told_for_every_alpha_and_kind(document):
+    counts, _, seed_counts = study_counts()
+    rows = document["max_logit_gap"]
+    assert [row["alpha"] for row in rows] == list(ALPHAS)
+
+    def gaps(alpha, kind):
+        values, replicates = [], []
+        for run in (run for run in runs() if run.alpha == alpha):
+            logits = run.test.logits.astype(np.float64)
+            top = logits.max(axis=1) - (logits.mean(axis=1) if kind == "centred" else 0)
+            given = ops.msp(logits), top, ~errors(run.test)
+            values.append(float(ops.difference_at_equal(*given, standardized=True)))
+            replicates.append([float(ops.difference_at_equal(*given, standardized=True, weight=c)) for c in counts])
+        return np.array(values), np.array(replicates)
+
+    for row in rows:
+        for kind in ("centred", "raw"):
+            values, replicates = gaps(row["alpha"], kind)
+            np.testing.assert_allclose(row[kind]["per_seed"], values, rtol=1e-9)
+            drawn = (seed_counts.T * replicates).sum(axis=0) / len(SEEDS)
+            np.testing.assert_allclose(row[kind]["interval"], np.nanquantile(drawn, [0.05, 0.95]), rtol=1e-9)
+            if row["alpha"] == 0:
+                assert f"{kind}_minus_alpha_0" not in row
+            else:
+                difference = row[f"{kind}_minus_alpha_0"]
+                np.testing.assert_allclose(difference["per_seed"], values - gaps(0.0, kind)[0], rtol=1e-9)
+        assert {len(row["profile"][name]) for name in ("msp", "right", "wrong")} == {10}
+
+
+def test_a_shift_of_the_logits_moves_the_raw_gap_alone():
+    rng = np.random.default_rng(0)
+    shift = rng.normal(scale=3, size=(TEST, 1))
+    shifted = [
+        dataclasses.replace(run, test=dataclasses.replace(run.test, logits=run.test.logits.astype(np.float64) + shift))
+        for run in runs()
+    ]
+    how = dataclasses.replace(SETTINGS, p_grid=(2, 5))  # p = 1 ties at 1/2 where one class alone is above the mean
+    document, again = (study.evaluate(given, how, PRIMARY) for given in (runs(), shifted))
+    for before, after in zip(document["max_logit_gap"], again["max_logit_gap"], strict=True):
+        np.testing.assert_allclose(after["centred"]["per_seed"], before["centred"]["per_seed"], rtol=1e-6)
+        assert not np.allclose(after["raw"]["per_seed"], before["raw"]["per_seed"], rtol=1e-3)
+    for before, after in zip(document["aggregates"], again["aggregates"], strict=True):
+        for metric, told in before["metrics"].items():
+            assert after["metrics"][metric]["estimate"] == pytest.approx(told["estimate"], rel=1e-6, abs=1e-9)
+
+
+def test_all_right_predictions_leave_what_is_not_defined_as_nan():
+    right = [
+        dataclasses.replace(run, test=dataclasses.replace(run.test, label=run.test.logits.argmax(axis=1)))
+        for run in runs()
+    ]
+    document = study.evaluate(right, SETTINGS, PRIMARY)
+    assert math.isnan(document["contrasts"][0]["estimate"])  # NAURC
+    assert document["contrasts"][0]["verdict"] == "not shown"
+    assert document["contrasts"][2]["estimate"] == 0  # error
+    assert "NaN" not in json.dumps(files._finite(document))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_known_names_pass():
+    study.refuse_unknown(SETTINGS.scores, PRIMARY)
+    study.refuse_unknown(("msp",), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "narc"}, r"primary\[1\]\.metric: there is no metric 'narc' .*'naurc'"),
+        ({"metric": "zzz"}, r"primary\[1\]\.metric: .*there are error, aurc"),
+        ({"metric": "nll"}, r"primary\[1\]\.metric: there is no metric 'nll' of these scores"),
+    ],
+)
+def test_a_metric_that_no_evaluation_computes_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        study.refuse_unknown(SETTINGS.scores, (PRIMARY[0], dataclasses.replace(PRIMARY[1], **changes)))
+
+
+def test_metrics_of_probabilities_can_be_contrasted_between_msp_and_msp():
+    study.refuse_unknown(SETTINGS.scores, (dataclasses.replace(PRIMARY[0], metric="nll"),))

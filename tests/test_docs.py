@@ -1,0 +1,71 @@
+"""The docs say what the results say, and their code runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+DOCUMENTS = [
+    "README.md",
+    "docs/metrics.md",
+    "docs/formats.md",
+    "docs/house.md",
+    "experiments/label_smoothing/README.md",
+]
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs/build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_numbers_are_those_of_the_results(build: ModuleType, name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert build.filled(text) == text, "run `make docs`"
+    assert ("generated:" in text) == (ROOT / name in build.DOCUMENTS)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_the_readme_s_code_runs_as_it_stands(tmp_path: Path) -> None:
+    """The Python of "bring your own logits", then its commands, in an empty folder."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Bring your own logits") : text.index("## The map of the house")]
+    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.S))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    commands = re.findall(r"^    \.venv/bin/python (-m sc_jax\..*)$", section, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        done = subprocess.run([sys.executable, *command.split()], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "runs/mine/metrics.json").read_text())["runs"]
+
+    assert rows[0]["score"] == "msp"
+    assert 0.5 < rows[0]["metrics"]["error"] < 1
+    assert (tmp_path / "runs/mine/report.html").exists()
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    for target in set(re.findall(r"make (\w+)", readme)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for module in set(re.findall(r"-m (sc_jax\.[\w.]+)", readme)):
+        assert importlib.util.find_spec(module) is not None, module
