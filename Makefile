@@ -22,7 +22,7 @@ bench: .venv/.runtime  ## benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage
 
-docs: .venv/.runtime  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
+docs: .venv/.test  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
 	$(BIN)/python docs/build.py
 
 lock: .venv/.runtime  ## remakes constraints.txt from the ranges, for Python 3.11 and later

@@ -257,6 +257,7 @@ def _checked_values(config: Config, path: str) -> Config:
     require(e.resamples >= 20, "evaluation.resamples", e.resamples, "at least 20")
     require(0 < e.level < 1, "evaluation.level", e.level, "in (0, 1)")
     require(e.seed >= 0, "evaluation.seed", e.seed, "≥ 0")
+    require(len(config.primary) > 0, "primary", config.primary, "at least one contrast")
     for i, c in enumerate(config.primary):
         for side in ("treatment", "control"):
             alpha, score = getattr(c, f"{side}_alpha"), getattr(c, f"{side}_score")

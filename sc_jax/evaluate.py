@@ -68,17 +68,27 @@ def refuse_shared(test: Predictions, calibration: Predictions) -> None:
         )
 
 
-def evaluate_files(paths: Sequence[str], calibration: str | None, settings: evaluation.Settings) -> dict[str, Any]:
-    """Metrics of each file, with intervals over its examples; everything is read and checked before any work.
-
-    Returns:
-      What `metrics.json` holds, with the risk-coverage curves under "curves".
-    """
+def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Predictions], Predictions | None]:
+    """The files as one classifier each, in order of id, checked singly and against the calibration file."""
     tests = [predictions.by_id(evaluation.combined(predictions.load(path))) for path in paths]
     tuning = None if calibration is None else predictions.by_id(evaluation.combined(predictions.load(calibration)))
     if tuning is not None:
         for test in tests:
             refuse_shared(test, tuning)
+    return tests, tuning
+
+
+def evaluate_files(
+    tests: Sequence[Predictions], tuning: Predictions | None, settings: evaluation.Settings
+) -> dict[str, Any]:
+    """Metrics of each file, with intervals over its examples.
+
+    Args:
+      tests, tuning: of `read_files`; settings: how.
+
+    Returns:
+      What `metrics.json` holds, with the risk-coverage curves under "curves".
+    """
     document: dict[str, Any] = {"schema": SCHEMA, "runs": [], "left_out": [], "curves": []}
     for test in tests:
         counts = bootstrap.resample_counts(settings.seed, len(test), settings.resamples)
@@ -196,26 +206,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.resamples < 20:
         parser.error(f"--resamples={given.resamples}: at least 20")
+    if given.seed < 0:
+        parser.error(f"--seed={given.seed}: at least 0")
     scores = tuple(given.scores.split(","))
     scores_lib.named(scores)
     settings = evaluation.Settings(scores, tuple(range(1, 11)), 15, given.resamples, 0.95, given.seed)
-    document = evaluate_files(given.predictions.split(","), given.calibration, settings)
-    _print_table(document)
-    if given.workdir:
-        with files.lock(given.workdir):
-            if (Path(given.workdir) / "config.json").exists():
-                raise InputError(f"{given.workdir}: holds the run of a study; name another --workdir")
-            files.write_json(Path(given.workdir) / "metrics.json", document)
-        print(
-            f"metrics: {Path(given.workdir) / 'metrics.json'}; `python -m sc_jax.report --workdir={given.workdir}` draws them"
-        )
+    tests, tuning = read_files(given.predictions.split(","), given.calibration)
+    if not given.workdir:
+        _print_table(evaluate_files(tests, tuning, settings))
+        return
+    target = Path(given.workdir) / "metrics.json"
+    with files.lock(given.workdir):
+        if (Path(given.workdir) / "config.json").exists():
+            raise InputError(f"{given.workdir}: holds the run of a study; name another --workdir")
+        document = evaluate_files(tests, tuning, settings)
+        _print_table(document)
+        files.write_json(target, document)
+    print(f"metrics: {target}; `python -m sc_jax.report --workdir={given.workdir}` draws them")
 
 
 def _print_table(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # file names are shown as they are
     for path in dict.fromkeys(row["predictions"] for row in document["runs"]):
         rows = [row for row in document["runs"] if row["predictions"] == path]
         table = Table(

@@ -129,7 +129,8 @@ def suppression(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set(xlabel="error rate in a bin of MSP (%)", ylabel="extra gradient on the max logit")
     axes.set_title("Autodiff (dots) on α(1 − error − 1/K) (lines)", fontsize=10.5, loc="left")
-    axes.legend(title="smoothing")
+    if rows:
+        axes.legend(title="smoothing")
     return figure
 
 
@@ -152,7 +153,8 @@ def max_logit_gap(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
         axes.set(xlabel="MSP (median of its tenth)", ylabel="centred max logit (standardised)")
         title = "cross-entropy" if a == 0 else f"label smoothing α = {a:g}"
         axes.set_title(f"Max logit at equal MSP: {title}", fontsize=10.5, loc="left")
-    panels[0].legend(loc="upper left")
+    for axes in [axes for axes in panels[:2] if axes.lines][:1]:
+        axes.legend(loc="upper left")
     last = panels[2]
     ordered = sorted(rows, key=lambda row: row["alpha"])
     _points(last, ordered, [row["centred"] for row in ordered], BLUE, "centred max logit")
@@ -175,7 +177,8 @@ def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
     one_file = len({row["predictions"] for row in curves}) == 1
     for row, shade in zip(curves, shades, strict=True):
         name = SCORE_NAMES.get(row["score"], row["score"])
-        _curve(axes, row, shade, name if one_file else f"{row['predictions']}, {name}")
+        file = row["predictions"].replace("$", r"\$")  # no formula
+        _curve(axes, row, shade, name if one_file else f"{name}, {file}")
     axes.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
     axes.legend(loc="upper left")
     return figure

@@ -35,6 +35,9 @@ TABLE = (
 )
 """Metric, its heading, and the factor it is shown with: 100 for what is shown in per cent."""
 
+_STUDY_PICTURES = ("finding.png", "suppression.png", "max_logit_gap.png")
+_FILES_PICTURES = ("risk_coverage.png",)
+
 _FACTOR = {name: factor for name, _, factor in TABLE}
 _HEADING = {name: heading for name, heading, _ in TABLE}
 
@@ -223,9 +226,12 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         (f"smoothing α = {alpha:g}, MSP", (alpha, "msp")),
         (f"smoothing α = {alpha:g}, p-norm", (alpha, "max_logit_pnorm")),
     ]
+    there = {(row["alpha"], row["score"]) for row in document["aggregates"]}
+    shown = (("aurc", 100), ("naurc", 1), ("error", 100))
     tiles = [
-        (label, [_estimate(document, *cell, metric)["estimate"] for metric in ("aurc", "naurc", "error")])
+        (label, [_number(_estimate(document, *cell, metric)["estimate"], factor) for metric, factor in shown])
         for label, cell in cells
+        if cell in there
     ]
     how = (
         f"Mean of {seeds} seeds on {n:,} test examples, one training set. Brackets: 95 % intervals from a crossed bootstrap over "
@@ -253,7 +259,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         "Smoothing adds α(1 − 1/K) to the gradient on the max logit where a prediction is right and −α/K where it is wrong; its "
         "mean is α(1 − error − 1/K). That is an identity, not an observation: the dots are autodiff on test logits in tenths of MSP, "
         "the lines the closed form (largest difference per example "
-        f"{max(row['largest_difference_per_example'] for row in document['suppression']):.0e}). Suppression is strong where errors "
+        f"{max((row['largest_difference_per_example'] for row in document['suppression']), default=0):.0e}). Suppression is strong where errors "
         "are rare and weakens as they become likely. The evidence that it bites is the next figure."
     )
     damaged = next((r for r in exploratory if _is(r, "naurc", (0.0, "max_logit_pnorm"), (0.0, "msp"))), None)
@@ -277,8 +283,8 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
         f"<h1>{html.escape(sentence)}</h1>",
         '<div class="tiles">'
         + "".join(
-            f'<div class="tile c{i}"><div class="label">{html.escape(label)}</div><div class="big">{100 * aurc:.2f}</div>'
-            f'<div class="small">AURC ×100 · NAURC {naurc:.3f} · error {100 * error:.1f} %</div></div>'
+            f'<div class="tile c{i}"><div class="label">{html.escape(label)}</div><div class="big">{aurc}</div>'
+            f'<div class="small">AURC ×100 · NAURC {naurc} · error {error} %</div></div>'
             for i, (label, (aurc, naurc, error)) in enumerate(tiles)
         )
         + "</div>",
@@ -303,8 +309,7 @@ def _study_pages(workdir: Path, document: dict[str, Any]) -> tuple[str, str]:
     text = [
         f"# {sentence}",
         "\n".join(
-            f"- **{label}**: AURC ×100 {100 * aurc:.2f}, NAURC {naurc:.3f}, error {100 * error:.1f} %"
-            for label, (aurc, naurc, error) in tiles
+            f"- **{label}**: AURC ×100 {aurc}, NAURC {naurc}, error {error} %" for label, (aurc, naurc, error) in tiles
         ),
         "![Risk-coverage curves, and NAURC by α](figures/finding.png)",
         " ".join(part for part in (how, caution, rest) if part),
@@ -419,7 +424,8 @@ def report(workdir: Path) -> None:
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
     built_from = f"{files.fingerprint_json(document)} layout {LAYOUT}"
     page = workdir / "report.html"
-    written = [page, workdir / "report.md", workdir / "metrics.csv"]
+    pictures = _STUDY_PICTURES if "contrasts" in document else _FILES_PICTURES
+    written = [page, workdir / "report.md", workdir / "metrics.csv", *(workdir / "figures" / p for p in pictures)]
     if all(path.exists() for path in written) and f"<!-- built from {built_from} -->" in page.read_text(
         encoding="utf-8"
     ):

@@ -211,6 +211,7 @@ def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem)
         ("evaluation.level", "1.0"),
         ("evaluation.level", "0"),
         ("evaluation.seed", "-1"),
+        ("primary", "()"),
     ],
 )
 def test_a_value_out_of_range_names_the_field(field, text):

@@ -1,12 +1,12 @@
 """`evaluate` on files from anywhere: label and logits are enough, whatever is wrong is refused, and nothing is half done."""
 
 import dataclasses
-import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_door
+from conftest import CONFIG, run_door
 from made_up import CLASSES, best_p, metrics_of, predictions
 
 from sc_jax import evaluate, files, ops
@@ -61,11 +61,8 @@ def refusal(*argv):
 
 
 def snapshot():
-    return {
-        os.path.join(folder, name): open(os.path.join(folder, name), "rb").read()  # noqa: SIM115
-        for folder, _, names in os.walk(".")
-        for name in [*names]
-    }
+    paths = (path for path in Path().rglob("*") if path.name != ".lock")
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 # --- label and logits alone -------------------------------------------------------------------------------------------
@@ -133,12 +130,9 @@ def test_the_same_command_gives_the_same_bytes(test_file, calibration_file):
     arguments = ("--predictions=test.npz", "--calibration=val.npz")
     run(*arguments, workdir="a")
     run(*arguments, workdir="b")
-    with open("a/metrics.json") as a, open("b/metrics.json") as b:
-        assert a.read() == b.read()
-    assert (
-        run(*arguments, "--seed=1", workdir="c")["runs"][0]["intervals"]
-        != json.load(open("a/metrics.json"))["runs"][0]["intervals"]
-    )  # noqa: E501, SIM115
+    assert Path("a/metrics.json").read_bytes() == Path("b/metrics.json").read_bytes()
+    other = run(*arguments, "--seed=1", workdir="c")
+    assert other["runs"][0]["intervals"] != files.read_json("a/metrics.json")["runs"][0]["intervals"]
 
 
 def test_the_order_of_rows_does_not_matter_where_examples_have_ids(test_file, calibration_file):
@@ -450,8 +444,6 @@ def test_a_workdir_that_cannot_be_used_is_refused_before_any_work(test_file, mon
 
 
 def test_a_study_without_predictions_names_the_command(tmp_path):
-    from conftest import CONFIG
-
     with pytest.raises(InputError, match=r"not predicted yet; run `python -m sc_jax\.predict`"):
         evaluate.main([f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'study'}"])
     assert not (tmp_path / "study" / "metrics.json").exists()

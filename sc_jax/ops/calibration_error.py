@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_namespace
 
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.scores import log_softmax, one_hot, predicted_class
@@ -58,7 +58,8 @@ def expected_calibration_error(
       [...], in [0, 1].
 
     Raises:
-      ValueError: shapes disagree, or a confidence lies outside [0, 1] (checked on the host).
+      ValueError: shapes disagree, n = 0, the errors are soft, or a confidence lies outside [0, 1]. (On devices, where
+        values are not known when the program is built, errors must be bool or integers, and confidences are not checked.)
 
     Source: Naeini, Cooper & Hauskrecht, AAAI 2015; bins as in Guo et al., ICML 2017.
 
@@ -69,11 +70,17 @@ def expected_calibration_error(
     xp = array_namespace(confidence)
     if confidence.shape != error.shape or confidence.ndim != 1:
         raise ValueError(f"confidence and error must both be [n]; they are {confidence.shape} and {error.shape}")
-    if xp.__name__.endswith("numpy") and not ((confidence >= 0) & (confidence <= 1)).all():
+    if confidence.shape[0] == 0:
+        raise ValueError("confidence and error are empty: a calibration error needs at least one example")
+    on_host = is_numpy_namespace(xp)
+    if on_host and not ((confidence >= 0) & (confidence <= 1)).all():
         raise ValueError("confidences must lie in [0, 1]")
+    if not (((error == 0) | (error == 1)).all() if on_host else xp.isdtype(error.dtype, ("bool", "integral"))):
+        raise ValueError("the calibration error is defined for 0/1 errors, given as bool or integers; these are soft")
+    dtype = xp.float64 if on_host else xp.result_type(confidence.dtype, xp.float32)
+    confidence = confidence.astype(dtype)
     edges = xp.arange(1, bins) / bins
     index = xp.searchsorted(edges, confidence, side="left")
-    gap = (1 - error) - confidence
-    member = (xp.arange(bins) == index[:, None]) * gap[:, None]
-    weight = xp.ones(confidence.shape) if weight is None else weight
-    return xp.sum(xp.abs(weight.astype(member.dtype) @ member), axis=-1) / xp.sum(weight, axis=-1)
+    member = one_hot(index, bins) * (1 - error.astype(dtype) - confidence)[:, None]
+    weight = xp.ones(confidence.shape, dtype=dtype) if weight is None else weight.astype(dtype)
+    return xp.sum(xp.abs(weight @ member), axis=-1) / xp.sum(weight, axis=-1)

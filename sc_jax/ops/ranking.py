@@ -175,6 +175,28 @@ def harmonic_difference(start: Array, stop: Array) -> Array:
     return ratio + _harmonic_remainder(stop, xp) - _harmonic_remainder(start, xp)
 
 
+def harmonic_rest(start: Array, length: Array) -> Array:
+    """1 − (K/w)(H_{K+w} − H_K), the mean of j/(K + j) over j = 1 … w, for integers K = start ≥ 0, w = length; 1 for w = 0 = K.
+
+    A sum of positive terms, exact to rounding also where w is small against K: with u = w/(K + ½), K/w = 1/u − 1/(2w) and
+    the c of `harmonic_difference` it is (1 − ln(1 + u)/u) + ln(1 + u)/(2w) + (K/w)(c(K) − c(K + w)); below u = ½ its first
+    term is a series in z = u/(2 + u), since ln(1 + u) = 2(z + z³/3 + z⁵/5 + …).
+
+    >>> round(float(harmonic_rest(np.asarray(1), np.asarray(2))), 12)  # (1/2 + 2/3)/2
+    0.583333333333
+    """
+    xp = array_namespace(start, length)
+    w = xp.maximum(length, 1)
+    u = w / (start + 0.5)
+    log = xp.log1p(u)
+    z = u / (2 + u)
+    tail = 0 * z
+    for k in range(21, 1, -2):
+        tail = z * z * (1 / k + tail)
+    first = xp.where(u < 0.5, z - (1 - z) * tail, 1 - log / u)
+    return first + log / (2 * w) + start / w * (_harmonic_remainder(start, xp) - _harmonic_remainder(start + w, xp))
+
+
 _SMALL = 64
 _HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, _SMALL))])
 _REMAINDER = _HARMONIC - np.log(np.arange(_SMALL) + 0.5) - np.euler_gamma

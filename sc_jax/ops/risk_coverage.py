@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from sc_jax.ops.ranking import Array, Ranking, harmonic_difference, metric_of_ranking, nan_if_nan, rank
+from sc_jax.ops.ranking import (
+    Array,
+    Ranking,
+    harmonic_difference,
+    harmonic_rest,
+    metric_of_ranking,
+    nan_if_nan,
+    rank,
+)
 
 
 class RiskCoverageCurve(NamedTuple):
@@ -46,7 +54,7 @@ def floor_of_share(share: Fraction, count: Array) -> Array:
         b = limb**2 - (limb**2 - inverse) % near.denominator
         near = Fraction((b * near.numerator - 1) // near.denominator, b)
     a, b = near.numerator, near.denominator
-    high, low = (count % b) // limb, count % limb if b % limb == 0 else (count % b) % limb
+    high, low = count % b // limb, count % b % limb
     return whole * count + count // b * a + high * a // b * limb + (high * a % b * limb + low * a) // b
 
 
@@ -115,29 +123,11 @@ def aurc(ranking: Ranking) -> Array:
     xp = array_namespace(ranking.loss)
     n, above, weight = ranking.total_weight, ranking.before, ranking.weight
     through = above + weight
-    within = _within(above, weight)
+    within = harmonic_rest(above, weight)
     rest = harmonic_difference(through, xp.broadcast_to(n[..., None], through.shape))
     untied = harmonic_difference(above, xp.broadcast_to(n[..., None], through.shape))
     share = xp.where(weight == 1, untied, rest + within)
     return xp.sum(ranking.loss * share, axis=-1) / n
-
-
-def _within(above: Array, weight: Array) -> Array:
-    """1 − (K/w)(H_{K+w} − H_K), the mean of j/(K + j) over j = 1 … w, as a sum of positive terms.
-
-    With u = w/(K + ½), H_{K+w} − H_K = ln(1 + u) − δ and K/w = 1/u − 1/(2w) it is
-    (1 − ln(1 + u)/u) + ln(1 + u)/(2w) + (K/w)·δ; the first term by its series in z = u/(2 + u) where u < ½.
-    """
-    xp = array_namespace(above)
-    weight = xp.maximum(weight, 1)
-    u = weight / (above + 0.5)
-    log = xp.log1p(u)
-    z = u / (2 + u)
-    series = 0 * z
-    for k in range(21, 1, -2):
-        series = z * z * (1 / k + series)
-    first = xp.where(u < 0.5, z - (1 - z) * series, 1 - log / u)
-    return first + log / (2 * weight) + above / weight * (log - harmonic_difference(above, above + weight))
 
 
 @metric_of_ranking
@@ -223,7 +213,7 @@ def coverage_at_risk(ranking: Ranking, risk: float | str | Fraction) -> Array:
     target = as_fraction(risk)
     feasible = loss <= floor_of_share(target, accepted)
     if not xp.isdtype(loss.dtype, "integral"):
-        feasible = feasible | (loss <= accepted * float(target))
+        feasible = xp.where(loss == xp.floor(loss), feasible, loss <= accepted * float(target))
     return xp.max(xp.where(feasible, accepted, 0), axis=-1) / ranking.total_weight
 
 

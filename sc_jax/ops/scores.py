@@ -113,13 +113,19 @@ def max_logit_pnorm(logits: Array, p: int | Sequence[int], *, center: bool = Tru
         v = v - xp.mean(v, axis=-1, keepdims=True)
     largest = xp.max(xp.abs(v), axis=-1)
     flat = largest == 0
-    ratio = xp.abs(v) / xp.where(flat, 1.0, largest)[..., None]  # in [0, 1]: no power overflows
-    top = xp.max(v, axis=-1) / xp.where(flat, 1.0, largest)
+    signed = v / xp.where(flat, 1.0, largest)[..., None]
+    ratio, top = xp.abs(signed), xp.max(signed, axis=-1)  # in [0, 1]: no power overflows
     values, power = {}, xp.ones_like(ratio)
     for q in range(1, max(grid) + 1):
         power = power * ratio
         if q in grid:
-            values[q] = xp.where(flat, 0.0, top / xp.where(flat, 1.0, xp.sum(power, axis=-1)) ** (1 / q))
+            total = xp.sum(power, axis=-1)
+            if q == 1 and center:
+                # The centred logits sum to 0: ‖v'‖₁ is twice the sum of the positive ones. Where that is the max alone the
+                # score is ½, a true tie, which the sum of all magnitudes would break by rounding.
+                total = 2 * xp.sum(xp.where(signed > 0, ratio, 0.0), axis=-1)
+            norm = total if q == 1 else total ** (1 / q)
+            values[q] = xp.where(flat, 0.0, top / xp.where(flat, 1.0, norm))
     return values[p] if single else xp.stack([values[q] for q in grid])
 
 

@@ -52,6 +52,9 @@ def difference_at_equal(
             continue
         columns = [column[members].astype(np.float64) for column in (x, value, group)]
         centred = [column - column.mean() for column in columns]
+        centred[0] /= (
+            np.abs(centred[0]).max() or 1.0
+        )  # the fit does not depend on the unit of x; its tolerance must not
         products = [np.ones(len(members)), *centred]
         products += [centred[i] * centred[j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))]
         sums = weight[..., members].astype(np.float64) @ np.stack(products, axis=-1)

@@ -70,9 +70,8 @@ class _Board:
     def __init__(self, folder: Path, resumed_step: int, writer: Any, event: Any, summary: Any):
         self._writer = writer(str(folder))
         self._event, self._summary = event, summary
-        if resumed_step:  # TensorBoard drops what it had after this step
-            start = event.SessionLog(status=event.SessionLog.START)
-            self._writer.add_event(event.Event(step=resumed_step + 1, session_log=start, wall_time=time.time()))
+        start = event.SessionLog(status=event.SessionLog.START)  # TensorBoard drops what it had after `resumed_step`
+        self._writer.add_event(event.Event(step=resumed_step + 1, session_log=start, wall_time=time.time()))
 
     def __call__(self, tag: str, value: float, step: int) -> None:
         summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sc_jax import ops
+from sc_jax.ops.ranking import harmonic_rest
 
 
 @given(samples(max_size=20))
@@ -91,30 +92,37 @@ def test_weight_is_repeated_rows_for_soft_losses(name, case):
         np.testing.assert_allclose(values[index], repeated, rtol=1e-11, atol=1e-13)
 
 
-@each_metric
-def test_weight_is_repeated_rows_on_devices(name):
+def every_metric(score, loss, weight=None):
+    return {name: metric(score, loss, weight=weight) for name, metric in METRICS.items()}
+
+
+every_metric_on_devices = jax.jit(every_metric)
+
+
+def test_weight_is_repeated_rows_on_devices():
     rng = np.random.default_rng(0)
     score, error = rng.integers(0, 6, 30) / 4, rng.integers(0, 2, 30)
     weight = rng.integers(0, 5, (2, 3, 30))
-    values = METRICS[name](jnp.asarray(score), jnp.asarray(error), weight=jnp.asarray(weight))
-    mapped = jax.vmap(lambda w: METRICS[name](jnp.asarray(score), jnp.asarray(error), weight=w))(jnp.asarray(weight[0]))
-    assert values.shape == (2, 3)
+    device = [jnp.asarray(array) for array in (score, error, weight)]
+    values = every_metric_on_devices(*device)
+    mapped = jax.jit(jax.vmap(jax.vmap(every_metric, (None, None, 0)), (None, None, 0)))(*device)
     for index in np.ndindex(2, 3):
-        repeated = METRICS[name](np.repeat(score, weight[index]), np.repeat(error, weight[index]))
-        np.testing.assert_allclose(values[index], repeated, rtol=2e-6)
-    np.testing.assert_allclose(mapped, values[0], rtol=1e-6)
+        repeated = every_metric(np.repeat(score, weight[index]), np.repeat(error, weight[index]))
+        for name, value in repeated.items():
+            np.testing.assert_allclose(values[name][index], value, rtol=2e-6, err_msg=name)
+            np.testing.assert_allclose(mapped[name][index], value, rtol=2e-6, err_msg=name)
 
 
-@each_metric
-@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("function", [every_metric, every_metric_on_devices])
 @pytest.mark.parametrize("levels", [1, 3, 600])
-def test_sums_of_narrow_counts_do_not_overflow(name, xp, levels):
+def test_sums_of_narrow_counts_do_not_overflow(function, levels):
+    xp = np if function is every_metric else jnp
     rng = np.random.default_rng(levels)
     score, error = rng.integers(0, levels, 600).astype(np.float32), rng.random(600) < 0.4
     weight = rng.integers(0, 6, 600).astype(np.uint8)
-    value = METRICS[name](xp.asarray(score), xp.asarray(error), weight=xp.asarray(weight))
-    repeated = METRICS[name](np.repeat(score, weight), np.repeat(error, weight))
-    np.testing.assert_allclose(value, repeated, rtol=2e-6)
+    values = function(xp.asarray(score), xp.asarray(error), xp.asarray(weight))
+    for name, repeated in every_metric(np.repeat(score, weight), np.repeat(error, weight)).items():
+        np.testing.assert_allclose(values[name], repeated, rtol=2e-6, err_msg=name)
 
 
 @each_metric
@@ -126,18 +134,23 @@ def test_whole_weights_of_any_dtype_are_counts(name, dtype):
     np.testing.assert_array_equal(METRICS[name](score, error, weight=weight.astype(dtype)), expected)
 
 
-@each_metric
 @pytest.mark.parametrize("weight", [[1.5, 1.5, 1.5], [1, -1, 1], [1.0, -1.0, 2.0], [1.0, np.nan, 1.0], [1, np.inf, 1]])
-def test_weights_that_are_no_counts_are_refused(name, weight):
-    score, error = np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0])
-    with pytest.raises(ValueError, match="weights"):
-        METRICS[name](score, error, weight=np.array(weight))
+def test_weights_that_are_no_counts_are_refused(weight):
+    with pytest.raises(ValueError, match="weights must be counts, whole numbers ≥ 0"):
+        ops.rank(np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0]), np.array(weight))
+
+
+def test_weights_on_devices_are_integers():
+    with pytest.raises(ValueError, match="weights must be counts, on devices integers or bool; they are float32"):
+        ops.rank(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 0]), jnp.ones(3))
+    masked = ops.aurc(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 1]), weight=jnp.array([True, True, False]))
+    assert float(masked) == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_shapes_are_refused(xp):
     def refused(score, loss, weight=None):
-        with pytest.raises(ValueError, match="must be") as refusal:
+        with pytest.raises(ValueError, match=r"must (both )?be \[") as refusal:
             ops.rank(xp.zeros(score), xp.zeros(loss), None if weight is None else xp.ones(weight))
         return str(refusal.value)
 
@@ -166,22 +179,21 @@ def test_losses_that_are_no_losses_are_refused(loss):
         ops.rank(np.arange(2.0), np.array(loss))
 
 
-@each_metric
-def test_nan_score_on_devices_makes_the_metric_nan(name):
+def test_nan_score_on_devices_makes_metrics_nan():
     score, error = jnp.array([0.3, jnp.nan, 0.2, 0.1, 0.0]), jnp.array([0, 1, 0, 1, 0])
-    known = jnp.where(jnp.isnan(score), 0.5, score)
-    metric = jax.jit(METRICS[name])
-    assert not jnp.isnan(metric(known, error))
-    if name != "optimal_aurc":  # it does not see the score
-        assert jnp.isnan(metric(score, error))
+    known = every_metric_on_devices(jnp.where(jnp.isnan(score), 0.5, score), error)
+    assert not any(jnp.isnan(value) for value in known.values())
+    unknown = every_metric_on_devices(score, error)
+    del unknown["optimal_aurc"]  # it does not see the score
+    assert all(jnp.isnan(value) for value in unknown.values())
 
 
 def test_nan_score_on_devices_makes_curve_and_summary_nan():
     score, error = jnp.array([0.3, jnp.nan, 0.2, 0.1, 0.0]), jnp.array([0, 1, 0, 1, 0])
-    curve = ops.risk_coverage_curve(score, error)
+    curve = jax.jit(ops.risk_coverage_curve)(score, error)
     assert jnp.isnan(curve.risk).all()
     assert jnp.isnan(curve.generalized_risk).all()
-    assert all(jnp.isnan(value) for value in ops.summarise(score, error).values())
+    assert all(jnp.isnan(value) for value in jax.jit(ops.summarise)(score, error).values())
 
 
 @pytest.mark.parametrize(
@@ -192,8 +204,8 @@ def test_scores_of_any_dtype_rank_as_their_values(xp, dtype):
     values = np.array([0, 1]) if dtype is bool else np.array([0, 1, 2, 3, 100])
     score = np.tile(values, 4).astype(dtype)
     error = np.random.default_rng(1).random(len(score)) < 0.5
-    value = ops.aurc(xp.asarray(score), xp.asarray(error))
-    np.testing.assert_allclose(value, ops.aurc(score.astype(np.float64), error), rtol=1e-6)
+    value = jax.jit(ops.augrc)(xp.asarray(score), xp.asarray(error)) if xp is jnp else ops.augrc(score, error)
+    np.testing.assert_allclose(value, ops.augrc(score.astype(np.float64), error), rtol=1e-6)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
@@ -234,7 +246,24 @@ def test_harmonic_difference_is_the_sum_of_fractions(start, length):
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_harmonic_difference_of_close_large_arguments(start, length):
     value = ops.harmonic_difference(np.asarray(start), np.asarray(start + length))
-    np.testing.assert_allclose(value, harmonic(start, start + length), rtol=1e-14)
+    np.testing.assert_allclose(value, harmonic(start, start + length), rtol=1e-13)
+
+
+@given(st.integers(0, 300), st.integers(1, 60))
+@reproducible
+def test_harmonic_rest_is_the_mean_of_fractions(start, length):
+    exact = sum(Fraction(j, start + j) for j in range(1, length + 1)) / length
+    np.testing.assert_allclose(harmonic_rest(np.asarray(start), np.asarray(length)), float(exact), rtol=1e-12)
+
+
+def test_harmonic_rest_keeps_its_digits_in_float32():
+    start = np.concatenate([np.arange(130), 10 ** np.arange(3, 7)])
+    for length in (1, 3, 50, 10_000):
+        value = harmonic_rest(jnp.asarray(start), jnp.asarray(length).reshape(1))
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, harmonic_rest(start, np.asarray([length])), rtol=1e-6)
+    exact = sum(Fraction(j, 10**6 + j) for j in range(1, 51)) / 50
+    np.testing.assert_allclose(harmonic_rest(np.asarray(10**6), np.asarray(50)), float(exact), rtol=1e-14)
 
 
 def test_harmonic_difference_is_zero_between_equals_and_additive():

@@ -1,0 +1,167 @@
+"""Every figure is drawn from small inputs, with what it was given in it, and is written as a picture that is not blank."""
+
+import io
+import os
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from made_up import ALPHAS, PRIMARY, SETTINGS, runs
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sc_jax import figures, files
+from sc_jax.files import InputError
+from sc_jax.methods import study
+
+
+def curve(**more):
+    risk = np.linspace(0.05, 0.3, 100)
+    band = {"low": risk * 0.8, "high": risk * 1.2}
+    return {"coverage": np.arange(1, 101) / 100, "risk": risk, "predictions": "a.npz", "score": "msp", **band, **more}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    """A study as it is read back from its file: NaN has become None."""
+    path = tmp_path_factory.mktemp("figures") / "metrics.json"
+    files.write_json(path, study.evaluate(runs(), SETTINGS, PRIMARY))
+    return files.read_json(path)
+
+
+LINES = [
+    {"step": step, "epoch": step / 10, "loss": [2 / step, 3 / step, 4 / step], "accuracy": [0.5, 0.6, 0.7]}
+    for step in (1, 2, 3)
+]
+
+DRAWN = {
+    "finding": lambda d: figures.finding(d["curves"], d["aggregates"], 0.2),
+    "suppression": lambda d: figures.suppression(d["suppression"]),
+    "max_logit_gap": lambda d: figures.max_logit_gap(d["max_logit_gap"], 0.2),
+    "risk_coverage": lambda d: figures.risk_coverage([curve(), curve(score="max_logit")]),
+    "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
+}
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_every_public_figure_is_drawn_here():
+    public = {
+        name
+        for name, function in vars(figures).items()
+        if callable(function) and getattr(function, "__module__", "") == figures.__name__ and not name.startswith("_")
+    }
+    assert public - {"to_svg", "to_png", "save_png"} == set(DRAWN)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_becomes_a_picture_and_an_element(tmp_path, document, name):
+    figure = DRAWN[name](document)
+    assert isinstance(figure, Figure)
+    figures.save_png(figure, tmp_path / f"{name}.png")
+    assert os.listdir(tmp_path) == [f"{name}.png"]
+    with Image.open(tmp_path / f"{name}.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 200
+        assert np.asarray(image.convert("L"), float).std() > 5
+    svg = figures.to_svg(figure)
+    assert svg.startswith("<svg")
+    assert svg.rstrip().endswith("</svg>")
+    for axes in figure.axes:
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+
+
+def test_the_same_input_gives_the_same_element_and_leaves_no_style_behind(document):
+    before = dict(mpl.rcParams)
+    first, second = (figures.to_svg(DRAWN["risk_coverage"](document)) for _ in range(2))
+    assert first == second
+    assert dict(mpl.rcParams) == before
+
+
+def test_finding_shows_three_curves_and_naurc_by_alpha(document):
+    left, right = figures.finding(document["curves"], document["aggregates"], 0.2).axes
+    assert len(left.lines) == 3
+    for line, (alpha, score) in zip(left.lines, [(0.0, "msp"), (0.2, "msp"), (0.2, "max_logit_pnorm")], strict=True):
+        row = next(r for r in document["curves"] if (r["alpha"], r["score"]) == (alpha, score))
+        np.testing.assert_allclose(line.get_xdata(), 100 * np.array(row["coverage"]))
+        np.testing.assert_allclose(line.get_ydata(), 100 * np.array(row["risk"]))
+    assert len(left.collections) == 3  # bands
+    for container, score in zip(right.containers, ("msp", "max_logit_pnorm"), strict=True):
+        told = [row["metrics"]["naurc"]["estimate"] for row in document["aggregates"] if row["score"] == score]
+        np.testing.assert_allclose(container.lines[0].get_xdata(), ALPHAS)
+        np.testing.assert_allclose(container.lines[0].get_ydata(), told)
+
+
+def test_suppression_draws_dots_on_lines(document):
+    (axes,) = figures.suppression(document["suppression"]).axes
+    line, dots = axes.lines[:2]
+    row = document["suppression"][0]
+    np.testing.assert_allclose(dots.get_xdata(), 100 * np.array(row["error"]))
+    np.testing.assert_allclose(dots.get_ydata(), row["autodiff"])
+    assert (np.diff(line.get_xdata()) >= 0).all()
+    np.testing.assert_allclose(sorted(line.get_ydata()), sorted(row["closed_form"]))
+
+
+def test_the_gap_is_drawn_with_its_intervals(document):
+    last = figures.max_logit_gap(document["max_logit_gap"], 0.2).axes[2]
+    told = [row["centred"] for row in document["max_logit_gap"]]
+    np.testing.assert_allclose(last.containers[0].lines[0].get_ydata(), [row["estimate"] for row in told])
+    bars = last.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], [row["interval"] for row in told], atol=1e-12)
+
+
+def test_an_alpha_that_was_not_trained_leaves_its_panel_empty(document):
+    figure = figures.max_logit_gap([row for row in document["max_logit_gap"] if row["alpha"]], 0.2)
+    assert [len(axes.lines) > 0 for axes in figure.axes[:2]] == [False, True]
+    assert legend(figure.axes[1]) == ["right predictions", "wrong predictions"]
+
+
+def test_undefined_values_leave_gaps(document):
+    """None is what JSON keeps of NaN."""
+    row = {"estimate": None, "interval": [None, None]}
+    aggregates = [{**r, "metrics": {**r["metrics"], "naurc": row}} for r in document["aggregates"]]
+    figures.to_svg(figures.finding(document["curves"], aggregates, 0.2))
+    gaps = [{**r, "centred": row, "raw": row} for r in document["max_logit_gap"]]
+    gaps = [{**r, "profile": {**r["profile"], "wrong": [None] * 10}} for r in gaps]
+    figures.to_svg(figures.max_logit_gap(gaps, 0.2))
+
+
+def test_the_legend_names_scores_and_where_there_are_several_the_files():
+    (axes,) = figures.risk_coverage([curve(), curve(score="max_logit_pnorm"), curve(score="mine")]).axes
+    assert legend(axes) == ["MSP", "p-norm", "mine"]
+    (axes,) = figures.risk_coverage([curve(), curve(predictions="b.npz")]).axes
+    assert legend(axes) == ["MSP, a.npz", "MSP, b.npz"]
+
+
+@pytest.mark.parametrize("name", ["_hidden.npz", r"a$\nope{$.npz", "<b>&--b-->.npz"])
+def test_any_file_name_can_stand_in_a_legend(name):
+    figure = figures.risk_coverage([curve(predictions=name), curve(predictions="b.npz")])
+    assert len(legend(figure.axes[0])) == 2
+    ElementTree.fromstring(figures.to_svg(figure))
+
+
+def test_training_averages_over_the_seeds_of_each_alpha():
+    loss, accuracy = figures.training(LINES, [0.0, 0.2, 0.2]).axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [2, 1, 2 / 3])
+    np.testing.assert_allclose(loss.lines[1].get_ydata(), [3.5, 1.75, 3.5 / 3])
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [0.65] * 3)
+    assert legend(loss) == ["α = 0", "α = 0.2"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "old.png"
+    figures.save_png(figures.risk_coverage([curve()]), path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"old\.png: cannot write it"):
+        figures.save_png(figures.risk_coverage([curve(score="max_logit")]), path)
+    assert path.read_bytes() == before
+    assert Image.open(io.BytesIO(before)).format == "PNG"

@@ -1,0 +1,353 @@
+"""The report of a study and of any files: self-contained, complete, written once, and never in the way of a file name."""
+
+import csv
+import dataclasses
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import ALPHAS, PRIMARY, SETTINGS, predictions, runs
+from PIL import Image
+
+from sc_jax import evaluate, files, report
+from sc_jax.files import InputError
+from sc_jax.methods import study
+
+
+def write_study(workdir, members=None, how=SETTINGS, primary=PRIMARY):
+    document = study.evaluate(members or runs(), how, primary)
+    files.write_json(workdir / "metrics.json", {"schema": 1, "built_from": "here", **document})
+
+
+def write_files(workdir, *names, given=None):
+    for i, name in enumerate(names):
+        one = given or predictions(i)
+        np.savez(name, label=one.label, logits=one.logits)
+    np.savez("val.npz", label=predictions(9).label, logits=predictions(9).logits)
+    arguments = [f"--predictions={','.join(names)}", "--calibration=val.npz", "--scores=msp,max_logit,max_logit_pnorm"]
+    evaluate.main([*arguments, "--resamples=40", f"--workdir={workdir}"])
+
+
+@pytest.fixture(scope="module")
+def study_report(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    write_study(workdir)
+    files.write_json(workdir / "config.json", {"study": "made up", "training": {"epochs": 3}})
+    report.main([f"--workdir={workdir}"])
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def files_report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        write_files(folder / "out", "a.npz", "b.npz")
+        report.main(["--workdir=out"])
+    finally:
+        os.chdir(before)
+    return folder / "out"
+
+
+both = pytest.mark.parametrize("kind", ["study_report", "files_report"])
+
+
+class Page(HTMLParser):
+    """What a page loads, what its elements are, and what a reader sees."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.loads, self.open, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster", "action") or (
+                name.endswith("href") and not value.startswith("#")
+            ):
+                self.loads.append((tag, value))
+        if tag not in ("meta", "br", "img", "link", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "svg"} & set(self.open):
+            self.text += data
+
+
+def page(workdir):
+    return Page((workdir / "report.html").read_text(encoding="utf-8"))
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+@both
+def test_the_page_loads_nothing(kind, request):
+    workdir = request.getfixturevalue(kind)
+    shown = page(workdir)
+    assert shown.loads == []
+    assert not {"script", "img", "link", "iframe", "object"} & set(shown.tags)
+    text = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert shown.tags.count("svg") == (3 if kind == "study_report" else 1)
+
+
+@both
+def test_the_page_is_whole(kind, request):
+    shown = page(request.getfixturevalue(kind))
+    assert shown.open == []
+    assert shown.tags.count("h1") == 1
+    assert "{" not in shown.text.replace("{}", "")
+
+
+@both
+def test_the_pictures_of_report_md_are_there(kind, request):
+    workdir = request.getfixturevalue(kind)
+    text = (workdir / "report.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(pictures) == (3 if kind == "study_report" else 1)
+    assert sorted(pictures) == sorted(f"figures/{name}" for name in os.listdir(workdir / "figures"))
+    for picture in pictures:
+        with Image.open(workdir / picture) as image:
+            assert np.asarray(image.convert("L"), float).std() > 5
+
+
+@both
+def test_tables_of_report_md_have_as_many_cells_in_every_row(kind, request):
+    text = (request.getfixturevalue(kind) / "report.md").read_text(encoding="utf-8")
+    tables = [block.split("\n") for block in text.strip().split("\n\n") if block.startswith("|")]
+    assert len(tables) >= 1
+    for table in tables:
+        assert set(table[1].replace(" ", "")) == {"|", "-"}
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+
+
+@both
+def test_metrics_csv_holds_the_values_of_metrics_json(kind, request):
+    workdir = request.getfixturevalue(kind)
+    document = files.read_json(workdir / "metrics.json")
+    with open(workdir / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def number(text):
+        return float(text) if text else None
+
+    told = {
+        (r["predictions"], r["score"], r["metric"]): [number(r[column]) for column in ("value", "low", "high")]
+        for r in rows
+    }
+    expected = {
+        (r["predictions"], r["score"], metric): [value, *r["intervals"][metric]]
+        for r in document["runs"]
+        for metric, value in r["metrics"].items()
+    }
+    assert told == expected
+    assert len(rows) == len(expected)
+    for row in rows:
+        run = next(r for r in document["runs"] if (r["predictions"], r["score"]) == (row["predictions"], row["score"]))
+        assert (row["split"], row["n"], row["fitted_on"]) == (run["split"] or "", str(run["n"]), run["fitted_on"] or "")
+        assert {tag: row[tag] for tag in run["tags"]} == {tag: str(value) for tag, value in run["tags"].items()}
+
+
+def test_every_metric_of_the_evaluation_has_a_column(study_report, files_report):
+    shown = {name for name, _, _ in report.TABLE}
+    for workdir in (study_report, files_report):
+        for row in files.read_json(workdir / "metrics.json")["runs"]:
+            assert row["metrics"].keys() <= shown
+
+
+def test_a_study_shows_its_primary_contrasts_every_setting_and_the_versions(study_report):
+    text = page(study_report).text
+    for contrast in PRIMARY:
+        assert contrast.claim in text
+    document = files.read_json(study_report / "metrics.json")
+    for row in document["contrasts"][: len(PRIMARY)]:
+        assert row["verdict"] in text
+    for row in document["aggregates"]:
+        for metric in ("naurc", "nll"):
+            if metric in row["metrics"]:
+                assert f"{row['metrics'][metric]['estimate']:.3f}" in text
+    assert "training.epochs" in text
+
+
+def test_a_study_says_plainly_where_an_interval_includes_0(study_report):
+    document = files.read_json(study_report / "metrics.json")
+    said = (study_report / "report.md").read_text(encoding="utf-8").count("(includes 0)")
+    assert said == sum(row["includes_0"] for row in document["contrasts"]) > 0
+
+
+def test_files_are_shown_with_what_was_fitted_and_what_was_left_out(files_report):
+    text = page(files_report).text
+    for shown in ("a.npz", "b.npz", "MSP", "max logit", "p-norm", "val.npz"):
+        assert shown in text
+
+
+# --- what a table makes of values -------------------------------------------------------------------------------------
+
+
+def test_tables_escape_what_they_show():
+    table = report.Table(["a<b"], [["<i>x</i> & y"], ["p | q"]])
+    assert "<i>" not in table.html()
+    assert "a&lt;b" in table.html()
+    assert "&lt;i&gt;x&lt;/i&gt; &amp; y" in table.html()
+    assert r"| p \| q |" in table.markdown()
+
+
+def test_intervals_stand_beside_values_and_missing_ones_are_said_to_be_undefined():
+    assert report._with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
+    assert report._with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
+    assert report._with_interval(None, [None, None], 100) == "undefined [undefined, undefined]"
+
+
+# --- once is enough ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stamps(workdir):
+    return {
+        path.name: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_second_report_of_the_same_metrics_writes_nothing(in_a_folder, capsys):
+    write_files(Path("out"), "a.npz")
+    report.main(["--workdir=out"])
+    before = stamps(Path("out"))
+    capsys.readouterr()
+    report.main(["--workdir=out"])
+    assert capsys.readouterr().out == "report: done\n"
+    assert stamps(Path("out")) == before
+
+
+def test_changed_metrics_are_reported_anew(in_a_folder):
+    write_files(Path("out"), "a.npz")
+    report.main(["--workdir=out"])
+    first = {name: Path("out", name).read_bytes() for name in ("report.html", "report.md", "metrics.csv")}
+    document = files.read_json("out/metrics.json")
+    document["runs"][0]["metrics"]["aurc"] += 0.25
+    files.write_json("out/metrics.json", document)
+    report.main(["--workdir=out"])
+    for name, content in first.items():
+        assert Path("out", name).read_bytes() != content
+
+
+@pytest.mark.parametrize("lost", ["report.html", "report.md", "metrics.csv", "figures/risk_coverage.png"])
+def test_a_part_that_is_missing_is_written_again(in_a_folder, lost):
+    write_files(Path("out"), "a.npz")
+    report.main(["--workdir=out"])
+    content = Path("out", lost).read_bytes()
+    Path("out", lost).unlink()
+    report.main(["--workdir=out"])
+    assert Path("out", lost).read_bytes() == content
+
+
+def test_the_page_is_written_last(in_a_folder, monkeypatch):
+    """It says what it was built from, so whatever else belongs to it must be there."""
+    write_files(Path("out"), "a.npz")
+    order = []
+    write = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", lambda path, data: (order.append(Path(path).name), write(path, data)))
+    report.main(["--workdir=out"])
+    assert sorted(order) == ["metrics.csv", "report.html", "report.md", "risk_coverage.png"]
+    assert order[-1] == "report.html"
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_workdir_without_metrics_names_the_command(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.json: no such file; run `python -m sc_jax\.evaluate"):
+        report.main([f"--workdir={tmp_path}"])
+    with pytest.raises(InputError, match="nowhere: no such workdir"):
+        report.main([f"--workdir={tmp_path / 'nowhere'}"])
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "3", "{}", '{"schema": 2, "runs": [{}]}', '{"schema": 1, "runs": []}', '{"schema": 1}', '{"schema": 1, "ru'],
+)
+def test_metrics_that_are_none_of_ours_are_refused_and_an_earlier_report_kept(in_a_folder, content):
+    write_files(Path("out"), "a.npz")
+    report.main(["--workdir=out"])
+    Path("out/metrics.json").write_text(content)
+    before = stamps(Path("out"))
+    with pytest.raises(InputError, match=r"out/metrics\.json: not "):
+        report.main(["--workdir=out"])
+    assert stamps(Path("out")) == before
+
+
+# --- names and values that are awkward --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["<b>x.npz", "&amp;.npz", "a|b.npz", r"$\nope{$.npz", "_x.npz", "ü [1].npz", "{0}.npz"]
+)
+def test_any_file_name_is_shown_as_it_is(in_a_folder, name):
+    write_files(Path("out"), name, "other.npz")
+    report.main(["--workdir=out"])
+    shown = page(Path("out"))
+    assert name in shown.text
+    assert "b" not in shown.tags
+    assert name.replace("|", r"\|") in Path("out/report.md").read_text(encoding="utf-8")
+
+
+def test_all_right_predictions_are_reported_as_undefined_rankings(in_a_folder):
+    given = predictions(0)
+    write_files(Path("out"), "a.npz", given=dataclasses.replace(given, label=given.logits.argmax(axis=1)))
+    report.main(["--workdir=out"])
+    assert "undefined" in page(Path("out")).text
+    with open("out/metrics.csv", newline="") as file:
+        naurc = [row for row in csv.DictReader(file) if row["metric"] == "naurc"]
+    assert {row["value"] for row in naurc} == {""}
+
+
+def test_a_study_of_all_right_predictions_is_reported(tmp_path):
+    right = [
+        dataclasses.replace(run, test=dataclasses.replace(run.test, label=run.test.logits.argmax(axis=1)))
+        for run in runs()
+    ]
+    write_study(tmp_path, right)
+    report.main([f"--workdir={tmp_path}"])
+    assert "undefined" in page(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("alphas", "scores", "contrast"),
+    [
+        (ALPHAS, ("msp",), PRIMARY[0]),
+        ((0.1, 0.2), SETTINGS.scores, dataclasses.replace(PRIMARY[0], control_alpha=0.1)),
+        ((0.0,), SETTINGS.scores, dataclasses.replace(PRIMARY[1], treatment_alpha=0.0, control_alpha=0.0)),
+    ],
+)
+def test_a_study_without_cross_entropy_smoothing_or_p_norm_is_reported(tmp_path, alphas, scores, contrast):
+    write_study(tmp_path, runs(alphas), dataclasses.replace(SETTINGS, scores=scores), (contrast,))
+    report.main([f"--workdir={tmp_path}"])
+    assert contrast.claim in page(tmp_path).text
+
+
+def test_one_seed_is_reported_without_an_interval_over_seeds(tmp_path):
+    write_study(tmp_path, runs(seeds=(3,)))
+    report.main([f"--workdir={tmp_path}"])
+    assert "undefined" in page(tmp_path).text  # the t interval
