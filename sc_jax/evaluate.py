@@ -185,12 +185,13 @@ def _load_runs(config: Config, workdir: Path) -> list[study.Run]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The door: a study with `--config`, any files with `--predictions`."""
     argv = sys.argv[1:] if argv is None else argv
-    if not any(argument.split("=")[0] == "--predictions" for argument in argv):
+    if any(argument.split("=")[0] == "--config" for argument in argv):
         config, workdir = cli.study_arguments("evaluate", __doc__, argv)
         with cli.open_workdir(workdir, config):
             evaluate_study(config, workdir)
         return
-    parser = cli.parser("evaluate", __doc__)
+    parser = cli.parser("evaluate", "Predictions files → metrics with intervals.")
+    parser.epilog = "A study's own predictions: --config=FILE[:VARIANT] [--workdir=DIR] in place of all of these."
     parser.add_argument("--predictions", required=True, metavar="A.npz[,B.npz…]", help="label[n] and logits[n, k]")
     parser.add_argument(
         "--calibration", metavar="V.npz", help="another split of the same model, for scores that need tuning"
@@ -227,26 +228,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _print_table(document: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    console = Console(markup=False, emoji=False)  # file names are shown as they are
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)  # names as they are
     for path in dict.fromkeys(row["predictions"] for row in document["runs"]):
         rows = [row for row in document["runs"] if row["predictions"] == path]
-        table = Table(
-            "metric",
-            *(row["score"] for row in rows),
-            title=f"{path} (n = {rows[0]['n']}; 95 % intervals over examples)",
-        )
-        names = dict.fromkeys(name for row in rows for name in row["metrics"])
-        for name in names:
-            cells = []
-            for row in rows:
-                if name in row["metrics"]:
-                    low, high = row["intervals"][name]
-                    cells.append(f"{row['metrics'][name]:.4f} [{low:.4f}, {high:.4f}]")
-                else:
-                    cells.append("")
+        console.print(f"\n{path}: n = {rows[0]['n']}, 95 % intervals over its examples")
+        table = Table(Column("metric", no_wrap=True), *(row["score"] for row in rows))
+        for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
+            cells = [
+                f"{row['metrics'][name]:.4f} [{row['intervals'][name][0]:.4f}, {row['intervals'][name][1]:.4f}]"
+                if name in row["metrics"]
+                else ""
+                for row in rows
+            ]
             table.add_row(name, *cells)
+        if any(row["fitted"] for row in rows):
+            fitted = [row["fitted"] for row in rows]
+            chosen = ["" if f is None else "MSP" if f["p"] is None else f"p = {f['p']}" for f in fitted]
+            table.add_row("chosen on the calibration file", *chosen)
         console.print(table)
     for row in document["left_out"]:
         console.print(f"left out: {row['score']} of {row['predictions']}: {row['reason']}", style="yellow")

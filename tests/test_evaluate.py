@@ -385,14 +385,22 @@ def test_a_wrong_argument_is_refused_with_status_2(capsys, test_file, argument):
         (lambda whole: whole[:1000] + bytes([whole[1000] ^ 8]) + whole[1001:], "truncated, corrupt or not an npz"),
     ],
 )
-def test_a_process_given_a_damaged_file_ends_with_status_2_and_one_line(in_a_folder, test_file, damage, said):
-    path = in_a_folder / test_file
+def test_a_damaged_file_is_refused(test_file, damage, said):
+    path = Path(test_file)
     path.write_bytes(damage(path.read_bytes()))
+    message = refusal(f"--predictions={path}")
+    assert message.startswith("test.npz")
+    assert said in message
+
+
+def test_a_process_given_a_damaged_file_ends_with_status_2_and_one_line(in_a_folder, test_file):
+    path = in_a_folder / test_file
+    path.write_bytes(path.read_bytes()[:-100])
     done = run_door("evaluate", f"--predictions={path}", f"--workdir={in_a_folder / 'out'}")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {path}")
-    assert said in done.stderr
+    assert done.stderr.startswith(f"error: {path}: truncated, corrupt or not an npz")
     assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
     assert not (in_a_folder / "out").exists()
 
 

@@ -189,7 +189,7 @@ def test_an_npz_cut_anywhere_is_refused(tmp_path, compress):
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_no_flipped_bit_changes_what_is_read(tmp_path, compress):
-    """Every bit of the file: of the data, of the arrays' headers, and of the zip around them.
+    """Two bits of every byte of the file: of the data, of the arrays' headers, and of the zip around them.
 
     A bit in a time stamp may flip unnoticed, and one in the zip's directory may lose a member whole (whoever needs it
     will miss it), but nothing that is read has another name, type, shape or content.
@@ -199,7 +199,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path, compress):
     whole = path.read_bytes()
     refused = 0
     for position in range(len(whole)):
-        for bit in range(8):
+        for bit in (position % 8, (position + 3) % 8):
             damaged = bytearray(whole)
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
@@ -210,7 +210,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path, compress):
             else:
                 there = {name: array for name, array in ARRAYS.items() if name in arrays}
                 assert same(arrays, there), f"bit {bit} of byte {position} went unseen"
-    assert refused > 4 * len(whole)
+    assert refused > len(whole)
 
 
 def test_a_long_array_whose_header_says_fewer_rows_is_refused(tmp_path):

@@ -290,15 +290,14 @@ def test_the_gap_at_equal_msp_is_told_for_every_alpha_and_kind(document):
         assert {len(row["profile"][name]) for name in ("msp", "right", "wrong")} == {10}
 
 
-def test_a_shift_of_the_logits_moves_the_raw_gap_alone():
+def test_a_shift_of_the_logits_moves_the_raw_gap_alone(document):
     rng = np.random.default_rng(0)
     shift = rng.normal(scale=3, size=(TEST, 1))
     shifted = [
         dataclasses.replace(run, test=dataclasses.replace(run.test, logits=run.test.logits.astype(np.float64) + shift))
         for run in runs()
     ]
-    how = dataclasses.replace(SETTINGS, p_grid=(2, 5))  # p = 1 ties at 1/2 where one class alone is above the mean
-    document, again = (study.evaluate(given, how, PRIMARY) for given in (runs(), shifted))
+    again = study.evaluate(shifted, SETTINGS, PRIMARY)
     for before, after in zip(document["max_logit_gap"], again["max_logit_gap"], strict=True):
         np.testing.assert_allclose(after["centred"]["per_seed"], before["centred"]["per_seed"], rtol=1e-6)
         assert not np.allclose(after["raw"]["per_seed"], before["raw"]["per_seed"], rtol=1e-3)
