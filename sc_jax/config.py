@@ -231,7 +231,8 @@ def _checked_values(config: Config, path: str) -> Config:
         m.alphas,
         "at least one number below 1",
     )
-    require(len(set(m.alphas)) == len(m.alphas), "members.alphas", m.alphas, "without repetition")
+    names = {f"{a:g}" for a in m.alphas}  # of folders
+    require(len(names) == len(m.alphas), "members.alphas", m.alphas, "without repetition in six digits")
     require(
         len(m.seeds) > 0 and all(0 <= s < 2**32 for s in m.seeds), "members.seeds", m.seeds, "at least one, in 0..2³²−1"
     )

@@ -126,19 +126,24 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes)")
-    with open(path, "rb") as file:
-        if file.read(6) == np.lib.format.MAGIC_PREFIX:
-            raise InputError(f"{path}: a single array; an npz with named arrays is needed: np.savez(path, label=…)")
     arrays = {}
     name = ""
     try:
+        with open(path, "rb") as file:
+            single = file.read(6) == np.lib.format.MAGIC_PREFIX
+        if single:
+            raise InputError(f"{path}: a single array; an npz with named arrays is needed: np.savez(path, label=…)")
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
                     if member.read(1):  # only a member read to its end has its CRC checked
                         raise ValueError("more bytes than its header says")
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror or error})") from error
+    except (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         field = f", field {name.removesuffix('.npy')!r}" if name else ""
         if "allow_pickle" in str(error):
             raise InputError(

@@ -184,6 +184,7 @@ def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem)
         ("members.alphas", "(0.0, 0.2, 1.0)"),
         ("members.alphas", "(0.0, 0.2, -1e999)"),
         ("members.alphas", "(0.0, 0.2, 0.2)"),
+        ("members.alphas", "(0.0, 0.2, 0.20000001)"),
         ("members.seeds", "()"),
         ("members.seeds", "(0, 0)"),
         ("members.seeds", "(-1,)"),

@@ -269,6 +269,16 @@ def test_any_bytes_at_all_are_refused_as_an_input_error(tmp_path_factory, conten
         files.read_npz(path)
 
 
+def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    files.write_npz(tmp_path / "x.npz", ARRAYS)
+    monkeypatch.setattr(files, "open", forbidden, raising=False)
+    with pytest.raises(InputError, match=r"x\.npz: cannot read it \(Permission denied\)"):
+        files.read_npz(tmp_path / "x.npz")
+
+
 # --- fingerprints -----------------------------------------------------------------------------------------------------
 
 

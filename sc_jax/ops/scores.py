@@ -141,8 +141,7 @@ def ensemble_log_probabilities(logits: Array) -> Array:
     Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017.
     """
     v, xp = _working(logits)
-    log_p = v - _logsumexp(v, -1, xp)[..., None]
-    return _logsumexp(log_p, 0, xp) - xp.log(xp.asarray(float(v.shape[0]), dtype=v.dtype))
+    return _logsumexp(log_softmax(logits), 0, xp) - xp.log(xp.asarray(float(v.shape[0]), dtype=v.dtype))
 
 
 def _logsumexp(v: Array, axis: int, xp: Any) -> Array:
@@ -157,4 +156,5 @@ def _logsumexp(v: Array, axis: int, xp: Any) -> Array:
 def log_softmax(logits: Array) -> Array:
     """ln softmax(v) = v − logsumexp(v) over the last axis, in float64 on the host; [..., k] → [..., k]."""
     v, xp = _working(logits)
+    v = v - xp.max(v, axis=-1, keepdims=True)  # first, so that ln p near 0 keeps its digits
     return v - _logsumexp(v, -1, xp)[..., None]
