@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sc_jax import files, report  # noqa: E402 (the docs are built from the checkout)
+from sc_jax import files, pages  # noqa: E402 (the docs are built from the checkout)
 
 STUDY = ROOT / "experiments/label_smoothing"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/metrics.md", STUDY / "README.md")
@@ -47,8 +47,8 @@ def finding() -> str:
     rows = []
     for label, cell in cells:
         metrics = next(r for r in document["aggregates"] if (r["alpha"], r["score"]) == cell)["metrics"]
-        rows.append([label, *(report.with_interval(name, metrics[name]) for name in names)])
-    table = report.Table(["Fashion-MNIST, 12,000 images, MLP", *(report.heading(name) for name in names)], rows)
+        rows.append([label, *(pages.with_interval(name, metrics[name]) for name in names)])
+    table = pages.Table(["Fashion-MNIST, 12,000 images, MLP", *(pages.heading(name) for name in names)], rows)
     seeds = document["aggregates"][0]["seeds"]
     return (
         f"{table.markdown()}\n\nMean of {seeds} seeds with 95 % intervals over seeds and test examples; this is what `make run` "
@@ -70,7 +70,7 @@ def training() -> str:
     """25 members as one program."""
     f = _benchmark("training")
     rate, share = f["members_examples_per_second"], f["share_of_matmul_rate"]
-    table = report.Table(
+    table = pages.Table(
         [f"{f['model']}, {f['members']} members", "members·examples/s", "of the 2048³ product's rate", "whole study"],
         [
             [label, f"{rate[key]:,.0f}", f"{share[key]:.0%}", f"{f['study_seconds'][key]:.0f} s"]
@@ -93,7 +93,7 @@ def interval_coverage() -> str:
     ]
     headings = ["SD from seeds", "from examples", "from their interaction", "crossed bootstrap holds", "t holds"]
     return (
-        f"{report.Table(headings, rows).markdown()}\n\n{f['n_seeds']} seeds, {f['studies']:,} simulated studies a row, 95 % intervals "
+        f"{pages.Table(headings, rows).markdown()}\n\n{f['n_seeds']} seeds, {f['studies']:,} simulated studies a row, 95 % intervals "
         "(`python -m benchmarks.interval_coverage`)."
     )
 
@@ -105,7 +105,7 @@ def claims(variant: str) -> str:
         return "Not run."
     document = _metrics(variant)
     primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
-    return f"**{report.claim(document)}**\n\n{report.contrast_table(primary, True).markdown()}"
+    return f"**{pages.claim(document)}**\n\n{pages.contrast_table(primary, True).markdown()}"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -89,7 +89,13 @@ def evaluate_files(
     Returns:
       What `metrics.json` holds, with the risk-coverage curves under "curves".
     """
-    document: dict[str, Any] = {"schema": SCHEMA, "runs": [], "left_out": [], "curves": []}
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "level": settings.level,
+        "runs": [],
+        "left_out": [],
+        "curves": [],
+    }
     for test in tests:
         counts = bootstrap.resample_counts(settings.seed, len(test), settings.resamples)
         tuning_counts = (

@@ -75,6 +75,7 @@ def test_every_module_has_its_tests(name: str) -> None:
         "sc_jax.train": "integration/test_pipe.py",
         "sc_jax.predict": "integration/test_pipe.py",
         "sc_jax.run": "integration/test_pipe.py",
+        "sc_jax.pages": "test_report.py",
         "sc_jax.data.pipelines": "training/test_step.py",
         "sc_jax.data.build_fashion_mnist": "data/test_fashion_mnist.py",
         "sc_jax.training.job": "integration/test_pipe.py",

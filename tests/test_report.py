@@ -12,7 +12,7 @@ import pytest
 from made_up import ALPHAS, PRIMARY, SETTINGS, predictions, runs
 from PIL import Image
 
-from sc_jax import evaluate, files, report
+from sc_jax import evaluate, files, pages, report
 from sc_jax.files import InputError
 from sc_jax.methods import study
 
@@ -166,7 +166,7 @@ def test_metrics_csv_holds_the_values_of_metrics_json(kind, request):
 
 
 def test_every_metric_of_the_evaluation_has_a_column(study_report, files_report):
-    shown = {name for name, _, _ in report.TABLE}
+    shown = {name for name, _, _ in pages.TABLE}
     for workdir in (study_report, files_report):
         for row in files.read_json(workdir / "metrics.json")["runs"]:
             assert row["metrics"].keys() <= shown
@@ -202,7 +202,7 @@ def test_files_are_shown_with_what_was_fitted_and_what_was_left_out(files_report
 
 
 def test_tables_escape_what_they_show():
-    table = report.Table(["a<b"], [["<i>x</i> & y"], ["p | q"]])
+    table = pages.Table(["a<b"], [["<i>x</i> & y"], ["p | q"]])
     assert "<i>" not in table.html()
     assert "a&lt;b" in table.html()
     assert "&lt;i&gt;x&lt;/i&gt; &amp; y" in table.html()
@@ -210,9 +210,9 @@ def test_tables_escape_what_they_show():
 
 
 def test_intervals_stand_beside_values_and_missing_ones_are_said_to_be_undefined():
-    assert report._with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
-    assert report._with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
-    assert report._with_interval(None, [None, None], 100) == "undefined [undefined, undefined]"
+    assert pages._with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
+    assert pages._with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
+    assert pages._with_interval(None, [None, None], 100) == "undefined [undefined, undefined]"
 
 
 # --- once is enough ---------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def get_config(variant: str = "default") -> ConfigDict:
             pass
         case "cnn":
             config.model.name = "cnn"
-            config.model.hidden = (16, 32, 64)
+            config.model.hidden = (32, 64)
+            config.training.learning_rate = 2e-3  # with these widths by validation error, see README.md
         case "full":
             config.data.name = "fashion_mnist_full"
             config.training.log_every = 151

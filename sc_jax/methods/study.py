@@ -84,7 +84,7 @@ def evaluate(
       progress: receives the number of runs done.
 
     Returns:
-      {"runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}.
+      {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}.
     """
     counts = bootstrap.resample_counts(settings.seed, len(runs[0].test), settings.resamples)
     calibration_counts = bootstrap.resample_counts(settings.seed + 1, len(runs[0].calibration), settings.resamples)
@@ -106,6 +106,7 @@ def evaluate(
         for score, result in results[i][0].items():
             cells.setdefault((runs[i].alpha, score), []).append(result)
     return {
+        "level": settings.level,
         "runs": [row for i in order for row in run_rows(runs[i].test, results[i][0])],
         "left_out": [left_out_row(runs[i].test, *item) for i in order for item in results[i][1].items()],
         "aggregates": _aggregates(cells, seed_counts, settings.level),
@@ -133,6 +134,7 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
                 for name, values in result.replicates.items()
                 if name.startswith("coverage_at_risk")
             },
+            "infinite_log_losses": int(np.isinf(ops.log_loss(predictions.logits, predictions.label)).sum()),
             "fitted_on": result.fitted and result.fitted["on"],
             "fitted": result.fitted,
         }
@@ -199,7 +201,7 @@ def _contrasts(
             "p": contrasts.two_sided_p(difference.replicates),
         }
         low, high = described["interval"]
-        described["includes_0"] = bool(low <= 0 <= high)
+        described["includes_0"] = bool(low <= 0 <= high) if np.isfinite(low) and np.isfinite(high) else None
         return described, difference.replicates
 
     rows, p_values = [], []

@@ -15,7 +15,7 @@ from sc_jax import models
 from sc_jax.files import InputError
 
 SHAPE = (28, 28, 1)
-HIDDEN = {"mlp": (256, 256), "cnn": (16, 32, 64)}
+HIDDEN = {"mlp": (256, 256), "cnn": (32, 64)}
 
 
 def closed_form(name: str) -> int:
@@ -24,7 +24,7 @@ def closed_form(name: str) -> int:
         widths = (prod(SHAPE), *HIDDEN[name], 10)
         return sum(a * b + b for a, b in pairwise(widths))
     widths = (SHAPE[-1], *HIDDEN[name])
-    return sum(9 * a * b + b for a, b in pairwise(widths)) + widths[-1] * 10 + 10
+    return sum(9 * a * b + b for a, b in pairwise(widths)) + 7 * 7 * widths[-1] * 10 + 10
 
 
 @pytest.fixture(params=sorted(models.BACKBONES))
@@ -44,7 +44,7 @@ def test_shapes_and_parameter_count(name: str) -> None:
     params, model_state = build(name).init(jax.random.key(0))
     outputs, _ = build(name).apply(params, model_state, images())
     assert outputs["logits"].shape == (4, 10)
-    assert outputs["features"].shape == (4, HIDDEN[name][-1])
+    assert outputs["features"].shape == (4, {"mlp": 256, "cnn": 7 * 7 * 64}[name])
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == closed_form(name)
 
 
