@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from brute_force import reproducible
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sc_jax import ops
@@ -92,7 +92,7 @@ def rejected(p: list[Fraction], level: Fraction) -> set[int]:
 
 
 @given(st.lists(st.integers(0, 64).map(lambda k: k / 64), min_size=1, max_size=7))
-@reproducible
+@settings(reproducible, max_examples=300)
 def test_holm_is_the_smallest_level_that_rejects(p):
     exact = [Fraction(q) for q in p]
     adjusted = [Fraction(float(q)) for q in bootstrap.holm(np.array(p))]  # products of k/64 are exact

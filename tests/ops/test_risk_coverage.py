@@ -368,6 +368,14 @@ def test_naurc_of_equal_soft_losses_is_nan(xp, n):
     assert math.isnan(float(jitted(xp, ops.naurc)(xp.asarray(score), xp.full(n, 0.3))))
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_naurc_where_all_but_one_are_wrong(xp):
+    n = 100_000  # random is err = 1 − 1/n, perfect is 1 − H_n/n: little room, but room
+    error = xp.arange(n) > 0
+    for score, value in ((-xp.arange(n), 0), (xp.zeros(n), 1)):
+        assert float(jitted(xp, ops.naurc)(score, error)) == pytest.approx(value, abs=1e-9 if xp is np else 2e-3)
+
+
 def test_infinite_scores_are_the_ends_of_the_ranking():
     error = np.array([1, 0, 1, 0])
     finite, infinite = np.array([5.0, 5.0, -5.0, 0.0]), np.array([np.inf, np.inf, -np.inf, 0.0])
