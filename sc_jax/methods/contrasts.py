@@ -46,6 +46,8 @@ class Difference:
         Source: Satterthwaite, Biometrics Bulletin, 1946; the examples count as having no cost in degrees of freedom.
         """
         variance = self.se_seeds**2 + self.se_examples**2
+        if variance == 0:  # the two settings are the same thing
+            return [self.estimate, self.estimate]
         df = variance**2 * (len(self.per_seed) - 1) / max(self.se_seeds**4, 1e-300)
         half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance)
         return [self.estimate - float(half), self.estimate + float(half)]
@@ -88,8 +90,9 @@ def verdict(expect: str, interval: list[float], p_adjusted: float, level: float,
       level: of the interval; claims are judged at 1 − level; margin: for "not_worse_by_margin".
 
     Returns:
-      "confirmed", "contradicted", "not shown (does not survive Holm)" where the interval by itself speaks for the claim,
-      or "not shown".
+      "confirmed" or "contradicted" where p survives Holm and the interval lies on the side of the claim or on the other;
+      "not shown (does not survive Holm)" where the interval alone excludes 0 (or the margin); else "not shown". A margin
+      is tested from one side only, so there an interval beyond it suffices to contradict.
     """
     low, high = interval
     holds, fails = {
@@ -97,11 +100,12 @@ def verdict(expect: str, interval: list[float], p_adjusted: float, level: float,
         "less": (high < 0, low > 0),
         "not_worse_by_margin": (high < margin, low > margin),
     }[expect]
-    if fails:
+    survives = p_adjusted + level < 1
+    if fails and (survives or expect == "not_worse_by_margin"):
         return "contradicted"
-    if p_adjusted < 1 - level and holds:
+    if holds and survives:
         return "confirmed"
-    return "not shown (does not survive Holm)" if holds else "not shown"
+    return "not shown (does not survive Holm)" if holds or fails else "not shown"
 
 
 def describe(difference: Difference, level: float) -> dict[str, Any]:

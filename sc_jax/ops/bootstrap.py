@@ -32,13 +32,13 @@ def chunks(counts: np.ndarray, entries: int = 500_000) -> Iterator[slice]:
 
 
 def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """The percentile interval: quantiles (1 ± level)/2 over the first axis; NaN replicates are left out.
+    """The percentile interval: quantiles (1 ± level)/2 over the first axis; replicates that are no finite numbers are left out.
 
     Args:
       replicates: [b, …]; level: e.g. 0.95.
 
     Returns:
-      [2, …]; NaN where fewer than half of the replicates are numbers.
+      [2, …]; NaN where fewer than half of the replicates are finite.
 
     Source: Efron & Tibshirani, "An introduction to the bootstrap", 1993, ch. 13.
     """

@@ -11,6 +11,7 @@ A weight w means w repeated rows: copies of a row share its score and are tied w
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -219,6 +220,9 @@ def metric_of_ranking(definition: Callable[..., Array]) -> Callable[..., Array]:
     def metric(score: Array, loss: Array, *options: Any, weight: Array | None = None, **named: Any) -> Array:
         return nan_if_nan(score, definition(rank(score, loss, weight), *options, **named))
 
+    score, loss, *_, weight, _ = inspect.signature(metric, follow_wrapped=False).parameters.values()
+    options = list(inspect.signature(definition).parameters.values())[1:]
+    metric.__signature__ = inspect.Signature([score, loss, *options, weight])
     metric.of_ranking = definition
     return metric
 
