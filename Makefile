@@ -25,14 +25,15 @@ bench: .venv/.runtime  ## benchmarks/results/*.json
 docs: .venv/.test  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
 	$(BIN)/python docs/build.py
 
-lock: .venv/.runtime  ## remakes constraints.txt from the ranges, for Python 3.11 and later
-	$(INSTALL) uv
+lock: .venv/bin/python  ## remakes constraints.txt from the ranges, for Python 3.11 and later
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
 	    --custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "sc_jax needs Python 3.11 or later; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 …" % v[:2])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv && .venv/bin/python -m pip --version > /dev/null || { rm -rf .venv; \
+	    echo "could not make .venv with pip in it; on Debian: apt-get install python3-venv" >&2; exit 1; }
 
 .venv/.runtime: .venv/bin/python pyproject.toml requirements.txt constraints.txt
 	@echo "installing sc_jax into .venv (about a minute)"

@@ -30,20 +30,18 @@ def program(job: job_lib.Job, members: state.Members) -> tuple[Callable[[], floa
     mesh = parallel.data_mesh()
     split = job.dataset.splits["train"]
     members, images, labels = parallel.replicate((members, split.image, split.label), mesh)
-    advance = step.make_step(
-        job.model, job.optimizer, members, mesh, batch_size=job.config.training.batch_size, log_every=STEPS
-    )
+    advance = step.make_step(job.model, job.optimizer, mesh, batch_size=job.config.training.batch_size, log_every=STEPS)
     start = time.perf_counter()
     current = parallel.replicate(state.initial_state(job.model, job.optimizer, members), mesh)
     order = epoch_order(members.seed_key, 0, len(images))
-    current, _ = jax.block_until_ready(advance(current, order, images, labels))
+    current, _ = jax.block_until_ready(advance(current, members, order, images, labels))
     compile_seconds = time.perf_counter() - start
 
     def run() -> float:
         nonlocal current
         start = time.perf_counter()
         for _ in range(STEPS):
-            current, meters = advance(current, order, images, labels)
+            current, meters = advance(current, members, order, images, labels)
         jax.block_until_ready((current, meters))
         return time.perf_counter() - start
 

@@ -47,8 +47,12 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
 
 
 @contextlib.contextmanager
-def open_workdir(workdir: Path, config: Config) -> Iterator[None]:
+def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Holds `workdir` for this process and this config.
+
+    Args:
+      workdir: made if it is not there; config: what is asked for.
+      check: raises if the config cannot be run; called before a new workdir is bound to it.
 
     Raises:
       InputError: another process holds it, or it belongs to a config that differs (the fields are named).
@@ -64,6 +68,7 @@ def open_workdir(workdir: Path, config: Config) -> Iterator[None]:
                     f"name another --workdir, or delete {workdir} to start anew"
                 )
         else:
+            check()
             files.write_json(path, asked)
         yield
 

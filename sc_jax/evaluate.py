@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import sc_jax
 from sc_jax import cli, files, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
@@ -166,7 +165,7 @@ def _built_from(config: Config, workdir: Path) -> str:
                 )
             found[str(path.relative_to(workdir))] = files.read_json(sidecar).get("fingerprint")
     how = {
-        "version": sc_jax.__version__,
+        "code": files.fingerprint_sources("ops", "methods", "predictions.py"),
         "settings": dataclasses.asdict(settings_of(config)),
         "primary": [dataclasses.asdict(c) for c in config.primary],
     }

@@ -174,6 +174,16 @@ def fingerprint_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(_finite(value), sort_keys=True).encode()).hexdigest()
 
 
+def fingerprint_sources(*places: str) -> str:
+    """SHA-256 of our own modules at these places of the package ("ops", "pages.py" …): results of other code are stale."""
+    digest = hashlib.sha256()
+    for place in places:
+        path = Path(__file__).parent / place
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def lock(workdir: str | Path) -> Iterator[None]:
     """Holds `workdir` for this process; it is released when the process ends, however it ends.
@@ -192,7 +202,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(
                 f"{workdir}: another run is using this workdir; wait for it to end, or name another --workdir"
             ) from None

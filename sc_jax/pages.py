@@ -109,11 +109,12 @@ def claim(document: dict[str, Any]) -> str:
     if not confirmed >= {("error", "msp"), ("naurc", "msp"), ("naurc", "max_logit_pnorm")}:
         return f"Confirmed here (α = {alpha:g}): {'; '.join(row['claim'] for row in primary)}."
     left = _remaining(document, alpha)
-    repairs = (
-        "repairs it"
-        if left is None or left["includes_0"] is not False or left["estimate"] < 0
-        else "repairs most of it"
-    )
+    if left is None or left["includes_0"] is None:
+        repairs = "improves it"
+    elif left["includes_0"]:
+        repairs = "repairs it, as far as these data can tell"
+    else:
+        repairs = "repairs it" if left["estimate"] < 0 else "repairs most of it"
     return (
         f"Confirmed here: label smoothing (α = {alpha:g}) costs no accuracy and ruins the ranking of errors; "
         f"logit normalisation {repairs}."
@@ -274,7 +275,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     rule = (
         f"The {len(primary)} primary contrasts, their direction and the margin are fixed in the config. Confirmed: p < {1 - document['level']:.2g} after "
         "Holm's correction over them, and the interval on the side of the claim. p comes from inverting the bootstrap interval "
-        "(two-sided; one-sided for the margin), so it cannot fall below 2/(resamples + 1). The t interval adds the variance between "
+        "(two-sided; one-sided for the margin), so it cannot fall below 2/(resamples + 1), or 1/(resamples + 1) for the margin. The t interval adds the variance between "
         "seeds, with the degrees of freedom of the seeds, to that of the examples: look at it where seeds dominate."
     )
     table_note = (

@@ -1,7 +1,8 @@
-"""`python -m sc_jax.predict`: the last checkpoint on every named split → `predictions/<member>/<split>.npz`."""
+"""`python -m sc_jax.predict`: every member's last checkpoint on every named split → `predictions/<member>/<split>.npz`."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,6 @@ def predict(config: Config, workdir: Path) -> None:
     """
     job = job_lib.build(config)
     mesh = parallel.data_mesh()
-    parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
-    unknown = [name for name in config.prediction.splits if name not in job.dataset.splits]
-    if unknown:
-        raise InputError(
-            f"prediction.splits: there is no split {unknown[0]!r}; there are {', '.join(job.dataset.splits)}"
-        )
 
     with job_lib.open_checkpoints(job, workdir) as saved:
         if saved.latest_step() != job.total_steps:
@@ -90,7 +85,8 @@ def predict(config: Config, workdir: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {"sc_jax": sc_jax.__version__, "jax": jax.__version__, "numpy": np.__version__}
+    others = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"sc_jax": sc_jax.__version__, **{name: importlib.metadata.version(name) for name in others}}
 
 
 def _path(workdir: Path, member: str, split: str) -> Path:
@@ -115,7 +111,7 @@ def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """The door."""
     config, workdir = cli.study_arguments("predict", __doc__, argv)
-    with cli.open_workdir(workdir, config):
+    with cli.open_workdir(workdir, config, lambda: job_lib.build(config)):
         predict(config, workdir)
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from sc_jax import cli, figures, files, pages
 from sc_jax.files import InputError
 
-LAYOUT = 2
-"""Of the pages; a report of another layout is written again."""
-
 
 def report(workdir: Path) -> None:
     """Writes the report of what `metrics.json` in `workdir` holds, unless it is written already.
@@ -25,7 +22,7 @@ def report(workdir: Path) -> None:
     document = files.read_json(source)
     if not isinstance(document, dict) or document.get("schema") != 1 or not document.get("runs"):
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
-    built_from = f"{files.fingerprint_json(document)} layout {LAYOUT}"
+    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'figures.py')}"
     page = workdir / "report.html"
     study = "contrasts" in document
     marker = f"<!-- built from {built_from} -->"

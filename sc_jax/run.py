@@ -13,6 +13,7 @@ from sc_jax.evaluate import evaluate_study
 from sc_jax.predict import predict
 from sc_jax.report import report
 from sc_jax.train import train
+from sc_jax.training import job as job_lib
 
 
 def run(config: Config, workdir: Path) -> Path:
@@ -43,7 +44,7 @@ def run(config: Config, workdir: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """The door."""
     config, workdir = cli.study_arguments("run", __doc__, argv)
-    with cli.open_workdir(workdir, config):
+    with cli.open_workdir(workdir, config, lambda: job_lib.build(config)):
         page = run(config, workdir)
     print(f"\nreport: {page.resolve()}\n        {page.with_suffix('.md').resolve()}")
 

@@ -14,11 +14,10 @@ from sc_jax.training import job as job_lib
 from sc_jax.training import logs, loop, parallel, state, step
 
 
-def train(config: Config, workdir: Path, hooks: Sequence[loop.Hook] = ()) -> None:
+def train(config: Config, workdir: Path) -> None:
     """Trains to the end, from the last checkpoint if there is one."""
     job = job_lib.build(config)
     mesh = parallel.data_mesh()
-    parallel.require_divisible(config.training.batch_size, mesh, "training.batch_size")
     with job_lib.open_checkpoints(job, workdir) as saved:
         first = saved.latest_step() or 0
         if first == job.total_steps:
@@ -33,14 +32,14 @@ def train(config: Config, workdir: Path, hooks: Sequence[loop.Hook] = ()) -> Non
         images, labels, members = parallel.replicate((split.image, split.label.astype(np.int32), job.members), mesh)
         log_every = config.training.log_every
         advance = step.make_step(
-            job.model, job.optimizer, members, mesh, batch_size=config.training.batch_size, log_every=log_every
+            job.model, job.optimizer, mesh, batch_size=config.training.batch_size, log_every=log_every
         )
         log = logs.TrainingLog(workdir, job.names, first)
         progress = logs.Progress(job.total_steps, first, f"training {len(job.tags)} × {config.model.name}")
         try:
             loop.fit(
                 current,
-                lambda current, order: advance(current, order, images, labels),
+                lambda current, order: advance(current, members, order, images, labels),
                 lambda epoch: epoch_order(members.seed_key, epoch, len(images)),
                 first_step=first,
                 total_steps=job.total_steps,
@@ -51,7 +50,6 @@ def train(config: Config, workdir: Path, hooks: Sequence[loop.Hook] = ()) -> Non
                 log=log.write,
                 save=saved.save,
                 progress=progress.update,
-                hooks=hooks,
             )
         finally:
             progress.close()
@@ -61,7 +59,7 @@ def train(config: Config, workdir: Path, hooks: Sequence[loop.Hook] = ()) -> Non
 def main(argv: Sequence[str] | None = None) -> None:
     """The door."""
     config, workdir = cli.study_arguments("train", __doc__, argv)
-    with cli.open_workdir(workdir, config):
+    with cli.open_workdir(workdir, config, lambda: job_lib.build(config)):
         train(config, workdir)
 
 

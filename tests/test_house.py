@@ -26,6 +26,18 @@ def test_import_contracts() -> None:
     assert "0 broken" in result.stdout
 
 
+def test_parallel_alone_speaks_of_shardings() -> None:
+    words = ("jax.sharding", "NamedSharding", "PartitionSpec", "shard_map")
+    speakers = [
+        p
+        for p in (ROOT / "sc_jax").rglob("*.py")
+        if any(
+            f"import {w}" in p.read_text() or f"from {w}" in p.read_text() or f"{w}(" in p.read_text() for w in words
+        )
+    ]
+    assert [path.name for path in speakers] == ["parallel.py"]
+
+
 def public(module: ModuleType) -> list[tuple[str, object]]:
     """Functions, classes and their public methods that `module` defines."""
     found = []

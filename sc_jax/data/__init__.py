@@ -113,7 +113,7 @@ def from_arrays(name: str, class_names: tuple[str, ...], arrays: Mapping[str, np
 
 def data_directory() -> Path:
     """The folder of prepared data sets: the environment variable SC_JAX_DATA, else ~/.cache/sc_jax."""
-    return Path(os.environ.get("SC_JAX_DATA") or "~/.cache/sc_jax").expanduser()
+    return Path(os.path.expanduser(os.environ.get("SC_JAX_DATA") or "~/.cache/sc_jax"))
 
 
 def load(name: str, directory: str | Path | None = None) -> Dataset:

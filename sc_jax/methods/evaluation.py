@@ -106,7 +106,7 @@ class _Sample:
     """A split with its resamples, and what does not depend on the score."""
 
     def __init__(self, predictions: Predictions, counts: np.ndarray):
-        self.logits, self.counts = predictions.logits, counts
+        self.predictions, self.logits, self.counts = predictions, predictions.logits, counts
         self.label = predictions.label
         self.error = ops.predicted_class(predictions.logits) != predictions.label
         self.optimum = float(ops.optimal_aurc(self.error))
@@ -134,43 +134,39 @@ def _accepted(n: int) -> np.ndarray:
 
 
 class _Choices:
-    """Which p each resample of the calibration split chooses, with and without the fallback."""
+    """Which p the calibration split chooses, and which each resample of it, with and without the fallback."""
 
     def __init__(self, calibration: Predictions, counts: np.ndarray, p_grid: Sequence[int]):
-        self._error = ops.predicted_class(calibration.logits) != calibration.label
-        self._candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
-        self._ps = np.array(list(self._candidates))
-        self._aurc = np.array([ops.aurc(score, self._error) for score in self._candidates.values()])
-        self._replicates = np.stack(
+        self._calibration, self._p_grid = calibration, p_grid
+        error = ops.predicted_class(calibration.logits) != calibration.label
+        candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
+        self._ps = np.array(list(candidates))
+        parts = list(bootstrap.chunks(counts))
+        self._aurc = np.stack(
             [
-                np.concatenate([ops.aurc(score, self._error, weight=counts[rows]) for rows in bootstrap.chunks(counts)])
-                for score in self._candidates.values()
+                np.concatenate([ops.aurc(score, error, weight=counts[rows]) for rows in parts])
+                for score in candidates.values()
             ],
             axis=-1,
         )
         self.split = calibration.provenance.get("split", calibration.source)
 
-    def of(self, fallback: bool) -> tuple[int, np.ndarray, dict[str, float]]:
-        """The chosen p (0 for MSP), the p chosen in each resample [b], and the AURC of each candidate."""
+    def of(self, fallback: bool) -> tuple[logit_norm.LogitNorm, np.ndarray]:
+        """What is fitted, and the p that each resample chooses [b] (0 for MSP)."""
         first = 0 if fallback else 1
-        ps = self._ps[first:]
-        aurc = {"msp" if p == 0 else f"p={p}": float(a) for p, a in zip(ps, self._aurc[first:], strict=True)}
-        best = ps[logit_norm.choose(self._aurc[first:])]
-        return int(best), ps[logit_norm.choose(self._replicates[:, first:])], aurc
+        fitted = logit_norm.fit(self._calibration, self._p_grid, fallback=fallback)
+        return fitted, self._ps[first:][logit_norm.choose(self._aurc[:, first:])]
 
 
 def _tuned_result(test: _Sample, choices: _Choices, fallback: bool, settings: Settings) -> ScoreResult:
-    p, p_replicates, aurc = choices.of(fallback)
-    fitted = {"p": p or None, "uses": "msp" if p == 0 else "max_logit_pnorm", "on": choices.split, "aurc": aurc}
-
-    def score(q: int) -> np.ndarray:
-        return ops.msp(test.logits) if q == 0 else ops.max_logit_pnorm(test.logits, int(q))
-
-    result = _result(test, score(p), fitted, settings)
+    state, p_replicates = choices.of(fallback)
+    uses = "msp" if state.p == 0 else "max_logit_pnorm"
+    fitted = {"p": state.p or None, "uses": uses, "on": choices.split, "aurc": state.aurc}
+    result = _result(test, logit_norm.apply(state, test.predictions), fitted, settings)
     replicates = {name: values.copy() for name, values in result.replicates.items()}
-    for other in np.unique(p_replicates[p_replicates != p]):
-        rows = np.flatnonzero(p_replicates == other)
-        metrics, _ = test.replicates(score(other), rows)
+    for p in np.unique(p_replicates[p_replicates != state.p]):
+        rows = np.flatnonzero(p_replicates == p)
+        metrics, _ = test.replicates(logit_norm.apply(state._replace(p=int(p)), test.predictions), rows)
         for name, values in metrics.items():
             replicates[name][rows] = values
     return dataclasses.replace(result, replicates=replicates)

@@ -10,7 +10,6 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.files import InputError
-from sc_jax.methods import logit_norm
 from sc_jax.predictions import Predictions
 
 
@@ -70,8 +69,3 @@ def obstacle(score: Score, predictions: Predictions, calibration: Predictions | 
     if not np.isfinite(calibration.logits).all():
         return "not defined where a probability of the calibration file is exactly 0"
     return None
-
-
-def choose(score: Score, calibration: Predictions, p_grid: Sequence[int]) -> logit_norm.LogitNorm:
-    """Fits a tuned score."""
-    return logit_norm.fit(calibration, p_grid, fallback=score.fallback)

@@ -134,6 +134,7 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
                 for name, values in result.replicates.items()
                 if name.startswith("coverage_at_risk")
             },
+            "argmax_ties": int(((predictions.logits == predictions.logits.max(-1, keepdims=True)).sum(-1) > 1).sum()),
             "infinite_log_losses": int(np.isinf(ops.log_loss(predictions.logits, predictions.label)).sum()),
             "fitted_on": result.fitted and result.fitted["on"],
             "fitted": result.fitted,

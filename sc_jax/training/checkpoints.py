@@ -91,9 +91,11 @@ class Checkpoints:
         """
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-            hashes, config = meta["hashes"], meta["config"]
+            hashes, config, saved_step = meta["hashes"], meta["config"], meta["step"]
         except Exception as error:  # Orbax raises whatever its storage raises
             raise self._damaged(step, f"its metadata cannot be read ({type(error).__name__})") from error
+        if saved_step != step:
+            raise self._damaged(step, f"it was saved as step {saved_step}")
         if not isinstance(hashes, dict) or config != self._config:
             raise InputError(f"{self.folder / str(step)}: was written for another config; name another --workdir")
         return meta

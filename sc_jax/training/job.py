@@ -12,7 +12,7 @@ from sc_jax import config as config_lib
 from sc_jax import data, models
 from sc_jax.config import Config
 from sc_jax.files import InputError
-from sc_jax.training import checkpoints, state, step
+from sc_jax.training import checkpoints, parallel, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,12 @@ def build(config: Config) -> Job:
       InputError: the data set is not there, or a field does not fit it.
     """
     dataset = data.load(config.data.name)
+    for split in config.prediction.splits:
+        if split not in dataset.splits:
+            raise InputError(f"prediction.splits: there is no split {split!r}; there are {', '.join(dataset.splits)}")
+    mesh = parallel.data_mesh()
+    parallel.require_divisible(config.training.batch_size, mesh, "training.batch_size")
+    parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
     images = dataset.splits["train"].image
     height, width, *channels = images.shape[1:]
     model = models.build(

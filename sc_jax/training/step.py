@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from sc_jax.data.pipelines import scale
 from sc_jax.models import Model, map_members
@@ -30,23 +29,22 @@ def make_optimizer(
 def make_step(
     model: Model,
     optimizer: optax.GradientTransformation,
-    members: Members,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
     *,
     batch_size: int,
     log_every: int,
-) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Meters]]:
+) -> Callable[[TrainState, Members, jax.Array, jax.Array, jax.Array], tuple[TrainState, Meters]]:
     """Builds the jitted step.
 
     Args:
       model, optimizer: as built.
-      members: what differs between them.
       mesh: the devices; a batch is divided over them.
       batch_size: examples per member and step.
       log_every: meters start anew after this many steps.
 
     Returns:
-      (state, order, images, labels) → (state, meters). `order` int32 [s, n] is the epoch's order for each distinct
+      (state, members, order, images, labels) → (state, meters). `members` are data: other α or seeds do not compile
+      anew. `order` int32 [s, n] is the epoch's order for each distinct
       seed, `images` uint8 [n, …] and `labels` int32 [n] are on the device. `state` is donated; `meters` is a copy that
       outlives it.
     """
@@ -75,7 +73,9 @@ def make_step(
 
     all_members = map_members(member_step, model.member_mapping)
 
-    def step(state: TrainState, order: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[TrainState, Meters]:
+    def step(
+        state: TrainState, members: Members, order: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Meters]:
         steps_per_epoch = order.shape[1] // batch_size
         start = (state.step % steps_per_epoch) * batch_size
         index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]

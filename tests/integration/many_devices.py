@@ -35,11 +35,11 @@ def main() -> None:
         members, _ = state.make_members((0.0, 0.3), (0, 1))
         members, data, target = parallel.replicate((members, images, labels), mesh)
         current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
-        advance = step.make_step(model, optimizer, members, mesh, batch_size=BATCH, log_every=4)
+        advance = step.make_step(model, optimizer, mesh, batch_size=BATCH, log_every=4)
         losses = []
         for s in range(STEPS):
             order = epoch_order(members.seed_key, s // (N // BATCH), N)
-            current, meters = advance(current, order, data, target)
+            current, meters = advance(current, members, order, data, target)
             losses.append(np.asarray(meters.loss / meters.examples))
         results[f"{name}_loss"] = np.stack(losses)
 

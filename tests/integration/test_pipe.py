@@ -151,6 +151,25 @@ def test_another_config_is_refused_and_nothing_is_touched(copy: Path) -> None:
     assert contents(copy) == before
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("--config.model.name=mlpp", "did you mean 'mlp'"),
+        ("--config.data.name=fashion", "fashion_mnist"),
+        ("--config.training.batch_size=20000", "exceeds the 12000 images"),
+        ("--config.prediction.splits=('validation','test','tst')", "there is no split 'tst'"),
+    ],
+)
+def test_a_config_that_cannot_run_leaves_the_workdir_free(tmp_path: Path, wrong: str, named: str) -> None:
+    """Refused before the workdir is bound to it, so that the mended command is not refused in its turn."""
+    workdir = tmp_path / "w"
+    result = run_door("run", SMOKE, f"--workdir={workdir}", wrong)
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+    assert contents(workdir) == {}
+
+
 def test_predict_before_the_end_of_training_is_refused(tmp_path: Path) -> None:
     result = run_door("predict", SMOKE, f"--workdir={tmp_path / 'new'}")
     assert result.returncode == 2

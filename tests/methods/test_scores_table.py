@@ -70,16 +70,3 @@ def test_what_stands_in_the_way_is_said():
     assert "true logits" in obstacle(SCORES["max_logit"], as_probabilities(good), None)
     assert obstacle(SCORES["msp"], as_probabilities(good, zero=True), None) is None
     assert obstacle(SCORES["msp"], predictions(k=2), None) is None
-
-
-@pytest.mark.parametrize("name", ["max_logit_pnorm", "max_logit_pnorm_or_msp"])
-def test_choose_takes_the_candidate_of_smallest_aurc(name):
-    calibration = predictions()
-    error = ops.predicted_class(calibration.logits) != calibration.label
-    grid = (1, 3, 8)
-    aurc = {p: ops.aurc(ops.max_logit_pnorm(calibration.logits, p), error) for p in grid}
-    if SCORES[name].fallback:
-        aurc[0] = ops.aurc(ops.msp(calibration.logits), error)
-    chosen = scores_lib.choose(SCORES[name], calibration, grid)
-    assert aurc[chosen.p] == min(aurc.values())
-    assert set(chosen.aurc) == {"msp" if p == 0 else f"p={p}" for p in aurc}

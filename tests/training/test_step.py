@@ -40,12 +40,12 @@ def train(
     model = models.build(name, image_shape=(6, 6, 1), num_classes=3, hidden=(7, 5), **options)
     members, _ = state.make_members(alphas, seeds)
     mesh = parallel.data_mesh()
-    advance = step.make_step(model, optimizer(), members, mesh, batch_size=BATCH, log_every=3)
+    advance = step.make_step(model, optimizer(), mesh, batch_size=BATCH, log_every=3)
     current = parallel.replicate(state.initial_state(model, optimizer(), members), mesh)
     meters = []
     for s in range(EPOCHS * N // BATCH):
         order = epoch_order(members.seed_key, s // (N // BATCH), N)
-        current, m = advance(current, order, *examples)
+        current, m = advance(current, members, order, *examples)
         meters.append(m)
     return current, meters
 
@@ -119,15 +119,17 @@ def test_the_first_step_that_is_not_finite_is_kept(examples: Any) -> None:
     assert np.asarray(meters[-1].bad_step).tolist() == [0, 1]
 
 
-def test_one_compilation(examples: Any) -> None:
+def test_one_compilation_whatever_the_alphas_and_seeds(examples: Any) -> None:
     model = models.build("mlp", image_shape=(6, 6, 1), num_classes=3, hidden=(7,), dropout=0.1)
-    members, _ = state.make_members(ALPHAS, SEEDS)
     mesh = parallel.data_mesh()
-    advance = step.make_step(model, optimizer(), members, mesh, batch_size=BATCH, log_every=3)
+    members = parallel.replicate(state.make_members(ALPHAS, SEEDS)[0], mesh)
+    advance = step.make_step(model, optimizer(), mesh, batch_size=BATCH, log_every=3)
     current = parallel.replicate(state.initial_state(model, optimizer(), members), mesh)
     arrays = parallel.replicate(examples, mesh)
     for s in range(7):
-        current, _ = advance(current, epoch_order(members.seed_key, s // 5, N), *arrays)
+        current, _ = advance(current, members, epoch_order(members.seed_key, s // 5, N), *arrays)
+    others = parallel.replicate(state.make_members((0.9, 0.1), (3, 4))[0], mesh)
+    current, _ = advance(current, others, epoch_order(others.seed_key, 0, N), *arrays)
     assert advance._cache_size() == 1
 
 
