@@ -90,7 +90,7 @@ def main() -> None:
         "compile_seconds": {"one_program": compile_together, "one_member": compile_alone},
         "study_seconds": {
             "one_program": compile_together + steps * statistics.median(s for s, _ in rounds) / STEPS,
-            "one_after_the_other": count * compile_alone + steps * statistics.median(s for _, s in rounds) / STEPS,
+            "one_after_the_other": compile_alone + steps * statistics.median(s for _, s in rounds) / STEPS,
         },
         "matmul_2048_flops_per_second": rate,
         "share_of_matmul_rate": {

@@ -79,9 +79,10 @@ def training() -> str:
     )
     low, high = min(f["speedup_of_each_round"]), max(f["speedup_of_each_round"])
     return (
-        f"{table.markdown()}\n\nOnce compiled, one program runs at {f['speedup']:.2f} times the rate of members one after the other "
-        f"({low:.2f}–{high:.2f} over {len(f['speedup_of_each_round'])} rounds; one member's optimiser state fits in cache, those of "
-        f"all do not); over the whole study it saves the compilations ({_machine(f)}). `make bench` measures it on your machine."
+        f"{table.markdown()}\n\nOn this CPU one program runs at {f['speedup']:.2f} times the rate of members one after the other "
+        f"({low:.2f}–{high:.2f} over {len(f['speedup_of_each_round'])} rounds): the optimiser state of one member stays in the cache, "
+        f"that of all does not. What one program gains on an accelerator is not measured yet. {_machine(f)}; `make bench` measures "
+        "it on your machine."
     )
 
 
