@@ -199,5 +199,5 @@ def training(lines: Sequence[dict[str, Any]], alphas: Sequence[float]) -> Figure
         for alpha, shade in zip(distinct, shades, strict=True):
             axes.plot(epoch, values[:, np.array(alphas) == alpha].mean(axis=1), color=shade, label=f"α = {alpha:g}")
         axes.set(xlabel="epoch", ylabel=f"training {name}")
-    panels[0].legend()
+    panels[1].legend(loc="lower right")
     return figure
