@@ -149,7 +149,7 @@ def test_training_averages_over_the_seeds_of_each_alpha():
     np.testing.assert_allclose(loss.lines[0].get_ydata(), [2, 1, 2 / 3])
     np.testing.assert_allclose(loss.lines[1].get_ydata(), [3.5, 1.75, 3.5 / 3])
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [0.65] * 3)
-    assert legend(loss) == ["α = 0", "α = 0.2"]
+    assert legend(accuracy) == ["α = 0", "α = 0.2"]
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
