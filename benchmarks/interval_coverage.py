@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import machine
 from sc_jax.methods import contrasts
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 
 SEEDS, EXAMPLES, RESAMPLES, STUDIES, LEVEL = 5, 200, 400, 2000, 0.95
 SETTINGS = (
@@ -28,10 +28,10 @@ def study(rng: np.random.Generator, seeds: float, examples: float, interaction: 
     root = np.sqrt(EXAMPLES)
     contrast = seeds * rng.normal(size=(SEEDS, 1)) + examples * root * rng.normal(size=EXAMPLES)
     contrast = contrast + interaction * root * rng.normal(size=(SEEDS, EXAMPLES))
-    counts = bootstrap.resample_counts(int(rng.integers(2**31)), EXAMPLES, RESAMPLES).astype(np.float64)
-    seed_counts = bootstrap.resample_counts(int(rng.integers(2**31)), SEEDS, RESAMPLES)
-    difference = contrasts.crossed(contrast.mean(axis=1), contrast @ counts.T / EXAMPLES, seed_counts)
-    intervals = (bootstrap.percentile_interval(difference.replicates, LEVEL), difference.t_interval(LEVEL))
+    counts = resampling.resample_counts(int(rng.integers(2**31)), EXAMPLES, RESAMPLES).astype(np.float64)
+    seed_counts = resampling.resample_counts(int(rng.integers(2**31)), SEEDS, RESAMPLES)
+    difference = resampling.crossed(contrast.mean(axis=1), contrast @ counts.T / EXAMPLES, seed_counts)
+    intervals = (resampling.percentile_interval(difference.replicates, LEVEL), difference.t_interval(LEVEL))
     return tuple(bool(low <= 0 <= high) for low, high in intervals)
 
 

@@ -19,7 +19,7 @@ from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import evaluation, study
 from sc_jax.methods import scores as scores_lib
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
 
@@ -96,15 +96,15 @@ def evaluate_files(
         "curves": [],
     }
     for test in tests:
-        counts = bootstrap.resample_counts(settings.seed, len(test), settings.resamples)
+        counts = resampling.resample_counts(settings.seed, len(test), settings.resamples)
         tuning_counts = (
-            None if tuning is None else bootstrap.resample_counts(settings.seed + 1, len(tuning), settings.resamples)
+            None if tuning is None else resampling.resample_counts(settings.seed + 1, len(tuning), settings.resamples)
         )
         results, left_out = evaluation.evaluate(test, tuning, settings, counts, tuning_counts)
         document["runs"] += study.run_rows(test, results)
         document["left_out"] += [study.left_out_row(test, *item) for item in left_out.items()]
         for score, result in results.items():
-            low, high = bootstrap.percentile_interval(result.curve_replicates, settings.level)
+            low, high = resampling.percentile_interval(result.curve_replicates, settings.level)
             document["curves"].append(
                 {
                     "predictions": test.source,

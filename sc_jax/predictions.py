@@ -1,23 +1,31 @@
-"""`Predictions`: the waist of the pipe. What a model said about named examples, on disk as npz + JSON.
+"""The waist of the pipe: what a model said about named examples, on disk as npz + JSON.
 
-A file from any tool needs two arrays, `label[n]` and `logits[n, k]`:
+`Predictions` hold `label[n]` and `logits[n, k]`; `Scored`, the narrow form for pixels, tokens and other very long
+streams, holds `loss[n]` and scores [n]. A file from any tool needs no more than these:
 
     np.savez("test.npz", label=labels, logits=logits)
+    np.savez("pixels.npz", loss=wrong, score_msp=msp, score_entropy=-entropy)
+
+`load` reads a file whole, `open_stream` in chunks of consecutive rows; `load_scored` maps the arrays where they lie.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from sc_jax import files
-from sc_jax.files import InputError
+from sc_jax.files import InputError, Member
 
-_PER_EXAMPLE = ("label", "example_id", "features", "group", "is_ood")
+_OPTIONAL = ("example_id", "group", "is_ood", "weight")  # [n], in both forms
+_PER_EXAMPLE = ("label", "features", *_OPTIONAL)
 _KNOWN = (*_PER_EXAMPLE, "logits", "probs", "head_kernel", "head_bias")
 
 
@@ -33,6 +41,7 @@ class Predictions:
       head_kernel, head_bias: float [d, k] and [k], the last layer (for scores that need it).
       group: int or str [n], for reports per group.
       is_ood: bool [n], true where the example is from outside the training distribution.
+      weight: float [n], finite, ≥ 0 and not all 0: how many examples of the population this one stands for.
       log_probabilities: `logits` are log-probabilities (the file gave `probs`); scores of true logits do not apply.
       ids_given: the file named its examples.
       provenance: what the JSON sidecar says (dataset, split, tags, step, versions …); empty without one.
@@ -47,6 +56,7 @@ class Predictions:
     head_bias: np.ndarray | None = None
     group: np.ndarray | None = None
     is_ood: np.ndarray | None = None
+    weight: np.ndarray | None = None
     log_probabilities: bool = False
     ids_given: bool = True
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -70,94 +80,277 @@ class Predictions:
         return {name: array for name, array in named.items() if array is not None}
 
 
-def validate(predictions: Predictions) -> Predictions:
-    """Returns `predictions` if every rule of the format holds.
+class _Columns(Mapping[str, np.ndarray]):
+    """Members of a file as arrays, mapped or (compressed) read when asked for, and again once nobody holds them."""
+
+    def __init__(self, members: Mapping[str, Member]) -> None:
+        self.members = members
+        self._held: weakref.WeakValueDictionary[str, np.ndarray] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._held.get(name)
+        if array is None:
+            array = self._held[name] = self.members[name].array()
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Losses of n examples with one score or several: all that a metric of a ranking needs.
+
+    Attributes:
+      loss: bool, int or float [n], finite and ≥ 0; 1 for an error where it is 0/1.
+      score: float [n] by name; higher is more confident. Infinities are ordered like any other score, NaN is refused.
+      example_id: int or str [n], unique; None where rows have no name but their number.
+      group: int or str [n], for reports per group.
+      is_ood: bool [n], true where the example is from outside the training distribution.
+      weight: float [n], finite, ≥ 0 and not all 0: how many examples of the population this one stands for.
+      provenance: what the JSON sidecar says; empty without one.
+      source: where it was read from, for messages.
+    """
+
+    loss: np.ndarray
+    score: Mapping[str, np.ndarray]
+    example_id: np.ndarray | None = None
+    group: np.ndarray | None = None
+    is_ood: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = "scored"
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def ids_given(self) -> bool:
+        """The file named its examples."""
+        return self.example_id is not None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by the names they have on disk."""
+        optional = {name: getattr(self, name) for name in _OPTIONAL if getattr(self, name) is not None}
+        return {"loss": self.loss, **dict(_score_fields(self)), **optional}
+
+    def chunks(self, rows: int = 1 << 18) -> Iterator[Scored]:
+        """Consecutive rows, as `select` of them; the scores of a file are read, not mapped, so that memory stays bounded."""
+        columns = self.score.members if isinstance(self.score, _Columns) else self.score
+        for start in range(0, len(self), rows):
+            stop = min(start + rows, len(self))
+            score = {
+                name: column.rows(start, stop) if isinstance(column, Member) else column[start:stop]
+                for name, column in columns.items()
+            }
+            chosen = _taken(self, ("loss", *_OPTIONAL), slice(start, stop))
+            if not self.ids_given:
+                chosen["example_id"] = np.arange(start, stop)
+            yield dataclasses.replace(self, score=score, **chosen)
+
+
+Form = TypeVar("Form", Predictions, Scored)
+
+
+def _refuse(at: str, field: str, problem: str, remedy: str) -> NoReturn:
+    raise InputError(f"{at}, field {field!r}: {problem}; {remedy}")
+
+
+def validate(predictions: Form) -> Form:
+    """Returns `predictions`, or `Scored`, if every rule of the format holds.
 
     Raises:
       InputError: names the file, the field, what is wrong with it, and what to do.
     """
-    p, at = predictions, predictions.source
+    if isinstance(predictions, Scored):
+        _check_scored_form(predictions)
+        _check_scores(predictions)
+    else:
+        _check_form(predictions)
+        _check_outputs(predictions)
+        _check_labels(predictions)
+    _check_optional(predictions)
+    return predictions
 
-    def refuse(field: str, problem: str, remedy: str) -> None:
-        raise InputError(f"{at}, field {field!r}: {problem}; {remedy}")
 
+def _check_form(p: Predictions) -> None:
+    """Shapes and types; logits and features may be `Member`s."""
+    at = p.source
     if p.label.ndim != 1:
-        refuse(
-            "label", f"has shape {p.label.shape}, one class index per example [n] is needed", "save argmax of one-hot"
-        )
+        problem = f"has shape {p.label.shape}, one class index per example [n] is needed"
+        _refuse(at, "label", problem, "save argmax of one-hot")
     n = len(p.label)
     if n == 0:
-        refuse("label", "is empty (n = 0)", "write at least one example")
+        _refuse(at, "label", "is empty (n = 0)", "write at least one example")
     if p.label.dtype.kind not in "iu":
-        refuse("label", f"has dtype {p.label.dtype}, integers are needed", "save label.astype(int)")
-    outputs = "probs" if p.log_probabilities else "logits"  # what the file calls them
+        _refuse(at, "label", f"has dtype {p.label.dtype}, integers are needed", "save label.astype(int)")
+    outputs = _outputs(p)
     if p.logits.dtype.kind != "f":
-        refuse(outputs, f"has dtype {p.logits.dtype}, floating point is needed", "save the raw outputs as float32")
+        problem = f"has dtype {p.logits.dtype}, floating point is needed"
+        _refuse(at, outputs, problem, "save the raw outputs as float32")
     if p.logits.ndim not in (2, 3) or p.logits.shape[-2] != n:
-        refuse(outputs, f"has shape {p.logits.shape}, label has {n} examples", f"save [n, k] = [{n}, k] or [m, {n}, k]")
+        problem = f"has shape {p.logits.shape}, label has {n} examples"
+        _refuse(at, outputs, problem, f"save [n, k] = [{n}, k] or [m, {n}, k]")
     if 0 in p.logits.shape:
-        refuse(outputs, f"has shape {p.logits.shape}: nothing in it", "save [n, k] with k ≥ 2")
+        _refuse(at, outputs, f"has shape {p.logits.shape}: nothing in it", "save [n, k] with k ≥ 2")
     k = p.num_classes
     if k < 2:
-        refuse(outputs, f"has k = {k} class", "give both classes of a binary problem: [0, z] for a single logit z")
-    for name in _PER_EXAMPLE:
-        array = getattr(p, name)
-        if array is not None and (array.ndim < 1 or len(array) != n):
-            refuse(name, f"has shape {array.shape}, label has {n} examples", f"give it {n} rows")
+        remedy = "give both classes of a binary problem: [0, z] for a single logit z"
+        _refuse(at, outputs, f"has k = {k} class", remedy)
+    _check_columns(p, _PER_EXAMPLE, "label", n)
     if p.features is not None and p.features.ndim != 2:
-        refuse("features", f"has shape {p.features.shape}", f"save [n, d] = [{n}, d]")
+        _refuse(at, "features", f"has shape {p.features.shape}", f"save [n, d] = [{n}, d]")
     width = p.features.shape[1:] if p.features is not None else np.shape(p.head_kernel)[:1]
     for name, needed in (("head_kernel", (*width, k)), ("head_bias", (k,))):
         array = getattr(p, name)
         if array is not None and array.shape != needed:
-            refuse(name, f"has shape {array.shape}", f"{needed} fits the other arrays")
+            _refuse(at, name, f"has shape {array.shape}", f"{needed} fits the other arrays")
 
+
+def _outputs(p: Predictions) -> str:
+    return "probs" if p.log_probabilities else "logits"  # what the file calls them
+
+
+def _check_columns(p: Predictions | Scored, names: tuple[str, ...], like: str, n: int) -> None:
+    """Lengths of the arrays per example, and types of the optional ones."""
+    for name in names:
+        array = getattr(p, name)
+        if array is not None and (array.ndim < 1 or len(array) != n):
+            _refuse(p.source, name, f"has shape {array.shape}, {like} has {n} examples", f"give it {n} rows")
+    for name, kinds, remedy in (
+        ("example_id", "iuUS", "give n integers or strings"),
+        ("group", "biuUS", "give n integers or strings"),
+        ("is_ood", "b", "save booleans [n]"),
+        ("weight", "f", "save floats [n]"),
+    ):
+        array = getattr(p, name)
+        if array is not None and (array.ndim != 1 or array.dtype.kind not in kinds):
+            _refuse(p.source, name, f"has dtype {array.dtype} and shape {array.shape}", remedy)
+
+
+def _check_outputs(p: Predictions) -> None:
     bad = ~np.isfinite(p.logits) & ~(p.log_probabilities & np.isneginf(p.logits))
     bad = bad.any(axis=-1)
     bad = bad.any(axis=0) if bad.ndim == 2 else bad
     if bad.any():
         first = p.example_id[np.argmax(bad)]
-        refuse(
-            outputs,
-            f"{bad.sum()} of {n} examples have NaN or infinite values, first example_id {first}",
-            "find out why",
-        )
-    outside = (p.label < 0) | (p.label >= k)
-    if outside.any():
-        first = np.argmax(outside)
-        refuse(
-            "label",
-            f"{outside.sum()} of {n} labels lie outside 0..{k - 1}, first {p.label[first]} at example_id {p.example_id[first]}",
-            "number the classes from 0",
-        )
-    if p.example_id.ndim != 1 or p.example_id.dtype.kind not in "iuUS":
-        refuse(
-            "example_id", f"has dtype {p.example_id.dtype} and shape {p.example_id.shape}", "give n integers or strings"
-        )
-    unique, count = np.unique(p.example_id, return_counts=True)
-    if len(unique) < n:
-        first = unique[np.argmax(count > 1)]
-        refuse(
-            "example_id", f"{n - len(unique)} of {n} are repeated, first {first}", "write every example exactly once"
-        )
-    if p.is_ood is not None and p.is_ood.dtype != bool:
-        refuse("is_ood", f"has dtype {p.is_ood.dtype}", "save booleans")
-    return p
+        problem = f"{bad.sum()} of {len(p)} examples have NaN or infinite values, first example_id {first}"
+        _refuse(p.source, _outputs(p), problem, "find out why")
 
 
-def require_ids(predictions: Predictions, expected: np.ndarray, what: str) -> None:
-    """Checks that `predictions` holds every id of `expected`, and no other.
+def _check_labels(p: Predictions) -> None:
+    k = p.num_classes
+    count, first = _count(p.label, lambda label: (label < 0) | (label >= k))
+    if count:
+        problem = (
+            f"{count} of {len(p)} labels lie outside 0..{k - 1}, "
+            f"first {p.label[first]} at example_id {p.example_id[first]}"
+        )
+        _refuse(p.source, "label", problem, "number the classes from 0")
+
+
+def _check_scored_form(p: Scored) -> None:
+    """Shapes and types; the arrays may be `Member`s."""
+    at, loss = p.source, p.loss
+    if loss.ndim != 1:
+        problem = f"has shape {loss.shape}, one loss per example [n] is needed"
+        _refuse(at, "loss", problem, "save loss.reshape(-1), and scores in the same order")
+    n = len(loss)
+    if n == 0:
+        _refuse(at, "loss", "is empty (n = 0)", "write at least one example")
+    if loss.dtype.kind not in "biuf":
+        _refuse(at, "loss", f"has dtype {loss.dtype}, numbers are needed", "save 0/1 or another loss as float32")
+    if not p.score:
+        _refuse(at, "score", "is missing", "give at least one")
+    for field, score in _score_fields(p):
+        if field == "score_":
+            _refuse(at, field, "has no name", "rename it 'score', or give it one")
+        if score.shape != (n,):
+            problem = f"has shape {score.shape}, loss has {n} examples"
+            _refuse(at, field, problem, f"save one score per example [{n}], and another score under another name")
+        if score.dtype.kind != "f":
+            problem = f"has dtype {score.dtype}, floating point is needed"
+            _refuse(at, field, problem, "save float32, higher = more confident")
+    _check_columns(p, _OPTIONAL, "loss", n)
+
+
+def _score_fields(p: Scored) -> Iterator[tuple[str, Any]]:
+    """The scores, one after the other, by the names they have on disk."""
+    for name in p.score:
+        yield "score" if len(p.score) == 1 and name == "score" else f"score_{name}", p.score[name]
+
+
+def _check_scores(p: Scored) -> None:
+    """Values, in chunks."""
+    n = len(p)
+    for field, score in _score_fields(p):
+        count, first = _count(score, np.isnan)
+        if count:
+            problem = f"{count} of {n} are NaN, first in row {first}"
+            _refuse(p.source, field, problem, "find out why, or leave these rows out")
+    for what, bad in (("not finite", lambda x: ~np.isfinite(x)), ("negative", lambda x: x < 0)):
+        count, first = _count(p.loss, bad)
+        if count:
+            _refuse(p.source, "loss", f"{count} of {n} are {what}, first in row {first}", "a loss is finite and ≥ 0")
+
+
+def _check_optional(p: Predictions | Scored) -> None:
+    """Values of the arrays [n] that both forms may have, in chunks."""
+    at, n, ids = p.source, len(p), p.example_id
+    if ids is not None and not _increasing(ids):
+        ordered = ids.read() if isinstance(ids, Member) else np.array(ids)
+        ordered.sort()
+        same = ordered[1:] == ordered[:-1]
+        if same.any():
+            problem = f"{same.sum()} of {n} are repeated, first {ordered[np.argmax(same)]}"
+            _refuse(at, "example_id", problem, "write every example exactly once")
+    if p.weight is not None:
+        count, first = _count(p.weight, lambda w: ~(np.isfinite(w) & (w >= 0)))
+        if count:
+            problem = f"{count} of {n} are negative or not finite, first in row {first}"
+            _refuse(at, "weight", problem, "a weight is finite and ≥ 0")
+        if _count(p.weight, lambda w: w == 0)[0] == n:
+            _refuse(at, "weight", "all are 0", "weigh at least one example, or leave weights out")
+
+
+def _count(column: np.ndarray | Member, bad: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int]:
+    """How many rows are bad, and which is the first."""
+    count = first = start = 0
+    for part in files.chunks(column):
+        wrong = bad(part)
+        if not count and wrong.any():
+            first = start + int(np.argmax(wrong))
+        count += int(wrong.sum())
+        start += len(part)
+    return count, first
+
+
+def _increasing(column: np.ndarray | Member) -> bool:
+    last = None
+    for part in files.chunks(column):
+        if not (part[1:] > part[:-1]).all() or (last is not None and not part[0] > last):
+            return False
+        last = part[-1]
+    return True
+
+
+def require_ids(predictions: Predictions | Scored, expected: np.ndarray, what: str) -> None:
+    """Checks that `predictions` hold every id of `expected`, and no other; rows without ids are known by their number.
 
     Raises:
       InputError: counts what is missing and what is unexpected, and names the first.
     """
-    for problem, ids in (
-        ("are missing", np.setdiff1d(expected, predictions.example_id)),
-        ("are unexpected", np.setdiff1d(predictions.example_id, expected)),
+    ids = np.arange(len(predictions)) if predictions.example_id is None else predictions.example_id
+    for problem, wrong in (
+        ("are missing", np.setdiff1d(expected, ids)),
+        ("are unexpected", np.setdiff1d(ids, expected)),
     ):
-        if len(ids):
+        if len(wrong):
             raise InputError(
-                f"{predictions.source}, field 'example_id': {len(ids)} ids {problem} (first {ids[0]}), compared with "
+                f"{predictions.source}, field 'example_id': {len(wrong)} ids {problem} (first {wrong[0]}), compared with "
                 f"{what}; predict all of them on the same split"
             )
 
@@ -170,57 +363,205 @@ def load(path: str | Path) -> Predictions:
     """
     path = Path(path)
     arrays = files.read_npz(path)
+    _require_outputs(arrays, path)
+    given = _assembled(arrays, _provenance(arrays, path), path)
+    if given.log_probabilities:
+        given = dataclasses.replace(given, logits=_log_probabilities(given.logits, given.source))
+    return validate(given)
+
+
+def _require_outputs(arrays: Mapping[str, Any], path: Path) -> None:
     for needed in ("label", "logits"):
         if needed not in arrays and not (needed == "logits" and "probs" in arrays):
-            near = difflib.get_close_matches(needed, arrays, n=1, cutoff=0.6)
-            found = f"rename {near[0]!r}" if near else f"the file has {sorted(arrays)}"
             alternative = " (or 'probs')" if needed == "logits" else ""
-            raise InputError(f"{path}: field {needed!r}{alternative} is missing; {found}")
+            hint = "; it holds losses: read it with `load_scored`" if _scored_names(arrays) else ""
+            raise InputError(f"{path}: field {needed!r}{alternative} is missing; {_nearest(needed, arrays)}{hint}")
     if "logits" in arrays and "probs" in arrays:
         raise InputError(f"{path}: has both 'logits' and 'probs'; keep the logits")
 
-    provenance = {}
-    sidecar = path.with_suffix(".json")
-    if sidecar.exists():
-        provenance = files.read_json(sidecar)
-        if not isinstance(provenance, dict):
-            raise InputError(f"{sidecar}: not a JSON object; delete it or write predictions again")
-        stated = provenance.get("fingerprint")
-        if stated is not None and stated != files.fingerprint(arrays):
-            raise InputError(
-                f"{path}: its arrays are not those its sidecar {sidecar.name} was written for; predict again"
-            )
 
+def _nearest(needed: str, arrays: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(needed, arrays, n=1, cutoff=0.6)
+    return f"rename {near[0]!r}" if near else f"the file has {sorted(arrays)}"
+
+
+def _provenance(arrays: Mapping[str, np.ndarray | Member], path: Path) -> dict[str, Any]:
+    """What the sidecar says; refused if it was written for other arrays."""
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        return {}
+    provenance = files.read_json(sidecar)
+    if not isinstance(provenance, dict):
+        raise InputError(f"{sidecar}: not a JSON object; delete it or write predictions again")
+    stated = provenance.get("fingerprint")
+    if stated is not None and stated != files.fingerprint(arrays):
+        raise InputError(f"{path}: its arrays are not those its sidecar {sidecar.name} was written for; predict again")
+    return provenance
+
+
+def _assembled(arrays: Mapping[str, Any], provenance: dict[str, Any], path: Path) -> Predictions:
+    """The arrays of a file as `Predictions`, with `probs` as they are."""
     known = {name: array for name, array in arrays.items() if name in _KNOWN}
     if "probs" in known:
-        known["logits"] = _log_probabilities(known.pop("probs"), path)
+        known["logits"] = known.pop("probs")
     known.setdefault("example_id", np.arange(known["label"].shape[0] if known["label"].ndim else 0))
-    return validate(
-        Predictions(
-            **known,
-            log_probabilities="probs" in arrays,
-            ids_given="example_id" in arrays,
-            provenance=provenance,
-            source=str(path),
-        )
+    return Predictions(
+        **known,
+        log_probabilities="probs" in arrays,
+        ids_given="example_id" in arrays,
+        provenance=provenance,
+        source=str(path),
     )
 
 
-def _log_probabilities(probs: np.ndarray, path: Path) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """`Predictions` of a file that need not fit into memory; see `open_stream`.
+
+    Attributes:
+      label, example_id, group, is_ood, weight: [n], validated.
+      shape: of the logits, (n, k) or (m, n, k).
+      log_probabilities, ids_given, provenance, source: as in `Predictions`.
+    """
+
+    label: np.ndarray
+    example_id: np.ndarray
+    group: np.ndarray | None
+    is_ood: np.ndarray | None
+    weight: np.ndarray | None
+    shape: tuple[int, ...]
+    log_probabilities: bool
+    ids_given: bool
+    provenance: dict[str, Any]
+    source: str
+    _lazy: Predictions  # its logits and features are `Member`s
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def num_classes(self) -> int:
+        """k."""
+        return self.shape[-1]
+
+    def chunks(self, rows: int | None = None) -> Iterator[Predictions]:
+        """Validated `Predictions` of consecutive rows, as `select` gives them of the whole.
+
+        Args:
+          rows: examples at a time; without, as many as have about 16 MiB of logits in float64.
+
+        Raises:
+          InputError: a chunk breaks a rule of the format, or the file is damaged.
+        """
+        lazy, n = self._lazy, len(self)
+        rows = rows or max(1, (1 << 21) * n // math.prod(self.shape))
+        for start in range(0, n, rows):
+            stop = min(start + rows, n)
+            at = f"{self.source}, rows {start} to {stop - 1}"
+            logits = lazy.logits.rows(start, stop, axis=-2)
+            if lazy.log_probabilities:
+                logits = _log_probabilities(logits, at)
+            features = None if lazy.features is None else lazy.features.rows(start, stop)
+            columns = _taken(lazy, ("label", *_OPTIONAL), slice(start, stop))
+            chunk = dataclasses.replace(lazy, **columns, logits=logits, features=features, ids_given=True, source=at)
+            _check_outputs(chunk)
+            yield dataclasses.replace(chunk, source=self.source)
+
+
+def open_stream(path: str | Path) -> Stream:
+    """Opens `<name>.npz` to be read in chunks of consecutive rows, in memory that does not grow with the file.
+
+    What is one number per example is read and validated at once; logits and features are read, and validated, chunk by
+    chunk. With a sidecar the fingerprint is checked first, in one pass over the file; without one, the CRC of each array.
+    Compressed logits [m, n, k] are decompressed at m positions, each found by decompressing what
+    lies before it: about m/2 times the work of `load`.
+
+    Args:
+      path: a file as for `load`.
+
+    Returns:
+      `Stream`, whose `chunks(rows)` together are `load(path)`.
+
+    Raises:
+      InputError: as for `load`; also where logits are compressed in Fortran order, which cannot be read by rows.
+    """
+    path = Path(path)
+    npz = files.open_npz(path)
+    _require_outputs(npz, path)
+    provenance = _provenance(npz, path)
+    large = ("logits", "probs", "features")
+    arrays = {name: npz[name] if name in large else npz[name].array() for name in _KNOWN if name in npz}
+    lazy = _assembled(arrays, provenance, path)
+    _check_form(lazy)
+    _check_labels(lazy)
+    _check_optional(lazy)
+    for member in (lazy.logits, lazy.features):
+        if member is not None:
+            member.rows(0, 0)  # what is damaged, or cannot be read by rows, is refused here
+    shared = ("label", *_OPTIONAL, "log_probabilities", "ids_given", "provenance", "source")
+    return Stream(**{name: getattr(lazy, name) for name in shared}, shape=lazy.logits.shape, _lazy=lazy)
+
+
+def is_scored(path: str | Path) -> bool:
+    """Whether the file holds `Scored` rather than `Predictions`, by the names of its arrays."""
+    with files.open_npz(path) as npz:
+        return _scored_names(npz)
+
+
+def _scored_names(arrays: Mapping[str, Any]) -> bool:
+    return "loss" in arrays and "logits" not in arrays and "probs" not in arrays
+
+
+def load_scored(path: str | Path) -> Scored:
+    """Opens and validates a `Scored` file, in memory that does not grow with the number of scores.
+
+    Uncompressed arrays are mapped, not copied. Of a compressed file a score is read when it is asked for.
+
+    Args:
+      path: `<name>.npz` with `loss` and either `score` or one `score_<name>` or more, all [n]; `<name>.json` is its sidecar.
+
+    Returns:
+      `Scored`; its arrays are read-only.
+
+    Raises:
+      InputError: see `validate`; also where the arrays are not those the sidecar was written for.
+    """
+    path = Path(path)
+    npz = files.open_npz(path)
+    score = {name.removeprefix("score_"): member for name, member in npz.items() if name.startswith("score_")}
+    if "score" in npz and score:
+        raise InputError(
+            f"{path}: has both 'score' and 'score_{next(iter(score))}'; give each score a name: score_<name>"
+        )
+    if "score" in npz:
+        score = {"score": npz["score"]}
+    for needed, there in (("loss", "loss" in npz), ("score", score)):
+        if not there:
+            hint = "; it holds logits: read it with `load`" if {"logits", "probs"} & set(npz) else ""
+            alternative = " (or 'score_<name>')" if needed == "score" else ""
+            raise InputError(f"{path}: field {needed!r}{alternative} is missing; {_nearest(needed, npz)}{hint}")
+    optional = {name: npz[name] for name in _OPTIONAL if name in npz}
+    lazy = Scored(npz["loss"], score, **optional, provenance=_provenance(npz, path), source=str(path))
+    validate(lazy)
+    mapped = {name: member.array() for name, member in optional.items()}
+    return dataclasses.replace(lazy, loss=npz["loss"].array(), score=_Columns(score), **mapped)
+
+
+def _log_probabilities(probs: np.ndarray, at: str) -> np.ndarray:
     if probs.dtype.kind != "f":
-        raise InputError(f"{path}, field 'probs': has dtype {probs.dtype}, floating point is needed; save float32")
+        _refuse(at, "probs", f"has dtype {probs.dtype}, floating point is needed", "save float32")
     wide = probs.astype(np.float64)
     if probs.size and not (np.isfinite(wide).all() and (wide >= 0).all()):
-        raise InputError(f"{path}, field 'probs': has NaN, infinite or negative entries; give probabilities in [0, 1]")
+        _refuse(at, "probs", "has NaN, infinite or negative entries", "give probabilities in [0, 1]")
     if probs.size and probs.ndim >= 2:
         worst = np.abs(wide.sum(axis=-1) - 1).max()
         if worst > 1e-2:
-            raise InputError(f"{path}, field 'probs': rows do not sum to 1 (off by up to {worst:.3g}); normalise them")
+            _refuse(at, "probs", f"rows do not sum to 1 (off by up to {worst:.3g})", "normalise them")
     with np.errstate(divide="ignore"):
         return np.log(wide)
 
 
-def save(path: str | Path, predictions: Predictions, expected_id: np.ndarray | None = None) -> None:
+def save(path: str | Path, predictions: Predictions | Scored, expected_id: np.ndarray | None = None) -> None:
     """Validates and writes `<name>.npz`, then `<name>.json` with its fingerprint: the sidecar's presence means done.
 
     Args:
@@ -237,19 +578,34 @@ def save(path: str | Path, predictions: Predictions, expected_id: np.ndarray | N
     files.write_json(path.with_suffix(".json"), {**predictions.provenance, "fingerprint": files.fingerprint(arrays)})
 
 
-def select(predictions: Predictions, index: np.ndarray) -> Predictions:
-    """The examples of `index` (int [r] or bool [n]), in that order; the last layer is kept as it is."""
-    chosen = {}
-    for name in _PER_EXAMPLE:
-        array = getattr(predictions, name)
-        chosen[name] = None if array is None else array[index]
+def select(predictions: Form, index: np.ndarray) -> Form:
+    """The examples of `index` (int [r] or bool [n]), in that order; the last layer is kept as it is.
+
+    Rows without ids are known by the numbers they had.
+    """
+    if isinstance(predictions, Scored):
+        chosen = _taken(predictions, ("loss", *_OPTIONAL), index)
+        if not predictions.ids_given:
+            chosen["example_id"] = np.arange(len(predictions))[index]
+        score = {name: array[index] for name, array in predictions.score.items()}
+        return dataclasses.replace(predictions, **chosen, score=score)
+    chosen = _taken(predictions, _PER_EXAMPLE, index)
     return dataclasses.replace(predictions, **chosen, logits=predictions.logits[..., index, :], ids_given=True)
 
 
-def by_id(predictions: Predictions) -> Predictions:
+def _taken(p: Predictions | Scored, names: tuple[str, ...], index: np.ndarray | slice) -> dict[str, np.ndarray | None]:
+    return {name: None if getattr(p, name) is None else getattr(p, name)[index] for name in names}
+
+
+def by_id(predictions: Form) -> Form:
     """The same examples in increasing order of id, so that files of one split align row by row."""
-    ordered = select(predictions, np.argsort(predictions.example_id, kind="stable"))
-    return dataclasses.replace(ordered, ids_given=predictions.ids_given)
+    ids = predictions.example_id
+    if ids is None or _increasing(ids):
+        return predictions
+    ordered = select(predictions, np.argsort(ids, kind="stable"))
+    if isinstance(ordered, Predictions):
+        ordered = dataclasses.replace(ordered, ids_given=predictions.ids_given)
+    return ordered
 
 
 def shared_rows(a: Predictions, b: Predictions) -> int:

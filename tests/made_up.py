@@ -8,7 +8,7 @@ from sc_jax import ops
 from sc_jax.config import Contrast
 from sc_jax.methods import study
 from sc_jax.methods.evaluation import Settings
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 
 ALPHAS, SEEDS = (0.0, 0.2), (3, 7)
@@ -97,7 +97,7 @@ def metrics_of(name, given, p):
 def study_counts(how=SETTINGS, seeds=SEEDS):
     """The resamples of test examples, calibration examples and seeds that a study draws."""
     return (
-        bootstrap.resample_counts(how.seed, TEST, how.resamples),
-        bootstrap.resample_counts(how.seed + 1, CALIBRATION, how.resamples),
-        bootstrap.resample_counts(how.seed + 2, len(seeds), how.resamples),
+        resampling.resample_counts(how.seed, TEST, how.resamples),
+        resampling.resample_counts(how.seed + 1, CALIBRATION, how.resamples),
+        resampling.resample_counts(how.seed + 2, len(seeds), how.resamples),
     )

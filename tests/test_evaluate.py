@@ -12,7 +12,7 @@ from made_up import CLASSES, best_p, metrics_of, predictions
 from sc_jax import evaluate, files, ops
 from sc_jax import predictions as predictions_lib
 from sc_jax.files import InputError
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 
 RESAMPLES = 40
 GRID = tuple(range(1, 11))
@@ -112,7 +112,7 @@ def test_metrics_json_follows_its_schema(test_file, calibration_file):
 
 def test_the_numbers_are_those_of_the_definitions(test_file, calibration_file):
     document = run("--predictions=test.npz", "--calibration=val.npz", "--seed=5")
-    counts = bootstrap.resample_counts(5, 60, RESAMPLES)
+    counts = resampling.resample_counts(5, 60, RESAMPLES)
     test, calibration = predictions(0), predictions(1, n=50)
     for row in document["runs"]:
         p = best_p(row["score"], calibration, GRID)

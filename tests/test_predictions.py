@@ -1,7 +1,9 @@
 """The waist of the pipe: what is written comes back, and whatever breaks a rule is refused with file, field and remedy."""
 
 import dataclasses
+import mmap
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from sc_jax import files, ops, predictions
 from sc_jax.files import InputError
-from sc_jax.predictions import Predictions
+from sc_jax.predictions import Predictions, Scored
 
 N, K = 6, 4
 
@@ -51,6 +53,11 @@ def refusal(tmp_path):
 finite = st.floats(-1e3, 1e3, width=32)
 
 
+def weights(n):
+    positive = hnp.arrays(np.float64, n, elements=st.floats(0, 1e3)).filter(np.any)
+    return positive | positive.map(np.float32).filter(np.any)
+
+
 @st.composite
 def any_predictions(draw):
     n, k, d = draw(st.integers(1, 7)), draw(st.integers(2, 5)), draw(st.integers(1, 3))
@@ -78,6 +85,7 @@ def any_predictions(draw):
         head_bias=np.zeros(k, np.float32) if head else None,
         group=maybe(text | hnp.arrays(np.int16, n)),
         is_ood=maybe(hnp.arrays(bool, n)),
+        weight=maybe(weights(n)),
         provenance={"dataset": "made up", "split": "test", "tags": {"alpha": 0.5}},
     )
 
@@ -156,6 +164,16 @@ def test_labels_outside_the_classes_are_counted(refusal, label, count, first):
         ({"features": np.zeros((5, 2))}, "features", "shape (5, 2), label has 6 examples"),
         ({"group": np.array("a")}, "group", "shape (), label has 6 examples"),
         ({"is_ood": np.zeros(N, int)}, "is_ood", "dtype int64"),
+        ({"is_ood": np.zeros((N, 1), bool)}, "is_ood", "shape (6, 1)"),
+        ({"group": np.zeros(N)}, "group", "dtype float64"),
+        ({"group": np.zeros((N, 2), int)}, "group", "shape (6, 2)"),
+        ({"weight": np.ones(5)}, "weight", "shape (5,), label has 6 examples"),
+        ({"weight": np.ones((N, 1))}, "weight", "shape (6, 1)"),
+        ({"weight": np.ones(N, int)}, "weight", "dtype int64"),
+        ({"weight": put(np.ones(N), [3, 4], -1e-9)}, "weight", "2 of 6 are negative or not finite, first in row 3"),
+        ({"weight": put(np.ones(N), 5, np.nan)}, "weight", "1 of 6 are negative or not finite, first in row 5"),
+        ({"weight": put(np.ones(N), 0, np.inf)}, "weight", "1 of 6 are negative or not finite, first in row 0"),
+        ({"weight": np.zeros(N)}, "weight", "all are 0"),
         ({"is_ood": np.zeros(7, bool)}, "is_ood", "shape (7,), label has 6 examples"),
         ({"features": np.zeros(N)}, "features", "shape (6,)"),
         ({"features": np.zeros((N, 2)), "head_kernel": np.zeros((3, K))}, "head_kernel", "shape (3, 4)"),
@@ -296,8 +314,8 @@ def test_a_failing_save_leaves_the_old_file_as_it_was(tmp_path, monkeypatch):
 def test_the_sidecar_is_written_last(tmp_path, monkeypatch):
     """Its presence says that the arrays are there."""
     order = []
-    write = files.write_bytes
-    monkeypatch.setattr(files, "write_bytes", lambda path, data: (order.append(path.name), write(path, data)))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (order.append(target.name), replace(source, target)))
     saved(tmp_path)
     assert order == ["a.npz", "a.json"]
 
@@ -333,6 +351,7 @@ def full(n=8, members=()):
         head_bias=np.arange(K),
         group=row.astype(str),
         is_ood=row % 2 == 1,
+        weight=row / 2,
         provenance={"split": "test"},
     )
 
@@ -345,6 +364,7 @@ def rows_of(p):
     np.testing.assert_array_equal(p.example_id, 1000 - 3 * row)
     np.testing.assert_array_equal(p.group, row.astype(str))
     np.testing.assert_array_equal(p.is_ood, row % 2 == 1)
+    np.testing.assert_array_equal(p.weight, row / 2)
     return row
 
 
@@ -421,3 +441,399 @@ def test_the_log_of_probabilities_ranks_as_the_logits_do(tmp_path):
     np.testing.assert_allclose(
         ops.msp(predictions.load(tmp_path / "p.npz").logits), ops.msp(given.logits), rtol=1e-9, atol=1e-9
     )
+
+
+# --- in chunks --------------------------------------------------------------------------------------------------------
+
+
+def same(a, b):
+    """Two `Predictions` or `Scored` agree in every array, its dtype and every other field."""
+    assert type(a) is type(b)
+    for field in dataclasses.fields(a):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "score":
+            assert list(left) == list(right)
+            pairs = [(left[name], right[name]) for name in left]
+        else:
+            pairs = [(left, right)]
+        for x, y in pairs:
+            assert getattr(x, "dtype", None) == getattr(y, "dtype", None), field.name
+            np.testing.assert_array_equal(x, y, err_msg=field.name)
+
+
+WRITERS = {"stored": np.savez, "compressed": np.savez_compressed, "ours": lambda path, **a: files.write_npz(path, a)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_predictions(), st.sampled_from(sorted(WRITERS)), st.integers(1, 8), st.booleans(), st.booleans())
+def test_a_stream_gives_the_rows_that_load_gives(tmp_path_factory, given, writer, rows, probs, ids):
+    path = tmp_path_factory.mktemp("stream") / "x.npz"
+    if probs:
+        given = dataclasses.replace(given, logits=ops.log_softmax(given.logits), log_probabilities=True)
+    if not ids:
+        given = dataclasses.replace(given, ids_given=False)
+    WRITERS[writer](path, **given.arrays(), unknown=np.arange(3))
+    files.write_json(path.with_suffix(".json"), {"split": "dev"})
+    whole, stream = predictions.load(path), predictions.open_stream(path)
+    assert (len(stream), stream.num_classes, stream.shape) == (len(whole), whole.num_classes, whole.logits.shape)
+    for name in ("label", "example_id", "group", "is_ood", "weight", "ids_given", "provenance", "source"):
+        np.testing.assert_array_equal(getattr(stream, name), getattr(whole, name))
+    assert stream.log_probabilities == whole.log_probabilities == probs
+    for _ in range(2):  # a stream can be read again
+        start = 0
+        for chunk in stream.chunks(rows):
+            assert len(chunk) == min(rows, len(whole) - start)
+            same(chunk, predictions.select(whole, np.arange(start, start + len(chunk))))
+            predictions.validate(dataclasses.replace(chunk, weight=None))  # its weights may all be 0
+            start += len(chunk)
+        assert start == len(whole)
+    same(predictions.select(whole, np.arange(len(whole))), next(stream.chunks()))
+
+
+@pytest.mark.parametrize("members", [(), (3,)])
+def test_logits_in_fortran_order_are_streamed_where_they_are_stored(tmp_path, members):
+    p = random_predictions(0, members=members)
+    np.savez(tmp_path / "x.npz", label=p.label, logits=np.asfortranarray(p.logits))
+    chunks = list(predictions.open_stream(tmp_path / "x.npz").chunks(7))
+    np.testing.assert_array_equal(np.concatenate([chunk.logits for chunk in chunks], axis=-2), p.logits)
+    np.savez_compressed(tmp_path / "y.npz", label=p.label, logits=np.asfortranarray(p.logits))
+    with pytest.raises(InputError, match=r"y\.npz, field 'logits': compressed in Fortran order"):
+        predictions.open_stream(tmp_path / "y.npz")
+    np.testing.assert_array_equal(predictions.load(tmp_path / "y.npz").logits, p.logits)
+
+
+def test_a_stream_refuses_what_load_refuses_when_it_gets_there(tmp_path):
+    path = tmp_path / "x.npz"
+    logits = np.stack([GOOD["logits"], put(GOOD["logits"], (slice(4, 6), 1), np.nan)])
+    np.savez(path, **arrays(logits=logits))
+    chunks = predictions.open_stream(path).chunks(3)
+    assert len(next(chunks)) == 3
+    with pytest.raises(InputError, match=r"rows 3 to 5, field 'logits': 2 of 3 examples.*first example_id 104"):
+        next(chunks)
+    probs = np.full((N, K), 1 / K)
+    np.savez(path, **arrays(logits=None, probs=put(probs, (3, 0), 0.5)))
+    chunks = predictions.open_stream(path).chunks(3)
+    assert len(next(chunks)) == 3
+    with pytest.raises(InputError, match=r"rows 3 to 5, field 'probs': rows do not sum to 1 \(off by up to 0.25\)"):
+        next(chunks)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label": put(GOOD["label"], 5, K)},
+        {"label": GOOD["label"].astype(float)},
+        {"label": None},
+        {"logits": None},
+        {"logits": GOOD["logits"][:5]},
+        {"logits": GOOD["logits"].astype(int)},
+        {"logits": GOOD["logits"][:, :1], "label": np.zeros(N, int)},
+        {"probs": np.full((N, K), 1 / K)},
+        {"example_id": put(IDS, 5, 101)},
+        {"features": np.zeros((5, 2))},
+        {"features": np.zeros(N)},
+        {"head_bias": np.zeros(K + 1)},
+        {"weight": np.zeros(N)},
+        {"is_ood": np.zeros(N, int)},
+    ],
+)
+def test_what_is_seen_without_the_logits_is_refused_when_the_stream_is_opened(tmp_path, changes):
+    path = tmp_path / "x.npz"
+    np.savez(path, **arrays(**changes))
+    with pytest.raises(InputError) as by_load:
+        predictions.load(path)
+    with pytest.raises(InputError) as by_stream:
+        predictions.open_stream(path)
+    assert str(by_stream.value) == str(by_load.value)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("kind", ["logits", "scores"])
+def test_a_damaged_file_is_refused_when_it_is_opened(tmp_path, writer, kind):
+    """A bit of a time stamp or of padding may flip unnoticed; then everything is as it was."""
+    path = tmp_path / "x.npz"
+    given, opened = (
+        (random_predictions(0, n=500), lambda path: next(predictions.open_stream(path).chunks()))
+        if kind == "logits"
+        else (scored(500), predictions.load_scored)
+    )
+    WRITERS[writer](path, **given.arrays())
+    whole, refused = path.read_bytes(), 0
+    for at in np.random.default_rng(0).integers(0, len(whole), 40):
+        path.unlink()  # what is still mapped keeps its bytes
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            back = opened(path).arrays()
+        except InputError:
+            refused += 1
+        else:
+            for name, array in given.arrays().items():
+                np.testing.assert_array_equal(back[name], array)
+    assert refused > 30
+
+
+def test_streams_heed_the_sidecar(tmp_path):
+    path = saved(tmp_path)
+    assert next(predictions.open_stream(path).chunks()).provenance == predictions.load(path).provenance
+    np.savez(path, **arrays(label=(GOOD["label"] + 1) % K))
+    with pytest.raises(InputError, match="its arrays are not those its sidecar"):
+        predictions.open_stream(path)
+
+
+def test_weights_may_be_0_in_a_whole_chunk(tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays(weight=put(np.zeros(N), N - 1, 1.0)))
+    assert [chunk.weight.sum() for chunk in predictions.open_stream(tmp_path / "x.npz").chunks(2)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("writer", ["stored", "compressed"])
+def test_a_stream_needs_memory_for_a_chunk_not_for_the_file(tmp_path, writer):
+    n, m, k = 20_000, 3, 100
+    logits = np.random.default_rng(0).integers(0, 4, (m, n, k)).astype(np.float32)  # 24 MB
+    WRITERS[writer](tmp_path / "x.npz", label=np.zeros(n, np.int32), logits=logits)
+    total = logits.sum(dtype=np.float64)
+    tracemalloc.start()
+    try:
+        stream = predictions.open_stream(tmp_path / "x.npz")
+        assert sum(chunk.logits.sum(dtype=np.float64) for chunk in stream.chunks(1000)) == total
+        assert tracemalloc.get_traced_memory()[1] < logits.nbytes // 3
+    finally:
+        tracemalloc.stop()
+
+
+# --- scores and losses ------------------------------------------------------------------------------------------------
+
+
+def scored(n=N, **changes):
+    rng = np.random.default_rng(n)
+    good = Scored(
+        rng.random(n) < 0.3,
+        {"msp": rng.normal(size=n).astype(np.float32), "entropy": -rng.random(n)},
+        example_id=np.char.add("pixel ", np.arange(n)[::-1].astype(str)),
+        group=rng.integers(0, 3, n),
+        is_ood=rng.random(n) < 0.5,
+        weight=rng.random(n),
+        provenance={"split": "test"},
+    )
+    return dataclasses.replace(good, **changes)
+
+
+@st.composite
+def any_scored(draw):
+    n = draw(st.integers(1, 7))
+
+    def maybe(strategy):
+        return draw(st.none() | strategy)
+
+    scores = hnp.arrays(
+        draw(st.sampled_from([np.float16, np.float32, np.float64])), n, elements=st.floats(allow_nan=False, width=16)
+    )
+    names = draw(
+        st.just(["score"]) | st.lists(st.sampled_from(["msp", "score", "a_b", "ß", "score_x"]), min_size=1, unique=True)
+    )
+    loss = hnp.arrays(bool, n) | hnp.arrays(np.uint8, n) | hnp.arrays(np.float32, n, elements=st.floats(0, 9, width=32))
+    return Scored(
+        draw(loss),
+        {name: draw(scores) for name in names},
+        example_id=maybe(hnp.arrays(np.int64, n, unique=True) | hnp.arrays("S3", n, unique=True)),
+        group=maybe(hnp.arrays("U2", n, elements=st.text("ab", max_size=2)) | hnp.arrays(np.int16, n)),
+        is_ood=maybe(hnp.arrays(bool, n)),
+        weight=maybe(weights(n)),
+        provenance={"split": "test"},
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(any_scored(), st.sampled_from([*WRITERS, "save"]), st.integers(1, 8), st.lists(st.integers(0, 6), max_size=5))
+def test_scored_files_give_back_what_was_written_whole_and_in_part(tmp_path_factory, given, writer, rows, index):
+    path = tmp_path_factory.mktemp("scored") / "x.npz"
+    if writer == "save":
+        predictions.save(path, given)
+        provenance = {"split": "test", "fingerprint": files.fingerprint(given.arrays())}
+    else:
+        WRITERS[writer](path, **given.arrays())
+        provenance = {}
+    assert predictions.is_scored(path)
+    back = predictions.load_scored(path)
+    given = dataclasses.replace(given, provenance=provenance, source=str(path))
+    same(dataclasses.replace(back, score=dict(back.score)), given)
+    assert len(back) == len(given.loss)
+    assert back.ids_given == given.ids_given == ("example_id" in given.arrays())
+    for form in (back, given):  # of a file, and of arrays
+        start = 0
+        for chunk in form.chunks(rows):
+            same(chunk, predictions.select(given, np.arange(start, min(start + rows, len(given)))))
+            start += rows
+        assert start >= len(given)
+    index = np.array([i % len(given) for i in index], int)
+    part = predictions.select(back, index)
+    same(part, predictions.select(given, index))
+    np.testing.assert_array_equal(part.loss, given.loss[index])
+    ids = np.arange(len(given)) if given.example_id is None else given.example_id
+    np.testing.assert_array_equal(part.example_id, ids[index])
+    for name, score in given.score.items():
+        np.testing.assert_array_equal(part.score[name], score[index])
+
+
+def test_the_names_of_scores_on_disk():
+    loss, score = np.zeros(2), np.ones(2)
+    assert list(Scored(loss, {"score": score}).arrays()) == ["loss", "score"]
+    assert list(Scored(loss, {"msp": score}).arrays()) == ["loss", "score_msp"]
+    assert list(Scored(loss, {"score": score, "msp": score}).arrays()) == ["loss", "score_score", "score_msp"]
+
+
+def test_what_is_stored_is_mapped_and_what_is_compressed_is_read_when_asked_for(tmp_path):
+    given = scored(1000)
+    np.savez(tmp_path / "s.npz", **given.arrays())
+    mapped = predictions.load_scored(tmp_path / "s.npz")
+    for array in mapped.arrays().values():
+        assert isinstance(array.base, mmap.mmap)
+        assert not array.flags.writeable
+    np.savez_compressed(tmp_path / "c.npz", **given.arrays())
+    lazy = predictions.load_scored(tmp_path / "c.npz")
+    held = lazy.score["msp"]
+    assert lazy.score["msp"] is held  # not read twice while somebody has it
+    np.testing.assert_array_equal(held, given.score["msp"])
+    assert (len(lazy.score), sorted(lazy.score)) == (2, ["entropy", "msp"])
+    with pytest.raises(KeyError):
+        lazy.score["other"]
+
+
+GOOD_SCORED = scored().arrays()
+SCORE = GOOD_SCORED["score_msp"]
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("changes", "field", "problem"),
+    [
+        ({"loss": np.zeros((N, 1))}, "loss", "shape (6, 1), one loss per example"),
+        ({"loss": np.array(1.0)}, "loss", "shape ()"),
+        ({"loss": np.zeros(0)}, "loss", "is empty (n = 0)"),
+        ({"loss": np.zeros(N, complex)}, "loss", "dtype complex128, numbers are needed"),
+        ({"loss": np.zeros(N, "U1")}, "loss", "numbers are needed"),
+        ({"loss": put(np.zeros(N), [2, 4], np.nan)}, "loss", "2 of 6 are not finite, first in row 2"),
+        ({"loss": put(np.zeros(N, np.float16), 5, np.inf)}, "loss", "1 of 6 are not finite, first in row 5"),
+        ({"loss": put(np.zeros(N, int), [0, 1, 5], -1)}, "loss", "3 of 6 are negative, first in row 0"),
+        ({"loss": np.zeros(5)}, "score_msp", "shape (6,), loss has 5 examples"),
+        ({"score_msp": SCORE[:, None]}, "score_msp", "shape (6, 1), loss has 6 examples"),
+        ({"score_msp": SCORE.astype(int)}, "score_msp", "dtype int64, floating point is needed"),
+        ({"score_entropy": put(SCORE, [1, 3], np.nan)}, "score_entropy", "2 of 6 are NaN, first in row 1"),
+        ({"score_msp": None, "score_entropy": None, "score_": SCORE}, "score_", "has no name"),
+        ({"example_id": np.arange(N) // 2}, "example_id", "3 of 6 are repeated, first 0"),
+        ({"example_id": np.arange(N) / 1}, "example_id", "dtype float64"),
+        ({"example_id": np.arange(5)}, "example_id", "shape (5,), loss has 6 examples"),
+        ({"group": np.zeros(N)}, "group", "dtype float64"),
+        ({"is_ood": np.zeros(N, int)}, "is_ood", "dtype int64"),
+        ({"weight": put(np.ones(N), 3, -1.0)}, "weight", "1 of 6 are negative or not finite, first in row 3"),
+        ({"weight": np.zeros(N)}, "weight", "all are 0"),
+    ],
+)
+def test_each_rule_of_scored_files_names_the_field(tmp_path, write, changes, field, problem):
+    path = tmp_path / "given.npz"
+    write(path, **{name: array for name, array in (GOOD_SCORED | changes).items() if array is not None})
+    with pytest.raises(InputError) as caught:
+        predictions.load_scored(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}, field {field!r}: ")
+    assert problem in message
+    assert "; " in message  # what to do
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"loss": None, "losses": SCORE}, ["field 'loss' is missing", "rename 'losses'"]),
+        (
+            {"score_msp": None, "score_entropy": None, "scores": SCORE},
+            ["'score_<name>') is missing", "rename 'scores'"],
+        ),
+        ({"score": SCORE}, ["has both 'score' and 'score_"]),
+        ({"loss": None, "logits": GOOD["logits"]}, ["field 'loss' is missing", "holds logits: read it with `load`"]),
+    ],
+)
+def test_a_missing_field_of_a_scored_file_names_the_nearest(tmp_path, changes, parts):
+    path = tmp_path / "given.npz"
+    np.savez(path, **{name: array for name, array in (GOOD_SCORED | changes).items() if array is not None})
+    with pytest.raises(InputError, match=r"given\.npz") as caught:
+        predictions.load_scored(path)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_each_kind_of_file_is_told_from_the_other(tmp_path):
+    predictions.save(tmp_path / "s.npz", scored())
+    assert predictions.is_scored(tmp_path / "s.npz")
+    assert not predictions.is_scored(saved(tmp_path))
+    for read in (predictions.load, predictions.open_stream):
+        with pytest.raises(InputError, match=r"field 'label' is missing.*it holds losses: read it with `load_scored`"):
+            read(tmp_path / "s.npz")
+
+
+def test_infinite_scores_are_scores():
+    given = scored(score={"score": np.array([np.inf, -np.inf, np.inf, 0, 1, 2])})
+    assert predictions.validate(given) is given
+    with pytest.raises(InputError, match="scored, field 'score': is missing"):
+        predictions.validate(scored(score={}))
+
+
+BLOCK = files._BLOCK // 8  # rows of 8 bytes that are read at a time
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("at", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK])
+def test_rules_hold_across_the_blocks_that_are_read(tmp_path, write, at):
+    """Count and row of what is wrong, in a file of several blocks; a repetition that spans two of them."""
+    path, n = tmp_path / "x.npz", 2 * BLOCK + 2
+    good = {"loss": np.zeros(n), "score": np.zeros(n), "example_id": np.arange(n)}
+    write(path, **good | {"score": put(good["score"], [at, n - 1], np.nan)})
+    with pytest.raises(InputError, match=f"'score': 2 of {n} are NaN, first in row {at};"):
+        predictions.load_scored(path)
+    write(path, **good | {"loss": put(good["loss"], [at, n - 1], -1)})
+    with pytest.raises(InputError, match=f"'loss': 2 of {n} are negative, first in row {at};"):
+        predictions.load_scored(path)
+    for other in {at + 1, n - 1}:
+        write(path, **good | {"example_id": put(good["example_id"], other, at)})
+        with pytest.raises(InputError, match=f"'example_id': 1 of {n} are repeated, first {at};"):
+            predictions.load_scored(path)
+
+
+def test_scored_rows_are_ordered_by_id():
+    given = scored(30)
+    ordered = predictions.by_id(given)
+    assert (ordered.example_id[1:] > ordered.example_id[:-1]).all()
+    where = {name: i for i, name in enumerate(given.example_id)}
+    same(ordered, predictions.select(given, np.array([where[name] for name in ordered.example_id])))
+    assert predictions.by_id(ordered) is ordered
+    unnamed = scored(30, example_id=None)
+    assert predictions.by_id(unnamed) is unnamed
+    predictions.require_ids(unnamed, np.arange(30), "the split")
+    with pytest.raises(InputError, match=r"1 ids are missing \(first 30\)"):
+        predictions.require_ids(unnamed, np.arange(31), "the split")
+
+
+def test_a_scored_file_can_be_saved_over_itself(tmp_path):
+    """Its arrays are mapped from the file that is replaced."""
+    path = tmp_path / "x.npz"
+    predictions.save(path, scored(1000))
+    again = predictions.load_scored(path)
+    predictions.save(path, predictions.select(again, np.arange(999, -1, -1)))
+    np.testing.assert_array_equal(predictions.load_scored(path).score["msp"], scored(1000).score["msp"][::-1])
+    np.testing.assert_array_equal(again.score["msp"], scored(1000).score["msp"])
+
+
+@pytest.mark.parametrize("writer", ["stored", "compressed"])
+def test_scores_are_opened_and_streamed_in_bounded_memory(tmp_path, writer):
+    n, count = 500_000, 10
+    score = np.arange(n, dtype=np.float32)
+    WRITERS[writer](tmp_path / "x.npz", loss=np.zeros(n, bool), **{f"score_{i}": score + i for i in range(count)})
+    tracemalloc.start()
+    try:
+        given = predictions.load_scored(tmp_path / "x.npz")
+        sums = np.zeros(count)
+        for chunk in given.chunks(1 << 14):
+            sums += [part.sum(dtype=np.float64) for part in chunk.score.values()]
+        assert tracemalloc.get_traced_memory()[1] < count * score.nbytes // 2
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(sums, [(score + i).sum(dtype=np.float64) for i in range(count)])

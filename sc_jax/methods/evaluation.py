@@ -14,7 +14,7 @@ import numpy as np
 from sc_jax import ops
 from sc_jax.methods import logit_norm
 from sc_jax.methods import scores as scores_lib
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 from sc_jax.ops.risk_coverage import loss_of_accepted
 from sc_jax.ops.summary import summarise_ranking
 from sc_jax.predictions import Predictions
@@ -111,7 +111,7 @@ class _Sample:
         self.error = ops.predicted_class(predictions.logits) != predictions.label
         self.optimum = float(ops.optimal_aurc(self.error))
         self.optimum_replicates = np.concatenate(
-            [ops.optimal_aurc(self.error, weight=counts[rows]) for rows in bootstrap.chunks(counts)]
+            [ops.optimal_aurc(self.error, weight=counts[rows]) for rows in resampling.chunks(counts)]
         )
 
     def replicates(
@@ -121,7 +121,7 @@ class _Sample:
         counts, optimum = self.counts[rows], self.optimum_replicates[rows]
         accepted = _accepted(len(self.error))
         summaries, curves = [], []
-        for part in bootstrap.chunks(counts):
+        for part in resampling.chunks(counts):
             ranking = ops.rank(score, self.error, counts[part])
             summaries.append(summarise_ranking(ranking, optimum[part]))
             curves.append((loss_of_accepted(ranking, accepted) / accepted).astype(np.float32))
@@ -141,7 +141,7 @@ class _Choices:
         error = ops.predicted_class(calibration.logits) != calibration.label
         candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
         self._ps = np.array(list(candidates))
-        parts = list(bootstrap.chunks(counts))
+        parts = list(resampling.chunks(counts))
         self._aurc = np.stack(
             [
                 np.concatenate([ops.aurc(score, error, weight=counts[rows]) for rows in parts])
@@ -187,7 +187,7 @@ def _result(
         metrics |= more
         replicates |= more_replicates
     intervals = {
-        name: [float(end) for end in bootstrap.percentile_interval(values, settings.level)]
+        name: [float(end) for end in resampling.percentile_interval(values, settings.level)]
         for name, values in replicates.items()
     }
     accepted = _accepted(len(test.error))
@@ -200,7 +200,7 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
     metrics = {name: float(loss.mean()) for name, loss in losses.items()}
     metrics["ece"] = float(ops.expected_calibration_error(confidence, test.error, bins=ece_bins))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in CLASSIFIER_METRICS}
-    for rows in bootstrap.chunks(test.counts):
+    for rows in resampling.chunks(test.counts):
         weight = test.counts[rows].astype(np.float64)
         for name, loss in losses.items():
             parts[name].append(_weighted_mean(loss, weight))

@@ -20,7 +20,7 @@ from sc_jax.files import InputError
 from sc_jax.methods import contrasts, evaluation
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import COVERAGES, ScoreResult, Settings
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 from sc_jax.ops.losses import smoothed_cross_entropy
 from sc_jax.predictions import Predictions
 
@@ -86,10 +86,10 @@ def evaluate(
     Returns:
       {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}.
     """
-    counts = bootstrap.resample_counts(settings.seed, len(runs[0].test), settings.resamples)
-    calibration_counts = bootstrap.resample_counts(settings.seed + 1, len(runs[0].calibration), settings.resamples)
+    counts = resampling.resample_counts(settings.seed, len(runs[0].test), settings.resamples)
+    calibration_counts = resampling.resample_counts(settings.seed + 1, len(runs[0].calibration), settings.resamples)
     seeds = sorted({run.seed for run in runs})
-    seed_counts = bootstrap.resample_counts(settings.seed + 2, len(seeds), settings.resamples)
+    seed_counts = resampling.resample_counts(settings.seed + 2, len(seeds), settings.resamples)
 
     results = []
     with ThreadPoolExecutor(2) as pool:  # NumPy works outside the interpreter lock
@@ -169,7 +169,7 @@ def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dic
         metrics = {}
         for metric in results[0].metrics:
             values, replicates = _cell(cells, alpha, score, metric)
-            metrics[metric] = contrasts.describe(contrasts.crossed(values, replicates, seed_counts), level)
+            metrics[metric] = contrasts.describe(resampling.crossed(values, replicates, seed_counts), level)
             if metric.startswith("coverage_at_risk"):
                 metrics[metric]["unstable"] = bool((replicates < 0.05).mean(axis=1).max() > 0.01)
         fitted = [result.fitted for result in results]
@@ -191,7 +191,7 @@ def _contrasts(
 ) -> list[dict[str, Any]]:
     def row(metric: str, treatment: tuple[float, str], control: tuple[float, str]) -> tuple[dict[str, Any], np.ndarray]:
         (a, a_replicates), (b, b_replicates) = _cell(cells, *treatment, metric), _cell(cells, *control, metric)
-        difference = contrasts.crossed(a - b, a_replicates - b_replicates, seed_counts)
+        difference = resampling.crossed(a - b, a_replicates - b_replicates, seed_counts)
         described = {
             "metric": metric,
             "treatment": {"alpha": treatment[0], "score": treatment[1]},
@@ -199,7 +199,7 @@ def _contrasts(
             **contrasts.describe(difference, level),
             "intervals_cover": _covers(treatment[1], control[1]),
             "includes_0": None,
-            "p": contrasts.two_sided_p(difference.replicates),
+            "p": resampling.two_sided_p(difference.replicates),
         }
         low, high = described["interval"]
         described["includes_0"] = bool(low <= 0 <= high) if np.isfinite(low) and np.isfinite(high) else None
@@ -216,7 +216,7 @@ def _contrasts(
             described["p"] = contrasts.not_worse_p(replicates, contrast.margin)
         p_values.append(described["p"])
         rows.append({"kind": "primary", **dataclasses.asdict(contrast), **described})
-    for contrast_row, p_holm in zip(rows, bootstrap.holm(np.array(p_values)), strict=True):
+    for contrast_row, p_holm in zip(rows, resampling.holm(np.array(p_values)), strict=True):
         contrast_row["p_holm"] = float(p_holm)
         contrast_row["verdict"] = contrasts.verdict(
             contrast_row["expect"], contrast_row["interval"], p_holm, level, contrast_row["margin"]
@@ -249,7 +249,7 @@ def _curves(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[st
         replicates = sum(
             weight[:, s, None].astype(np.float32) * result.curve_replicates for s, result in enumerate(results)
         )
-        low, high = bootstrap.percentile_interval(replicates, level)
+        low, high = resampling.percentile_interval(replicates, level)
         rows.append(
             {
                 "alpha": alpha,
@@ -313,11 +313,11 @@ def _max_logit_gap(
         for kind in ("centred", "raw"):
             gaps = [_gap(run.test, kind, counts) for run in members]
             values, replicates = np.array([gap[0] for gap in gaps]), np.stack([gap[1] for gap in gaps])
-            row[kind] = contrasts.describe(contrasts.crossed(values, replicates, seed_counts), level)
+            row[kind] = contrasts.describe(resampling.crossed(values, replicates, seed_counts), level)
             if alpha == 0:
                 baseline[kind] = (values, replicates)
             elif kind in baseline:
-                paired = contrasts.crossed(values - baseline[kind][0], replicates - baseline[kind][1], seed_counts)
+                paired = resampling.crossed(values - baseline[kind][0], replicates - baseline[kind][1], seed_counts)
                 row[f"{kind}_minus_alpha_0"] = contrasts.describe(paired, level)
         profiles = [_profile(run.test) for run in members]
         row["profile"] = {name: np.mean([profile[name] for profile in profiles], axis=0) for name in profiles[0]}
@@ -333,7 +333,7 @@ def _gap(test: Predictions, kind: str, counts: np.ndarray) -> tuple[float, np.nd
     logits = test.logits.astype(np.float64)
     given = (ops.msp(logits), _top(logits, kind), ops.predicted_class(logits) == test.label)
     replicates = [
-        ops.difference_at_equal(*given, standardized=True, weight=counts[part]) for part in bootstrap.chunks(counts)
+        ops.difference_at_equal(*given, standardized=True, weight=counts[part]) for part in resampling.chunks(counts)
     ]
     return float(ops.difference_at_equal(*given, standardized=True)), np.concatenate(replicates)
 

@@ -1,8 +1,7 @@
-"""Risk-coverage metrics of (score[n], loss[n]); higher score = more confident; exact at ties.
+"""The risk-coverage curve of (score[n], loss[n]) and its operating points; higher score = more confident.
 
 Accept the k most confident of n samples: coverage k/n, selective risk r_k = the mean loss of the accepted, generalised
-risk g_k = (k/n)·r_k. At ties every metric is the expectation over the orders of the tied samples, except where a
-threshold is asked for (`coverage_at_risk`): a threshold accepts a whole block of tied samples or none of it.
+risk g_k = (k/n)·r_k. A threshold t accepts every sample with score ≥ t, so a whole block of tied samples or none of it.
 """
 
 from __future__ import annotations
@@ -10,71 +9,77 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_namespace
 
 from sc_jax.ops.ranking import (
     Array,
+    Blocks,
     Ranking,
-    harmonic_difference,
-    harmonic_rest,
+    blocks,
     metric_of_ranking,
     nan_if_nan,
-    rank,
+    share,
 )
+from sc_jax.ops.targets import Target, as_fraction, floor_of_share
 
 
 class RiskCoverageCurve(NamedTuple):
-    """Points of the curve, at coverage 1/n … 1: `coverage`, `risk`, `generalized_risk`, each [n]."""
+    """Points of the curve in increasing order of coverage, each [c].
+
+    Attributes:
+      coverage, risk, generalized_risk: of the accepted; generalized_risk = coverage · risk.
+      threshold: accepts at least as many as the point does, and no fewer if raised (a whole block where it is tied).
+    """
 
     coverage: Array
     risk: Array
     generalized_risk: Array
+    threshold: Array
 
 
-def as_fraction(target: float | str | Fraction) -> Fraction:
-    """A target read as the decimal it is written as, so that 1 error in 100 meets 0.01.
+def risk_coverage_curve(
+    score: Array, loss: Array, *, ties: str = "expect", weight: Array | None = None, where: Array | None = None
+) -> RiskCoverageCurve:
+    """The risk-coverage curve.
 
-    >>> as_fraction(0.07)
-    Fraction(7, 100)
-    """
-    return Fraction(str(target))
-
-
-def floor_of_share(share: Fraction, count: Array) -> Array:
-    """⌊share · count⌋ of whole counts [...], exactly: for counts up to 2⁴⁰ in int64, 2²⁰ in int32.
-
-    Up to such a bound the share may give way to the largest fraction below it with a denominator within the bound; then
-    the product, in two limbs, does not overflow.
-    """
-    limb = 2**20 if count.dtype.itemsize == 8 else 2**10
-    whole, part = divmod(share, 1)
-    near = part.limit_denominator(limb**2)
-    if near > part:  # its left neighbour a/b among these fractions: a · near.denominator = b · near.numerator − 1
-        inverse = pow(near.numerator, -1, near.denominator)
-        b = limb**2 - (limb**2 - inverse) % near.denominator
-        near = Fraction((b * near.numerator - 1) // near.denominator, b)
-    a, b = near.numerator, near.denominator
-    high, low = count % b // limb, count % b % limb
-    return whole * count + count // b * a + high * a // b * limb + (high * a % b * limb + low * a) // b
-
-
-def risk_coverage_curve(score: Array, loss: Array) -> RiskCoverageCurve:
-    """The expected curve over tie orders: within a block the expected total loss grows linearly.
+    - `ties="expect"`: n points at coverage 1/n … 1, the expectation over tie orders: within a block the expected total
+      loss grows linearly.
+    - `ties="collapse"`: the realisable points only, one for each distinct score (on devices n points, those of a block repeated).
 
     Args:
-      score: [n]; loss: [n], non-negative.
+      score: [n]; loss: [n], non-negative; weight: [n] ≥ 0; where: bool [n].
 
     Returns:
-      A `RiskCoverageCurve` with n points.
+      A `RiskCoverageCurve`.
+
+    Raises:
+      ValueError: an unknown `ties`; see `rank` for the rest.
 
     Source: El-Yaniv & Wiener, "On the foundations of noise-free selective classification", JMLR 2010.
+
+    >>> import numpy as np
+    >>> curve = risk_coverage_curve(np.array([0.9, 0.5, 0.5]), np.array([0, 1, 0]), ties="collapse")
+    >>> [[round(float(x), 4) for x in column] for column in curve]
+    [[0.3333, 1.0], [0.0, 0.3333], [0.0, 0.3333], [0.9, 0.5]]
     """
-    ranking = rank(score, loss)
-    xp = array_namespace(ranking.before)
-    accepted = xp.arange(1, score.shape[0] + 1)
-    total = loss_of_accepted(ranking, accepted)
-    total = nan_if_nan(score, total)
-    return RiskCoverageCurve(accepted / score.shape[0], total / accepted, total / score.shape[0])
+    points = blocks(score, loss, weight, where)
+    xp = array_namespace(points.accepted)
+    if points.accepted.ndim != 1:
+        raise ValueError("a curve takes one row of weights [n]; map over rows for more")
+    everything = points.ranking.total_weight
+    if ties == "collapse":
+        accepted, total, threshold = points.accepted, points.loss, points.score
+    elif ties == "expect":
+        uncounted = weight is None and (where is None or is_numpy_namespace(xp))
+        n = int(everything) if uncounted and is_numpy_namespace(xp) else score.shape[0]
+        accepted = xp.arange(1, n + 1, dtype=points.accepted.dtype)
+        if not uncounted:
+            accepted = accepted * (everything / n)
+        total, threshold = loss_of_accepted(points.ranking, accepted), _threshold_of_accepted(points, accepted)
+    else:
+        raise ValueError(f"ties {ties!r}: there are 'expect' and 'collapse'")
+    total = nan_if_nan(score, total, where)
+    return RiskCoverageCurve(share(accepted, everything), share(total, accepted), share(total, everything), threshold)
 
 
 def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
@@ -82,7 +87,7 @@ def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
 
     Args:
       ranking: [..., g]; leading axes (resamples) on the host only.
-      accepted: int [c], how many are accepted, in 0..n.
+      accepted: [c], how many are accepted, in 0..n.
 
     Returns:
       [..., c].
@@ -93,111 +98,36 @@ def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
         return xp.stack([loss_of_accepted(row, accepted) for row in rows])
     if ranking.before.shape[0] == 0:
         return xp.zeros(accepted.shape)
-    end = ranking.before + ranking.weight
-    row = xp.clip(xp.searchsorted(end, accepted, side="left"), 0, end.shape[0] - 1)
-    share = xp.clip((accepted - ranking.before[row]) / xp.maximum(ranking.weight[row], 1), 0, 1)
-    return ranking.loss_before[row] + share * ranking.block_loss[row]
+    row = _row_of(ranking.before + ranking.weight, accepted)
+    before, own, loss_before, block_loss = (
+        xp.take(field, row) for field in (ranking.before, ranking.weight, ranking.loss_before, ranking.block_loss)
+    )
+    part = xp.clip((accepted - before) / xp.where(own > 0, own, xp.ones_like(own)), 0, 1)
+    return loss_before + part * block_loss
+
+
+def _row_of(through: Array, accepted: Array) -> Array:
+    """The row in which the count is reached; the last one where rounding puts it beyond all."""
+    xp = array_namespace(through)
+    return xp.clip(xp.searchsorted(through, accepted, side="left"), 0, through.shape[0] - 1)
+
+
+def _threshold_of_accepted(points: Blocks, accepted: Array) -> Array:
+    xp = array_namespace(points.accepted)
+    if points.accepted.shape[0] == 0:
+        return xp.full(accepted.shape, xp.nan)
+    return xp.take(points.score, _row_of(points.accepted, accepted))
 
 
 @metric_of_ranking
-def aurc(ranking: Ranking) -> Array:
-    """Area under the risk-coverage curve: AURC = (1/n) Σ_k r_k, expected over tie orders.
-
-    Computed block by block: a block of loss e and weight w with K samples above adds e·φ(K, w) to n·AURC, with
-    φ = (H_n − H_{K+w}) + 1 − (K/w)(H_{K+w} − H_K); without ties φ = H_n − H_K.
-
-    Args:
-      score: [n]; loss: [n], non-negative; weight: [..., n].
-
-    Returns:
-      [...], in the unit of the loss; the error rate for a constant score.
-
-    Source: Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation", ICLR 2019 (the plug-in mean of selective
-    risks); the closed form at ties is ours.
-
-    >>> import numpy as np
-    >>> score, error = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 0, 0, 1, 1])
-    >>> round(float(aurc(score, error)), 12)  # (0 + 0 + 0 + 1/4 + 2/5) / 5
-    0.13
-    """
-    xp = array_namespace(ranking.loss)
-    n, above, weight = ranking.total_weight, ranking.before, ranking.weight
-    through = above + weight
-    within = harmonic_rest(above, weight)
-    rest = harmonic_difference(through, xp.broadcast_to(n[..., None], through.shape))
-    untied = harmonic_difference(above, xp.broadcast_to(n[..., None], through.shape))
-    share = xp.where(weight == 1, untied, rest + within)
-    return xp.sum(ranking.loss * share, axis=-1) / n
-
-
-@metric_of_ranking
-def augrc(ranking: Ranking) -> Array:
-    """Area under the generalised risk-coverage curve, by the trapezoid from (0, 0): Σ_g e_g (n − K_g − w_g/2) / n².
-
-    Args:
-      score: [n]; loss: [n], non-negative; weight: [..., n].
-
-    Returns:
-      [...], in the unit of the loss, in [0, ½] for errors. For 0/1 losses equal to (1 − AUROC_f)·acc·err + err²/2.
-
-    Source: Traub et al., "Overcoming common flaws in the evaluation of selective classification systems", NeurIPS 2024.
-
-    >>> import numpy as np
-    >>> round(float(augrc(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 0, 0, 1, 1]))), 12)
-    0.08
-    """
-    xp = array_namespace(ranking.loss)
-    n = ranking.total_weight
-    later = n[..., None] - ranking.before - ranking.weight / 2
-    return xp.sum(ranking.loss * (later / n[..., None]), axis=-1) / n
-
-
-def optimal_aurc(loss: Array, *, weight: Array | None = None) -> Array:
-    """The smallest AURC that a ranking of these very losses can have: the samples in increasing order of loss.
-
-    Args:
-      loss: [n], non-negative; weight: [..., n].
-
-    Returns:
-      [...]; the exact optimum of the sample, not its limit err + (1 − err) ln(1 − err), so that E-AURC ≥ 0.
-    """
-    xp = array_namespace(loss)
-    loss = xp.asarray(loss)
-    return aurc(-(loss * 1.0), loss, weight=weight)
-
-
-def e_aurc(score: Array, loss: Array, *, weight: Array | None = None) -> Array:
-    """Excess AURC: AURC − optimal AURC ≥ 0; 0 for a perfect ranking. Arguments and source as for `aurc`."""
-    return aurc(score, loss, weight=weight) - optimal_aurc(loss, weight=weight)
-
-
-def naurc(score: Array, loss: Array, *, weight: Array | None = None) -> Array:
-    """Normalised AURC: (AURC − optimal) / (mean loss − optimal); 0 is perfect, 1 is random; NaN if all losses are equal.
-
-    Arguments as for `aurc`. Source: Cattelan & Silva, "How to fix a broken confidence estimator", UAI 2024.
-    """
-    ranking = rank(score, loss, weight)
-    return nan_if_nan(score, normalised(aurc.of_ranking(ranking), optimal_aurc(loss, weight=weight), ranking))
-
-
-def normalised(value: Array, optimum: Array, ranking: Ranking) -> Array:
-    """(value − optimum) / (mean loss − optimum), NaN where random and perfect rankings do not differ."""
-    xp = array_namespace(value)
-    mean = ranking.total_loss / ranking.total_weight
-    room = mean - optimum
-    known = room > mean * (1e-12 if value.dtype == xp.float64 else 1e-6)
-    return xp.where(known, (value - optimum) / xp.where(known, room, 1), xp.nan)
-
-
-@metric_of_ranking
-def coverage_at_risk(ranking: Ranking, risk: float | str | Fraction) -> Array:
+def coverage_at_risk(ranking: Ranking, risk: Target) -> Array:
     """The largest coverage at which a threshold keeps the selective risk at or below `risk`; 0 if none does.
 
     Only realisable points count: a threshold accepts whole blocks of tied samples. Errors are compared as integers,
-    errors ≤ ⌊risk · accepted⌋, with `risk` read as a decimal.
+    errors ≤ ⌊risk · accepted⌋, with `risk` read as a decimal; with real weights or losses, up to rounding.
 
     Args:
-      score: [n]; loss: [n], non-negative; risk: the target, e.g. 0.05; weight: [..., n].
+      score: [n]; loss: [n], non-negative; risk: the target, e.g. 0.05, or a pair (1, 20); weight: [..., n]; where: bool [n].
 
     Returns:
       [...], in [0, 1]. Computed on the data it is reported for, it is a description, not a guarantee.
@@ -210,30 +140,165 @@ def coverage_at_risk(ranking: Ranking, risk: float | str | Fraction) -> Array:
     # Risk falls between losses: the largest feasible coverage lies just before a block that carries loss, or at the end.
     accepted = xp.concat([ranking.before, ranking.total_weight[..., None]], axis=-1)
     loss = xp.concat([ranking.loss_before, ranking.total_loss[..., None]], axis=-1)
-    target = as_fraction(risk)
-    feasible = loss <= floor_of_share(target, accepted)
-    if not xp.isdtype(loss.dtype, "integral"):
-        feasible = xp.where(loss == xp.floor(loss), feasible, loss <= accepted * float(target))
-    return xp.max(xp.where(feasible, accepted, 0), axis=-1) / ranking.total_weight
+    most = xp.max(xp.where(_feasible(loss, accepted, as_fraction(risk)), accepted, xp.zeros_like(accepted)), axis=-1)
+    return share(most, ranking.total_weight)
+
+
+def _feasible(loss: Array, accepted: Array, risk: Fraction) -> Array:
+    """loss ≤ risk · accepted: exactly where both are whole, else up to rounding."""
+    xp = array_namespace(loss, accepted)
+    whole = loss <= floor_of_share(risk, accepted)
+    if xp.isdtype(loss.dtype, "integral"):
+        return whole
+    product = float(risk) * accepted
+    counts = (loss == xp.floor(loss)) & (accepted == xp.floor(1.0 * accepted))
+    return xp.where(counts, whole, loss <= product * (1 + 8 * xp.finfo(loss.dtype).eps))
+
+
+def selective_accuracy_constraint(
+    score: Array, loss: Array, accuracy: Target, *, weight: Array | None = None, where: Array | None = None
+) -> Array:
+    """The largest coverage at which a threshold keeps the selective accuracy at or above `accuracy`; 0 if none does (SAC).
+
+    Args:
+      score: [n]; loss: [n], 0/1; accuracy: the target, e.g. 0.99; weight: [..., n]; where: bool [n].
+
+    Returns:
+      [...], in [0, 1]: `coverage_at_risk` at 1 − accuracy.
+
+    Source: Galil, Dabbah & El-Yaniv, ICLR 2023.
+    """
+    return coverage_at_risk(score, loss, 1 - as_fraction(accuracy), weight=weight, where=where)
+
+
+def coverage_at_risk_nearest(
+    score: Array,
+    loss: Array,
+    risk: Target,
+    *,
+    min_count: int = 500,
+    weight: Array | None = None,
+    where: Array | None = None,
+) -> Array:
+    """The realisable coverage whose risk is nearest to `risk`, among those that accept `min_count` or more; for reproduction.
+
+    It may exceed the risk asked for: `coverage_at_risk` does not. Of several as near, the smallest coverage.
+
+    Args:
+      score: [n]; loss: [n], non-negative; risk: the target; min_count: in weight; weight: [..., n]; where: bool [n].
+
+    Returns:
+      [...], in [0, 1]; NaN where nothing accepts as many.
+
+    Source: Xia & Bouganis, ICCV 2023 (their evaluation skips the 500 most confident, where the curve is noisy).
+    """
+    points = blocks(score, loss, weight, where)
+    xp = array_namespace(points.accepted)
+    if points.accepted.shape[-1] == 0:
+        return share(points.ranking.total_loss, points.ranking.total_weight)
+    distance = xp.abs(share(points.loss, points.accepted) - float(as_fraction(risk)))
+    allowed = points.accepted >= min_count
+    distance = xp.where(allowed, distance, xp.inf)
+    nearest = xp.argmin(distance, axis=-1)
+    accepted = xp.take_along_axis(points.accepted, nearest[..., None], axis=-1)[..., 0]
+    value = xp.where(xp.any(allowed, axis=-1), share(accepted, points.ranking.total_weight), xp.nan)
+    return nan_if_nan(score, value, where)
 
 
 @metric_of_ranking
-def risk_at_coverage(ranking: Ranking, coverage: float | str | Fraction) -> Array:
+def risk_at_coverage(ranking: Ranking, coverage: Target) -> Array:
     """Selective risk of the k = ⌈coverage · n⌉ most confident, expected over tie orders.
 
     Args:
-      score: [n]; loss: [n], non-negative; coverage: in (0, 1], read as a decimal; weight: [..., n].
+      score: [n]; loss: [n], non-negative; coverage: in (0, 1], read as a decimal; weight: [..., n]; where: bool [n].
 
     Returns:
-      [...], in the unit of the loss.
+      [...], in the unit of the loss. `realisable_coverage` says which coverage a threshold can have instead.
 
     Raises:
       ValueError: coverage outside (0, 1].
     """
+    target = _coverage(coverage)
+    xp = array_namespace(ranking.before)
+    accepted = ranking.total_weight - floor_of_share(1 - target, ranking.total_weight)
+    own = xp.where(ranking.weight > 0, ranking.weight, xp.ones_like(ranking.weight))
+    part = xp.clip((accepted[..., None] - ranking.before) / own, 0, 1)
+    return share(xp.sum(ranking.loss * part, axis=-1), accepted)
+
+
+def _coverage(coverage: Target) -> Fraction:
     target = as_fraction(coverage)
     if not 0 < target <= 1:
         raise ValueError(f"coverage must lie in (0, 1]; it is {coverage}")
-    xp = array_namespace(ranking.before)
-    accepted = ranking.total_weight - floor_of_share(1 - target, ranking.total_weight)
-    share = xp.clip((accepted[..., None] - ranking.before) / xp.maximum(ranking.weight, 1), 0, 1)
-    return xp.sum(ranking.loss * share, axis=-1) / accepted
+    return target
+
+
+def realisable_coverage(
+    score: Array, coverage: Target, *, weight: Array | None = None, where: Array | None = None
+) -> Array:
+    """The coverage nearest to `coverage` that a threshold can have; of two as near, the larger.
+
+    Args:
+      score: [n]; coverage: in (0, 1]; weight: [..., n]; where: bool [n].
+
+    Returns:
+      [...], in (0, 1].
+    """
+    xp = array_namespace(score)
+    points = blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where)
+    if points.accepted.shape[-1] == 0:
+        return share(points.ranking.total_loss, points.ranking.total_weight)
+    reached = share(points.accepted, points.ranking.total_weight[..., None])
+    distance = xp.flip(xp.abs(reached - float(_coverage(coverage))), axis=-1)
+    nearest = points.accepted.shape[-1] - 1 - xp.argmin(distance, axis=-1)
+    return nan_if_nan(score, xp.take_along_axis(reached, nearest[..., None], axis=-1)[..., 0], where)
+
+
+def threshold_at_coverage(
+    score: Array, coverage: Target, *, weight: Array | None = None, where: Array | None = None
+) -> Array:
+    """The largest threshold t for which `score >= t` accepts ⌈coverage · n⌉ or more; a tied block is accepted whole.
+
+    Args:
+      score: [n]; coverage: in (0, 1]; weight: [n]; where: bool [n].
+
+    Returns:
+      A number, one of the scores. Fit it on one split, apply it to another.
+
+    >>> import numpy as np
+    >>> float(threshold_at_coverage(np.array([0.9, 0.8, 0.7, 0.6]), 0.5))
+    0.8
+    """
+    target = _coverage(coverage)
+    xp = array_namespace(score)
+    points = blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where)
+    total = points.ranking.total_weight
+    accepted = (total - floor_of_share(1 - target, xp.asarray(total)))[..., None]
+    return nan_if_nan(score, _threshold_of_accepted(points, accepted)[..., 0], where)
+
+
+def threshold_at_risk(
+    score: Array, loss: Array, risk: Target, *, weight: Array | None = None, where: Array | None = None
+) -> Array:
+    """The threshold t of `coverage_at_risk`: accepting `score >= t` has the largest coverage with risk ≤ `risk` on these data.
+
+    Args:
+      score: [n]; loss: [n], non-negative; risk: the target; weight: [n]; where: bool [n].
+
+    Returns:
+      A number, one of the scores; NaN, which accepts nothing, if no threshold meets the target. Fitted here and applied
+      elsewhere it carries no guarantee.
+
+    >>> import numpy as np
+    >>> float(threshold_at_risk(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 0, 0, 1, 1]), 0.25))
+    0.6
+    """
+    points = blocks(score, loss, weight, where)
+    xp = array_namespace(points.accepted)
+    if points.accepted.shape[-1] == 0:
+        return share(points.ranking.total_loss, points.ranking.total_weight)
+    feasible = _feasible(points.loss, points.accepted, as_fraction(risk)) & (points.accepted > 0)
+    accepted = xp.where(feasible, points.accepted, xp.zeros_like(points.accepted))
+    best = xp.argmax(accepted, axis=-1)
+    threshold = xp.where(xp.any(feasible), 1.0 * xp.take(points.score, best), xp.nan)
+    return nan_if_nan(score, threshold, where)

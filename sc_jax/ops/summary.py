@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from sc_jax.ops.areas import augrc, aurc, normalised, optimal_aurc
 from sc_jax.ops.detection import failure_auroc
-from sc_jax.ops.ranking import Array, Ranking, nan_if_nan, rank
-from sc_jax.ops.risk_coverage import augrc, aurc, coverage_at_risk, normalised, optimal_aurc, risk_at_coverage
+from sc_jax.ops.ranking import Array, Ranking, nan_if_nan, rank, share
+from sc_jax.ops.risk_coverage import coverage_at_risk, risk_at_coverage
 
 
 def summarise_ranking(ranking: Ranking, optimum: Array) -> dict[str, Array]:
@@ -15,11 +16,12 @@ def summarise_ranking(ranking: Ranking, optimum: Array) -> dict[str, Array]:
       optimum: [...], `optimal_aurc` of the same errors and weights.
     """
     value = aurc.of_ranking(ranking)
+    error = share(ranking.total_loss, ranking.total_weight)
     return {
-        "error": ranking.total_loss / ranking.total_weight,
+        "error": error,
         "aurc": value,
         "e_aurc": value - optimum,
-        "naurc": normalised(value, optimum, ranking),
+        "naurc": normalised(value, optimum, error),
         "augrc": augrc.of_ranking(ranking),
         "failure_auroc": failure_auroc.of_ranking(ranking),
         "coverage_at_risk_0.01": coverage_at_risk.of_ranking(ranking, 0.01),
@@ -30,14 +32,17 @@ def summarise_ranking(ranking: Ranking, optimum: Array) -> dict[str, Array]:
     }
 
 
-def summarise(score: Array, error: Array, *, weight: Array | None = None) -> dict[str, Array]:
+def summarise(
+    score: Array, error: Array, *, weight: Array | None = None, where: Array | None = None
+) -> dict[str, Array]:
     """Name → value of each ranking metric of a score.
 
     Args:
-      score: [n], higher = more confident; error: [n], 0/1 as bool or integers; weight: [..., n].
+      score: [n], higher = more confident; error: [n], 0/1 as bool or integers; weight: [..., n]; where: bool [n].
 
     Returns:
       A dict of [...]; see each metric for its definition.
     """
-    summary = summarise_ranking(rank(score, error, weight), optimal_aurc(error, weight=weight))
-    return {name: nan_if_nan(score, value) for name, value in summary.items()}
+    optimum = optimal_aurc(error, weight=weight, where=where)
+    summary = summarise_ranking(rank(score, error, weight, where), optimum)
+    return {name: nan_if_nan(score, value, where) for name, value in summary.items()}

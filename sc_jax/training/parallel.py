@@ -59,6 +59,21 @@ def map_over_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh) -> C
     return jax.jit(mapped)
 
 
+def map_shares(function: Callable[..., Any], mesh: Mesh, divided: Any) -> Callable[..., Any]:
+    """`function(*shares)` on each device's share of arrays [n], with collectives over `data` inside.
+
+    Args:
+      function: (arrays [n/devices]) → a tree of arrays.
+      mesh: the devices; divided: a tree like the result (or a prefix of it) of bools: True where an array is this device's
+        share of [n], False where it is the same on every device.
+
+    Returns:
+      A jitted function of arrays [n], n a multiple of the devices.
+    """
+    out_specs = jax.tree.map(lambda share: PartitionSpec("data") if share else PartitionSpec(), divided)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs))
+
+
 def in_batches(
     function: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, axis: int
 ) -> np.ndarray:

@@ -13,9 +13,11 @@ jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 
 import jax.numpy as jnp
 import numpy as np
+import shared_metrics
 
-from sc_jax import models
+from sc_jax import models, ops
 from sc_jax.data.pipelines import epoch_order
+from sc_jax.ops.ranking import rank_over_axis
 from sc_jax.predict import member_logits
 from sc_jax.training import parallel, state, step
 
@@ -52,7 +54,22 @@ def main() -> None:
                 weights, shares
             )
             results[f"{name}_pmap"] = np.moveaxis(np.asarray(pmapped), 0, 1).reshape(4, BATCH, 4)
+    results |= metrics_of_shares(mesh)
     np.savez(sys.argv[2], **results)
+
+
+def metrics_of_shares(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+    """Metrics of scores divided over the devices."""
+    divided = ops.Ranking(True, True, True, True, True, False, False)
+    merge = parallel.map_shares(
+        lambda score, loss, where: rank_over_axis(score, loss, "data", where=where), mesh, divided
+    )
+    results = {}
+    for name, sample in shared_metrics.samples().items():
+        ranking = merge(*map(jnp.asarray, sample))
+        for metric_name, metric in shared_metrics.of(name).items():
+            results[f"shares_{name}_{metric_name}"] = jax.jit(metric)(ranking)
+    return results
 
 
 if __name__ == "__main__":

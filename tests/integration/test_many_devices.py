@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shared_metrics
+
+from sc_jax import ops
 
 TOLERANCE = 2e-5
 """Sums over a batch are split over the devices and added in another order; after 12 steps of Adam at 0.01 that is all."""
@@ -43,3 +46,21 @@ def test_eight_devices_predict_as_one(outputs: dict[int, dict[str, np.ndarray]],
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_shard_map_is_pmap(outputs: dict[int, dict[str, np.ndarray]], name: str) -> None:
     np.testing.assert_array_equal(outputs[8][f"{name}_logits"][:, :32], outputs[8][f"{name}_pmap"])
+
+
+def test_metrics_of_shares_are_those_of_the_whole(outputs: dict[int, dict[str, np.ndarray]]) -> None:
+    names = [name for name in outputs[1] if name.startswith("shares_")]
+    assert len(names) == 27
+    for name in names:
+        np.testing.assert_allclose(outputs[8][name], outputs[1][name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_metrics_of_shares_are_those_of_the_host(outputs: dict[int, dict[str, np.ndarray]], devices: int) -> None:
+    for name, (score, loss, where) in shared_metrics.samples().items():
+        ranking = ops.rank(score, loss, where=where)
+        for metric_name, metric in shared_metrics.of(name).items():
+            value = outputs[devices][f"shares_{name}_{metric_name}"]
+            np.testing.assert_allclose(value, metric(ranking), rtol=2e-6, err_msg=f"{name} {metric_name}")
+            if metric_name == "coverage_at_risk" and name in ("untied_error", "tied_error"):
+                assert 0.1 < value < 1

@@ -11,7 +11,7 @@ from made_up import best_p, errors, metrics_of, predictions, resampled, score_of
 from sc_jax import ops
 from sc_jax.methods import evaluation
 from sc_jax.methods.evaluation import Settings
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 
 N, K, B = 60, 5, 40
 SCORES = ("msp", "max_logit", "max_logit_pnorm", "max_logit_pnorm_or_msp")
@@ -20,10 +20,10 @@ RANKING_METRICS = tuple(ops.summarise(np.zeros(2), np.arange(2)))
 
 
 def evaluate(test, calibration, how=SETTINGS):
-    counts = bootstrap.resample_counts(0, len(test), how.resamples)
+    counts = resampling.resample_counts(0, len(test), how.resamples)
     if calibration is None:
         return counts, None, *evaluation.evaluate(test, None, how, counts, None)
-    calibration_counts = bootstrap.resample_counts(1, len(calibration), how.resamples)
+    calibration_counts = resampling.resample_counts(1, len(calibration), how.resamples)
     return counts, calibration_counts, *evaluation.evaluate(test, calibration, how, counts, calibration_counts)
 
 
@@ -154,8 +154,8 @@ def test_intervals_are_quantiles_with_p_held_fixed(evaluated, name):
 def test_chunks_of_resamples_change_nothing(monkeypatch):
     test, calibration = predictions(0), predictions(1)
     whole = evaluate(test, calibration)[2]
-    chunks = bootstrap.chunks
-    monkeypatch.setattr(bootstrap, "chunks", lambda counts: chunks(counts, entries=7 * counts.shape[1]))
+    chunks = resampling.chunks
+    monkeypatch.setattr(resampling, "chunks", lambda counts: chunks(counts, entries=7 * counts.shape[1]))
     parts = evaluate(test, calibration)[2]
     for name in SCORES:
         for metric in whole[name].replicates:

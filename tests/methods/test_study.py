@@ -25,7 +25,7 @@ from made_up import (
 from sc_jax import files, ops
 from sc_jax.files import InputError
 from sc_jax.methods import contrasts, study
-from sc_jax.ops import bootstrap
+from sc_jax.ops import resampling
 
 B = SETTINGS.resamples
 SIDES = [(alpha, score) for alpha in ALPHAS for score in SETTINGS.scores]
@@ -210,7 +210,7 @@ def test_without_primary_contrasts_all_are_exploratory():
 def test_one_seed_has_examples_alone_to_speak_for_it():
     members = runs(seeds=(3,))
     row = study.evaluate(members, SETTINGS, PRIMARY)["contrasts"][0]
-    counts = bootstrap.resample_counts(SETTINGS.seed, TEST, B)
+    counts = resampling.resample_counts(SETTINGS.seed, TEST, B)
     tests = {run.alpha: run.test for run in members}
     values = [
         metrics_of("msp", resampled(tests[0.2], c), 0)["naurc"]

@@ -10,6 +10,7 @@ import pytest
 from brute_force import SCORES, SOFT_LOSSES, reproducible, samples
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import digamma
 
 from sc_jax import ops
 from sc_jax.ops.ranking import harmonic_rest
@@ -134,32 +135,66 @@ def test_whole_weights_of_any_dtype_are_counts(name, dtype):
     np.testing.assert_array_equal(METRICS[name](score, error, weight=weight.astype(dtype)), expected)
 
 
-@pytest.mark.parametrize("weight", [[1.5, 1.5, 1.5], [1, -1, 1], [1.0, -1.0, 2.0], [1.0, np.nan, 1.0], [1, np.inf, 1]])
-def test_weights_that_are_no_counts_are_refused(weight):
-    with pytest.raises(ValueError, match="weights must be counts, whole numbers ≥ 0"):
+@pytest.mark.parametrize("weight", [[1, -1, 1], [1.0, -1.0, 2.0], [1.0, np.nan, 1.0], [1, np.inf, 1]])
+def test_weights_that_are_no_weights_are_refused(weight):
+    with pytest.raises(ValueError, match="weights must be finite and ≥ 0"):
         ops.rank(np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0]), np.array(weight))
 
 
-def test_weights_on_devices_are_integers():
-    with pytest.raises(ValueError, match="weights must be counts, on devices integers or bool; they are float32"):
-        ops.rank(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 0]), jnp.ones(3))
-    masked = ops.aurc(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 1]), weight=jnp.array([True, True, False]))
-    assert float(masked) == pytest.approx(1 / 4)
+def risks_at_real_weight(score, loss, weight):
+    """Ruling: after weight K and loss C, a block of weight w and mean loss e adds e·w + (C − e·K)(H_{K+w} − H_K) to Σ risks."""
+    total, above, before = 0.0, 0.0, 0.0
+    for s in np.unique(score)[::-1]:
+        w = weight[score == s].sum()
+        if w > 0:
+            e = (weight * loss)[score == s].sum() / w
+            total += e * w + (before - e * above) * (digamma(above + w + 1) - digamma(above + 1))
+            above, before = above + w, before + e * w
+    return total / above
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+@given(
+    case=samples(SOFT_LOSSES, max_size=8).flatmap(
+        lambda sample: st.lists(
+            st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.75, 40.0]), min_size=len(sample[0]), max_size=len(sample[0])
+        )
+        .filter(any)
+        .map(lambda row: (*sample, np.array(row)))
+    )
+)
+@reproducible
+def test_real_weights_extend_harmonic_numbers_by_digamma(xp, case):
+    score, loss, weight = case
+    value = ops.aurc(xp.asarray(score), xp.asarray(loss), weight=xp.asarray(weight, dtype=float))
+    rtol = 1e-11 if xp is np else 2e-5
+    np.testing.assert_allclose(value, risks_at_real_weight(score, loss, weight), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+@each_metric
+def test_real_weights_tend_to_counts(name, xp):
+    rng = np.random.default_rng(3)
+    score, error, weight = rng.integers(0, 9, 40) / 4, rng.integers(0, 2, 40), rng.integers(0, 4, 40)
+    exact = METRICS[name](score, error, weight=weight)
+    near = METRICS[name](xp.asarray(score), xp.asarray(error), weight=xp.asarray(weight * (1 + 1e-9), dtype=float))
+    if name not in ("coverage_at_risk", "risk_at_coverage"):  # these may jump
+        np.testing.assert_allclose(near, exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_shapes_are_refused(xp):
     def refused(score, loss, weight=None):
-        with pytest.raises(ValueError, match=r"must (both )?be \[") as refusal:
+        with pytest.raises(ValueError, match=r"must (both be \[|have n = )") as refusal:
             ops.rank(xp.zeros(score), xp.zeros(loss), None if weight is None else xp.ones(weight))
         return str(refusal.value)
 
     assert refused(3, 2) == "score and loss must both be [n]; they are (3,) and (2,)"
     assert "(3, 1)" in refused((3, 1), (3, 1))
     assert "()" in refused((), ())
-    assert "n = 3; it is (2,)" in refused(3, 3, 2)
-    assert "n = 3; it is (3, 2)" in refused(3, 3, (3, 2))
-    assert "n = 3; it is ()" in refused(3, 3, ())
+    assert "n = 3 entries last; it is (2,)" in refused(3, 3, 2)
+    assert "n = 3 entries last; it is (3, 2)" in refused(3, 3, (3, 2))
+    assert "n = 3 entries last; it is ()" in refused(3, 3, ())
 
 
 @pytest.mark.parametrize("xp", [np, jnp])

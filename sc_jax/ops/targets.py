@@ -1,0 +1,45 @@
+"""Targets of risk and coverage, read as decimals and compared with whole counts exactly."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from array_api_compat import array_namespace
+
+from sc_jax.ops.ranking import Array
+
+Target = float | str | Fraction | tuple[int, int]
+"""A share: a number or a string, read as the decimal it is written as, a fraction, or a pair (numerator, denominator)."""
+
+
+def as_fraction(target: Target) -> Fraction:
+    """A target read as the decimal it is written as, so that 1 error in 100 meets 0.01; pairs of integers are fractions.
+
+    >>> as_fraction(0.07), as_fraction((1, 3))
+    (Fraction(7, 100), Fraction(1, 3))
+    """
+    return Fraction(*target) if isinstance(target, tuple) else Fraction(str(target))
+
+
+def floor_of_share(share: Fraction, count: Array) -> Array:
+    """⌊share · count⌋ of whole counts [...], exactly: for counts up to 2⁴⁰ in int64, 2²⁰ in int32; share · count of real ones.
+
+    Up to such a bound the share may give way to the largest fraction below it with a denominator within the bound; then
+    the product, in two limbs, does not overflow.
+    """
+    xp = array_namespace(count)
+    if not xp.isdtype(count.dtype, "integral"):
+        whole = xp.floor(count) == count
+        product = float(share) * count
+        # Counts held as floats are whole too: their products are floored, with room for the rounding of the product.
+        return xp.where(whole, xp.floor(product * (1 + 4 * xp.finfo(count.dtype).eps)), product)
+    limb = 2**20 if count.dtype.itemsize == 8 else 2**10
+    whole, part = divmod(share, 1)
+    near = part.limit_denominator(limb**2)
+    if near > part:  # its left neighbour a/b among these fractions: a · near.denominator = b · near.numerator − 1
+        inverse = pow(near.numerator, -1, near.denominator)
+        b = limb**2 - (limb**2 - inverse) % near.denominator
+        near = Fraction((b * near.numerator - 1) // near.denominator, b)
+    a, b = near.numerator, near.denominator
+    high, low = count % b // limb, count % b % limb
+    return whole * count + count // b * a + high * a // b * limb + (high * a % b * limb + low * a) // b
