@@ -2,6 +2,7 @@
 PYTHON  ?= python3
 CONFIG  ?= experiments/label_smoothing/config.py
 WORKDIR ?=
+TORCH   ?=
 BIN     := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -10,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 run: .venv/.runtime  ## train, predict, evaluate, report; prints where the report is
 	$(BIN)/python -m sc_jax.run --config=$(CONFIG) $(if $(WORKDIR),--workdir=$(WORKDIR))
 
-test: .venv/.test lint  ## the whole suite
+test: .venv/.test lint  ## the whole suite; with TORCH=<version> metrics of PyTorch tensors too
 	$(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -42,7 +43,7 @@ lock: .venv/bin/python  ## remakes constraints.txt from the ranges, for Python 3
 
 .venv/.test: .venv/.runtime
 	@echo "installing the test tools into .venv"
-	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --editable ".[test]" $(if $(TORCH),torch==$(TORCH))
 	@touch $@
 
 clean:

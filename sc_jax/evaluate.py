@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sc_jax import cli, files, predictions
+from sc_jax import cli, files, ops, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
-from sc_jax.methods import evaluation, study
+from sc_jax.methods import evaluation, streaming, study
 from sc_jax.methods import scores as scores_lib
 from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
@@ -26,7 +27,7 @@ from sc_jax.training.logs import Progress
 SCHEMA = 1
 
 
-def refuse_shared(test: Predictions, calibration: Predictions) -> None:
+def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictions) -> None:
     """Refuses a calibration file that holds examples of the test file.
 
     Raises:
@@ -52,13 +53,9 @@ def refuse_shared(test: Predictions, calibration: Predictions) -> None:
             f"{calibration.source}, field 'logits': k = {calibration.num_classes} classes, {test.source} has "
             f"{test.num_classes}; give another split of the same model"
         )
-    if test.ids_given and calibration.ids_given:
-        shared = np.intersect1d(test.example_id, calibration.example_id)
-        if len(shared):
-            raise InputError(
-                f"{calibration.source}, field 'example_id': {len(shared)} ids are in {test.source} too (first "
-                f"{shared[0]}); give a calibration file that shares no example, or, if these are other examples, other ids"
-            )
+    _refuse_shared_ids(test, calibration)
+    if isinstance(test, predictions.Stream):
+        return  # too long to compare row by row
     repeated = predictions.shared_rows(test, calibration)
     if repeated > max(1, len(calibration) // 100):
         raise InputError(
@@ -67,10 +64,21 @@ def refuse_shared(test: Predictions, calibration: Predictions) -> None:
         )
 
 
+def _refuse_shared_ids(test: Predictions | predictions.Stream, calibration: Predictions) -> None:
+    if not (test.ids_given and calibration.ids_given):
+        return
+    shared = np.intersect1d(test.example_id, calibration.example_id)
+    if len(shared):
+        raise InputError(
+            f"{calibration.source}, field 'example_id': {len(shared)} ids are in {test.source} too (first "
+            f"{shared[0]}); give a calibration file that shares no example, or, if these are other examples, other ids"
+        )
+
+
 def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Predictions], Predictions | None]:
-    """The files as one classifier each, in order of id, checked singly and against the calibration file."""
-    tests = [predictions.by_id(evaluation.combined(predictions.load(path))) for path in paths]
-    tuning = None if calibration is None else predictions.by_id(evaluation.combined(predictions.load(calibration)))
+    """The files in order of id, checked singly and against the calibration file."""
+    tests = [predictions.by_id(predictions.load(path)) for path in paths]
+    tuning = None if calibration is None else predictions.by_id(predictions.load(calibration))
     if tuning is not None:
         for test in tests:
             refuse_shared(test, tuning)
@@ -78,43 +86,78 @@ def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Pred
 
 
 def evaluate_files(
-    tests: Sequence[Predictions], tuning: Predictions | None, settings: evaluation.Settings
+    tests: Sequence[Predictions],
+    tuning: Predictions | None,
+    settings: evaluation.Settings,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Metrics of each file, with intervals over its examples.
 
     Args:
-      tests, tuning: of `read_files`; settings: how.
+      tests, tuning: of `read_files`; settings: how; progress: receives the number of files done.
 
     Returns:
-      What `metrics.json` holds, with the risk-coverage curves under "curves".
+      What `metrics.json` holds, with the risk-coverage curves under "curves" and the reliability tables under "reliability".
     """
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "level": settings.level,
-        "runs": [],
-        "left_out": [],
-        "curves": [],
-    }
-    for test in tests:
-        counts = resampling.resample_counts(settings.seed, len(test), settings.resamples)
-        tuning_counts = (
-            None if tuning is None else resampling.resample_counts(settings.seed + 1, len(tuning), settings.resamples)
-        )
-        results, left_out = evaluation.evaluate(test, tuning, settings, counts, tuning_counts)
-        document["runs"] += study.run_rows(test, results)
+    document = _document(settings)
+    for done, test in enumerate(tests, 1):
+        known = evaluation.Split.of(test).known.combined
+        counts = resampling.resample_counts(settings.seed, len(known), settings.resamples)
+        results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
+        document["runs"] += study.run_rows(known, results)
         document["left_out"] += [study.left_out_row(test, *item) for item in left_out.items()]
         for score, result in results.items():
             low, high = resampling.percentile_interval(result.curve_replicates, settings.level)
-            document["curves"].append(
-                {
-                    "predictions": test.source,
-                    "score": score,
-                    "coverage": evaluation.COVERAGES,
-                    "risk": result.curve,
-                    "low": low,
-                    "high": high,
-                }
+            document["curves"].append(_curve(test.source, score, result.curve, low, high))
+        document["reliability"].append({"predictions": test.source, **evaluation.reliability(known, settings.ece_bins)})
+        progress(done)
+    return document
+
+
+def _document(settings: evaluation.Settings) -> dict[str, Any]:
+    document: dict[str, Any] = {"schema": SCHEMA, "level": settings.level, "match_error": settings.match_error}
+    return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
+
+
+def _curve(source: str, score: str, risk: np.ndarray, low: Any, high: Any) -> dict[str, Any]:
+    curve = {"coverage": evaluation.COVERAGES, "risk": risk, "low": low, "high": high}
+    return {"predictions": source, "score": score, **curve}
+
+
+def evaluate_long(
+    path: str,
+    tuning: Predictions | None,
+    settings: evaluation.Settings,
+    progress: Callable[[int, str], None] = lambda done, what: None,
+) -> dict[str, Any]:
+    """Metrics of a file of scores, or of one too long to be held in memory: one score at a time.
+
+    Args:
+      path: a `Scored` file, or predictions; tuning: another split of the same model; settings: how.
+      progress: receives what is done and of what.
+
+    Returns:
+      As `evaluate_files`.
+    """
+    document = _document(settings)
+    with tempfile.TemporaryDirectory(prefix="sc_jax-scores-") as folder:
+        if predictions.is_scored(path):
+            scored, classifier, left_out = predictions.load_scored(path), {}, {}
+        else:
+            stream = predictions.open_stream(path)
+            scored, classifier, left_out = streaming.score_stream(
+                stream, tuning, settings, Path(folder), lambda done: progress(done, "examples")
             )
+        rows = streaming.evaluate_scored(scored, settings, lambda done: progress(done, "scores"))
+    split = scored.provenance.get("split")
+    for row in rows:
+        about = {"predictions": path, "split": split, "tags": scored.provenance.get("tags", {})}
+        document["curves"].append(_curve(path, row["score"], row.pop("curve"), None, None))
+        cover = {"intervals_cover": "test examples", "fitted_on": None, "fitted": None}
+        document["runs"].append({**about, **row, **cover})
+        if row["score"] == "msp":
+            row["metrics"] |= classifier
+    document["left_out"] = [{"predictions": path, "score": s, "reason": r} for s, r in left_out.items()]
     return document
 
 
@@ -202,10 +245,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--calibration", metavar="V.npz", help="another split of the same model, for scores that need tuning"
     )
     parser.add_argument(
-        "--scores", default="msp,max_logit_pnorm,max_logit_pnorm_or_msp", help="of " + ", ".join(scores_lib.SCORES)
+        "--scores", default="all", help="all that can be computed, or some of " + ", ".join(scores_lib.SCORES)
     )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (at least 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--match-error",
+        metavar="E",
+        help="error rate at which the AURC of different classifiers is compared; with several files, their mean by default",
+    )
     parser.add_argument(
         "--workdir", metavar="DIR", help="writes metrics.json there; without it the table is only printed"
     )
@@ -214,47 +262,111 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--resamples={given.resamples}: at least 20")
     if given.seed < 0:
         parser.error(f"--seed={given.seed}: at least 0")
-    scores = tuple(given.scores.split(","))
+    scores = tuple(scores_lib.SCORES) if given.scores == "all" else tuple(given.scores.split(","))
     scores_lib.named(scores)
-    settings = evaluation.Settings(scores, tuple(range(1, 11)), 15, given.resamples, 0.95, given.seed)
-    tests, tuning = read_files(given.predictions.split(","), given.calibration)
+    match_error = None
+    if given.match_error is not None:
+        try:
+            match_error = float(given.match_error)
+        except ValueError:
+            parser.error(f"--match-error={given.match_error}: a number in [0, 1]")
+        if not 0 <= match_error <= 1:
+            parser.error(f"--match-error={given.match_error}: a number in [0, 1]")
+    settings = evaluation.Settings(scores, tuple(range(1, 11)), 15, given.resamples, 0.95, given.seed, match_error)
+    paths = given.predictions.split(",")
     if not given.workdir:
-        _print_table(evaluate_files(tests, tuning, settings))
+        _print(_evaluated(paths, given.calibration, settings))
         return
     target = Path(given.workdir) / "metrics.json"
     with files.lock(given.workdir):
         if (Path(given.workdir) / "config.json").exists():
             raise InputError(f"{given.workdir}: holds the run of a study; name another --workdir")
-        document = evaluate_files(tests, tuning, settings)
-        _print_table(document)
+        document = _evaluated(paths, given.calibration, settings)
+        _print(document)
         files.write_json(target, document)
     print(f"metrics: {target}; `python -m sc_jax.report --workdir={given.workdir}` draws them")
 
 
-def _print_table(document: dict[str, Any]) -> None:
+def _evaluated(paths: Sequence[str], calibration: str | None, settings: evaluation.Settings) -> dict[str, Any]:
+    """Files one by one where they are long or hold scores alone, else together."""
+    alone = [path for path in paths if predictions.is_scored(path)]
+    if not alone:
+        alone = [path for path in paths if streaming.is_long(_rows(path), settings)]
+    if alone and len(paths) > 1:
+        raise InputError(f"{alone[0]}: files of scores, and files as long as this, are evaluated one at a time")
+    if alone:
+        if settings.match_error is not None:
+            raise InputError(
+                f"{alone[0]}: --match-error is not computed for files of scores, nor for files as long as this"
+            )
+        tuning = None
+        if calibration is not None and not predictions.is_scored(paths[0]):
+            tuning = predictions.by_id(predictions.load(calibration))
+            refuse_shared(predictions.open_stream(paths[0]), tuning)
+        progress = Progress(0, 0, "evaluating")
+        try:
+            return evaluate_long(paths[0], tuning, settings, progress.update)
+        finally:
+            progress.close()
+    tests, tuning = read_files(paths, calibration)
+    if len(tests) > 1 and settings.match_error is None:
+        errors = [float(np.mean(ops.predicted_class(evaluation.combined(t).logits) != t.label)) for t in tests]
+        settings = dataclasses.replace(settings, match_error=float(np.mean(errors)))
+    progress = Progress(len(tests), 0, "evaluating")
+    try:
+        return evaluate_files(tests, tuning, settings, lambda done: progress.update(done, "files"))
+    finally:
+        progress.close()
+
+
+def _rows(path: str) -> int:
+    with files.open_npz(path) as npz:
+        label = npz.get("label")
+        return 0 if label is None or not label.shape else label.shape[0]
+
+
+SHOWN = ("aurc", "naurc", "augrc", "failure_auroc", "coverage_at_risk_0.05", "risk_at_coverage_0.8")
+"""The metrics that are printed; metrics.json and the report have all of them."""
+
+
+def _print(document: dict[str, Any]) -> None:
+    """A table for each file, one row per score; and what was left out, by reason."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)  # names as they are
+    from sc_jax import pages
+
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 400)  # names as they are
     for path in dict.fromkeys(row["predictions"] for row in document["runs"]):
         rows = [row for row in document["runs"] if row["predictions"] == path]
-        console.print(f"\n{path}: n = {rows[0]['n']}, 95 % intervals over its examples")
-        table = Table(Column("metric", no_wrap=True), *(row["score"] for row in rows))
-        for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
-            cells = [
-                f"{row['metrics'][name]:.4f} [{row['intervals'][name][0]:.4f}, {row['intervals'][name][1]:.4f}]"
-                if name in row["metrics"]
-                else ""
-                for row in rows
-            ]
-            table.add_row(name, *cells)
-        if any(row["fitted"] for row in rows):
-            fitted = [row["fitted"] for row in rows]
-            chosen = ["" if f is None else "MSP" if f["p"] is None else f"p = {f['p']}" for f in fitted]
-            table.add_row("chosen on the calibration file", *chosen)
+        about = next((row["metrics"] for row in rows if "nll" in row["metrics"]), rows[0]["metrics"])
+        whole = ", ".join(f"{name} {about[name]:.4f}" for name in ("error", "nll", "brier", "ece") if name in about)
+        console.print(f"\n{path}: n = {rows[0]['n']}, {whole}; brackets: 95 % intervals over its examples")
+        shown = [*SHOWN] + ["aurc_at_matched_error"] * ("aurc_at_matched_error" in rows[0]["metrics"])
+        shown += ["ood_auroc"] * ("ood_auroc" in rows[0]["metrics"])
+        shown = [name for name in shown if any(name in row["metrics"] for row in rows)]
+        chosen = any(row["fitted"] for row in rows)
+        headings = [Column(pages.heading(name)) for name in shown]
+        table = Table(Column("score", no_wrap=True), *headings, *(["fitted"] if chosen else []))
+        for row in rows:
+            cells = [pages.cell(row, name) if name in row["metrics"] else "" for name in shown]
+            table.add_row(row["score"], *cells, *([_fitted(row["fitted"])] if chosen else []))
         console.print(table)
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for row in document["left_out"]:
-        console.print(f"left out: {row['score']} of {row['predictions']}: {row['reason']}", style="yellow")
+        by_reason.setdefault((row["predictions"], row["reason"]), []).append(row["score"])
+    for (path, reason), names in by_reason.items():
+        console.print(f"left out: {', '.join(names)} of {path}: {reason}", style="yellow")
+
+
+def _fitted(fitted: dict[str, Any] | None) -> str:
+    if fitted is None:
+        return ""
+    if fitted.get("uses") == "msp":
+        return "MSP"
+    parts = [f"p = {fitted['p']}"] if fitted.get("p") else []
+    parts += [f"T = {fitted['temperature']:g}"] if "temperature" in fitted else []
+    return ", ".join(parts) or "yes"
 
 
 if __name__ == "__main__":

@@ -18,9 +18,28 @@ BLUE, RED, GREEN, GREY = "#2b5c8a", "#c8442e", "#2f8f6b", "#777777"
 
 SCORE_NAMES = {
     "msp": "MSP",
+    "max_probability_as_stored": "max probability as stored",
+    "margin": "margin",
+    "logit_margin": "logit margin",
+    "negative_entropy": "negative entropy",
+    "negative_gini": "negative Gini",
+    "doctor_alpha": "DOCTOR-α",
+    "doctor_beta": "DOCTOR-β",
     "max_logit": "max logit",
+    "energy": "energy",
     "max_logit_pnorm": "p-norm",
     "max_logit_pnorm_or_msp": "p-norm or MSP",
+    "msp_pnorm": "MSP p-norm",
+    "mahalanobis": "Mahalanobis",
+    "knn_distance": "k-NN distance",
+    "residual": "residual",
+    "vim": "ViM",
+    "sirc": "SIRC (MSP, residual)",
+    "expected_entropy": "expected entropy",
+    "mutual_information": "mutual information",
+    "variation_ratio": "variation ratio",
+    "disagreement": "disagreement",
+    "mean_max_probability": "mean max probability",
 }
 """How scores are called in figures and tables."""
 
@@ -98,7 +117,10 @@ def finding(curves: Sequence[dict[str, Any]], aggregates: Sequence[dict[str, Any
 def _curve(axes: Axes, row: dict[str, Any], colour: str, label: str) -> None:
     coverage, risk = 100 * np.array(row["coverage"]), 100 * np.array(row["risk"])
     axes.plot(coverage, risk, color=colour, label=label, lw=1.8)
-    axes.fill_between(coverage, 100 * np.array(row["low"]), 100 * np.array(row["high"]), color=colour, alpha=0.15, lw=0)
+    if row["low"] is not None:
+        axes.fill_between(
+            coverage, 100 * np.array(row["low"]), 100 * np.array(row["high"]), color=colour, alpha=0.15, lw=0
+        )
 
 
 def _points(
@@ -181,6 +203,30 @@ def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
         _curve(axes, row, shade, name if one_file else f"{name}, {file}")
     axes.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
     axes.legend(loc="upper left")
+    return figure
+
+
+def reliability(tables: Sequence[dict[str, Any]]) -> Figure:
+    """Reliability diagrams, one per file: accuracy against confidence with Wilson's intervals, and where the examples lie.
+
+    Args:
+      tables: rows with "predictions" and the columns of `sc_jax.ops.reliability_table`.
+    """
+    columns = max(1, len(tables))
+    figure, panels = _axes(columns, min(4.2 * columns, 14), 4)
+    for axes, table in zip(panels, tables, strict=False):
+        x, y = (np.array(table[name], float) for name in ("confidence", "accuracy"))
+        ends = np.array([table["accuracy_low"], table["accuracy_high"]], float)
+        there = np.isfinite(x)
+        share = np.array(table["weight"], float)
+        low, high = (np.array(table[name], float) for name in ("low", "high"))
+        axes.bar(low, share / share.sum(), width=high - low, align="edge", color="#dddddd", label="share of examples")
+        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8)
+        error = np.abs(ends - y)[:, there]
+        axes.errorbar(x[there], y[there], yerr=error, color=BLUE, marker="o", ms=4, capsize=2, lw=1.2, label="accuracy")
+        axes.set(xlabel="confidence (maximum probability)", xlim=(0, 1), ylim=(0, 1))
+        axes.set_title(table["predictions"].replace("$", r"\$"), fontsize=9, loc="left")
+        axes.legend(loc="upper left", fontsize=8)
     return figure
 
 

@@ -34,12 +34,120 @@ TABLE = (
 """Metric, its heading, and the factor it is shown with: 100 for what is shown in per cent."""
 
 
+FILES_TABLES = (
+    (
+        "Ranking",
+        "AURC falls with accuracy alone: a claim about the ranking rests on NAURC, the failure AUROC, or AURC at a common error.",
+        (
+            ("error", "error", 100),
+            ("aurc", "AURC", 100),
+            ("e_aurc", "E-AURC", 100),
+            ("naurc", "NAURC", 1),
+            ("augrc", "AUGRC", 100),
+            ("e_augrc", "E-AUGRC", 100),
+            ("failure_auroc", "AUROC_f", 1),
+            ("achievable_aurc", "AURC of the hull", 100),
+            ("aurc_at_matched_error", "AURC at the common error", 100),
+            ("aurc_class_balanced", "class-balanced AURC", 100),
+            ("augrc_class_balanced", "class-balanced AUGRC", 100),
+        ),
+    ),
+    (
+        "Operating points of these very examples",
+        "The best threshold of the sample it is computed on: a description, not a promise. Realisable: the nearest coverage that a "
+        "threshold can have, which accepts tied examples together.",
+        (
+            ("coverage_at_risk_0.01", "Cov@1%", 100),
+            ("coverage_at_risk_0.02", "Cov@2%", 100),
+            ("coverage_at_risk_0.05", "Cov@5%", 100),
+            ("risk_at_coverage_0.8", "Risk@80%", 100),
+            ("realisable_coverage_0.8", "realisable", 100),
+            ("risk_at_coverage_0.9", "Risk@90%", 100),
+            ("realisable_coverage_0.9", "realisable", 100),
+        ),
+    ),
+    (
+        "Operating points of thresholds from the calibration file",
+        "What a threshold fixed beforehand does here. It was fitted to meet the target there, and carries no guarantee here.",
+        tuple(
+            (f"threshold_at_{target}_{what}", f"{what} ({name})", 100)
+            for target, name in (
+                ("risk_0.01", "1 % risk"),
+                ("risk_0.02", "2 % risk"),
+                ("risk_0.05", "5 % risk"),
+                ("coverage_0.8", "80 % coverage"),
+                ("coverage_0.9", "90 % coverage"),
+            )
+            for what in ("coverage", "risk")
+        ),
+    ),
+    (
+        "AURC by other conventions",
+        "For comparison with papers and packages; docs/metrics.md has the definitions and an example on which all differ.",
+        (
+            ("aurc", "mean", 100),
+            ("aurc_trapezoid_from_zero", "trapezoid from (0, 0)", 100),
+            ("aurc_torch_uncertainty", "torch-uncertainty", 100),
+            ("aurc_fd_shifts", "fd-shifts", 100),
+            ("aurc_ln", "ln", 100),
+            ("aurc_sele", "SELE", 100),
+        ),
+    ),
+    (
+        "Probabilities",
+        "ECE over equal-width bins unless said otherwise. Brier = reliability − resolution + uncertainty + within bins.",
+        (
+            ("nll", "NLL", 1),
+            ("brier", "Brier", 1),
+            ("brier_reliability", "reliability", 1),
+            ("brier_resolution", "resolution", 1),
+            ("brier_uncertainty", "uncertainty", 1),
+            ("brier_within_bin", "within bins", 1),
+            ("ece", "ECE", 100),
+            ("ece_equal_mass", "ECE, equal mass", 100),
+            ("ece_root_mean_square", "ECE, root mean square", 100),
+            ("maximum_calibration_error", "MCE", 100),
+            ("smooth_ece", "smooth ECE", 100),
+            ("classwise_ece", "classwise ECE", 100),
+            ("adaptive_ece", "adaptive ECE", 100),
+        ),
+    ),
+    (
+        "Inputs from outside the training distribution",
+        "Positive: from the training distribution. FPR: share of OOD inputs accepted where 95 % of the others are. SCOD: an accepted OOD "
+        "input costs 1, at the share of them in the file.",
+        (
+            ("ood_auroc", "OOD AUROC", 1),
+            ("ood_average_precision", "OOD average precision", 1),
+            ("ood_fpr_at_tpr_0.95", "FPR at 95 % TPR", 100),
+            ("scod_aurc", "SCOD AURC", 100),
+            ("scod_augrc", "SCOD AUGRC", 100),
+            ("scod_ood_share", "share of OOD", 100),
+        ),
+    ),
+)
+"""Of the pages of any files: title, note, and the columns of each table."""
+
+_GROUP_COLUMNS = (
+    ("n", "n", 0),
+    ("error", "error", 100),
+    ("aurc", "AURC", 100),
+    ("failure_auroc", "AUROC_f", 1),
+    ("risk_at_coverage", "Risk@90% of the group", 100),
+    ("coverage", "coverage", 100),
+    ("selective_risk", "selective risk", 100),
+    ("reference_risk", "the same, blind to groups", 100),
+)
+
+MOST_CURVES = 6
+"""Curves drawn for each file: of MSP, and of the scores with the smallest AURC."""
+
 STUDY_PICTURES = ("finding.png", "suppression.png", "max_logit_gap.png")
-FILES_PICTURES = ("risk_coverage.png",)
+FILES_PICTURES = ("risk_coverage.png", "reliability.png")
 """The pictures beside the pages of a study, and beside those of any files."""
 
-_FACTOR = {name: factor for name, _, factor in TABLE}
-_HEADING = {name: heading for name, heading, _ in TABLE}
+_FACTOR = {name: factor for name, _, factor in (*TABLE, *(c for _, _, columns in FILES_TABLES for c in columns))}
+_HEADING = {name: heading for name, heading, _ in (*(c for _, _, columns in FILES_TABLES for c in columns), *TABLE)}
 
 
 class Table:
@@ -369,34 +477,111 @@ def _is(row: dict[str, Any], metric: str, treatment: tuple[float, str], control:
 # --- any predictions files --------------------------------------------------------------------------------------------
 
 
-def _file_cell(row: dict[str, Any], name: str, factor: float) -> str:
-    if name == "nll" and row["infinite_log_losses"]:
+def cell(row: dict[str, Any], name: str) -> str:
+    """A metric of a run with its interval, in the unit of its heading."""
+    factor = _FACTOR[name]
+    if name == "nll" and row.get("infinite_log_losses"):
         return f"infinite ({row['infinite_log_losses']} of {row['n']} true classes have probability 0)"
-    return _with_interval(row["metrics"][name], row["intervals"][name], factor)
+    value = row["metrics"][name]
+    if name not in row["intervals"]:
+        return _number(value, factor)
+    return _with_interval(value, row["intervals"][name], factor)
+
+
+def _fitted_cell(row: dict[str, Any]) -> str:
+    fitted = row["fitted"]
+    if fitted is None:
+        return ""
+    chosen = f"p = {fitted['p'] or 'msp'}" if "p" in fitted else "fitted"
+    chosen += f", T = {fitted['temperature']:g}" if "temperature" in fitted else ""
+    return f"{chosen} on {row['fitted_on']}"
+
+
+def _file_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, float]]) -> Table | None:
+    """A table of the columns that any row has, and the rows that have any of them; None where there are none."""
+    columns = [c for c in columns if any(c[0] in row["metrics"] for row in rows)]
+    own = [c for c in columns if c[0] != "aurc"]
+    rows = [row for row in rows if any(c[0] in row["metrics"] for c in own)]
+    if not own or not rows:
+        return None
+    several, fitted = len({row["predictions"] for row in rows}) > 1, any(row["fitted"] for row in rows)
+    lines = [
+        [row["predictions"]] * several
+        + [SCORE_NAMES.get(row["score"], row["score"])]
+        + [cell(row, name) if name in row["metrics"] else "" for name, _, factor in columns]
+        + [_fitted_cell(row)] * fitted
+        for row in rows
+    ]
+    headings = [name + (" %" if factor == 100 and not name.endswith("%") else "") for _, name, factor in columns]
+    return Table(["predictions"] * several + ["score", *headings] + ["fitted"] * fitted, lines)
+
+
+def _group_table(rows: Sequence[dict[str, Any]]) -> Table | None:
+    lines = []
+    for row in rows:
+        for group in row.get("groups") or []:
+            cells = [
+                str(int(group[name])) if factor == 0 else _number(group[name], factor)
+                for name, _, factor in _GROUP_COLUMNS
+            ]
+            lines.append([row["predictions"], SCORE_NAMES.get(row["score"], row["score"]), group["group"], *cells])
+    headings = [name + (" %" if factor == 100 and not name.endswith("%") else "") for _, name, factor in _GROUP_COLUMNS]
+    return Table(["predictions", "score", "group", *headings], lines) if lines else None
+
+
+def _drawn(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The curves to draw."""
+    aurc = {(row["predictions"], row["score"]): row["metrics"]["aurc"] for row in document["runs"]}
+
+    def place(curve: dict[str, Any]) -> tuple[bool, float]:
+        value = aurc[curve["predictions"], curve["score"]]
+        return curve["score"] != "msp", value if value is not None else float("inf")
+
+    chosen = []
+    for path in dict.fromkeys(curve["predictions"] for curve in document["curves"]):
+        curves = [curve for curve in document["curves"] if curve["predictions"] == path]
+        chosen += sorted(curves, key=place)[:MOST_CURVES]
+    return chosen
 
 
 def of_files(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     """The pages of any predictions files; returns what `of_study` does."""
-    figure = figures.risk_coverage(document["curves"])
-    lines = []
-    for row in document["runs"]:
-        cells = [_file_cell(row, name, factor) if name in row["metrics"] else "" for name, _, factor in TABLE]
-        chosen = "" if row["fitted"] is None else f"p = {row['fitted']['p'] or 'msp'} on {row['fitted_on']}"
-        lines.append([row["predictions"], str(row["n"]), SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
-    headings = [heading(name) for name, _, _ in TABLE]
-    table = Table(["predictions", "n", "score", *headings, "fitted"], lines)
-    left_out = [f"Left out: {r['score']} of {r['predictions']}: {r['reason']}." for r in document["left_out"]]
-    how = f"Brackets: {_level(document)} bootstrap intervals over the examples of each file, with what was fitted held fixed."
-    body = ["<h1>Risk and coverage</h1>", figures.to_svg(figure), f'<p class="note">{how}</p>', table.html()]
-    body += [f"<p>{html.escape(line)}</p>" for line in left_out]
-    text = [
-        "# Risk and coverage",
-        "![Risk-coverage curves](figures/risk_coverage.png)",
-        how,
-        table.markdown(),
-        *left_out,
+    pictures = {
+        "risk_coverage.png": figures.risk_coverage(_drawn(document)),
+        "reliability.png": figures.reliability(document["reliability"]),
+    }
+    rows = document["runs"]
+    n = "; ".join(f"{path}: n = {m:,}" for path, m in {row["predictions"]: row["n"] for row in rows}.items())
+    how = (
+        f"{n}. Brackets: {_level(document)} intervals over the examples of each file (bootstrap; the jackknife for very long files), with "
+        "what was fitted held fixed. Drawn: MSP and the scores with the smallest AURC."
+    )
+    if document["match_error"] is not None:
+        how += f" Common error: {100 * document['match_error']:.4g} %."
+    body = [
+        "<h1>Risk and coverage</h1>",
+        figures.to_svg(pictures["risk_coverage.png"]),
+        f'<p class="note">{html.escape(how)}</p>',
     ]
-    return {"risk_coverage.png": figure}, "\n".join(body), "\n\n".join(text) + "\n"
+    text = ["# Risk and coverage", "![Risk-coverage curves](figures/risk_coverage.png)", how]
+    group_note = (
+        "Coverage and selective risk of each group under one threshold, which accepts 90 % of all. Blind to groups: the risk that the group "
+        "would have if as many right and wrong predictions were accepted whatever their group."
+    )
+    tables = [(title, note, _file_table(rows, columns)) for title, note, columns in FILES_TABLES]
+    for title, note, table in [*tables, ("Groups", group_note, _group_table(rows))]:
+        if table is None:
+            continue
+        body += [f"<h2>{title}</h2>", table.html(), f'<p class="note">{html.escape(note)}</p>']
+        text += [f"## {title}", table.markdown(), note]
+        if title == "Probabilities" and document["reliability"]:
+            body.append(figures.to_svg(pictures["reliability.png"]))
+            text.append("![Reliability](figures/reliability.png)")
+    left_out = [f"Left out: {r['score']} of {r['predictions']}: {r['reason']}." for r in document["left_out"]]
+    if left_out:
+        body += ["<h2>Left out</h2>", *(f"<p>{html.escape(line)}</p>" for line in left_out)]
+        text += ["## Left out", *left_out]
+    return pictures, "\n".join(body), "\n\n".join(text) + "\n"
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -437,6 +622,6 @@ def as_csv(document: dict[str, Any]) -> str:
             given = [row["tags"].get(tag, "") for tag in tags]
             writer.writerow(
                 [row["predictions"], row["split"] or "", *given, row["score"], row["n"], metric, value]
-                + [*row["intervals"][metric], row["fitted_on"] or ""]
+                + [*row["intervals"].get(metric, ("", "")), row["fitted_on"] or ""]
             )
     return buffer.getvalue()

@@ -1,13 +1,16 @@
 """One predictions file → every score, every metric, with intervals over its examples, and the replicates behind them.
 
 Resampled counts are drawn by the caller and shared by all files of a split, so that replicates of different files pair.
+Metrics of the classifier and of its ranking are of the examples from the training distribution; `is_ood` ones enter the
+metrics of OOD detection alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,19 +19,25 @@ from sc_jax.methods import logit_norm
 from sc_jax.methods import scores as scores_lib
 from sc_jax.ops import resampling
 from sc_jax.ops.risk_coverage import loss_of_accepted
-from sc_jax.ops.summary import summarise_ranking
-from sc_jax.predictions import Predictions
+from sc_jax.ops.summary import RISKS, summarise_ranking
+from sc_jax.predictions import Predictions, select
 
 COVERAGES = np.arange(1, 101) / 100
 """Coverages at which curves are kept."""
 
 CLASSIFIER_METRICS = ("nll", "brier", "ece")
-"""Metrics of the probabilities; they stand beside `msp`, the score that is one."""
+"""Metrics of the probabilities that have intervals; all of those stand beside `msp`, the score that is one."""
+
+OPERATING_COVERAGES = (0.8, 0.9)
+"""Coverages whose thresholds are taken from the calibration split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How files are evaluated; see `config.Evaluation` for the meaning of each."""
+    """How files are evaluated; see `config.Evaluation` for the meaning of each.
+
+    `match_error` is the error rate at which AURC is compared between classifiers of different accuracy; None for no such metric.
+    """
 
     scores: tuple[str, ...]
     p_grid: tuple[int, ...]
@@ -36,6 +45,7 @@ class Settings:
     resamples: int
     level: float
     seed: int
+    match_error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +53,13 @@ class ScoreResult:
     """One score of one file.
 
     Attributes:
-      metrics: name → value; intervals: name → (low, high) over test examples, with what was fitted held fixed.
-      replicates: name → [b] bootstrap replicates over test examples; for tuned scores the calibration examples are
+      metrics: name → value; intervals: name → (low, high) over test examples, with what was fitted held fixed, for those
+        metrics that have one.
+      replicates: name → [b] bootstrap replicates over test examples; for logit norms the calibration examples are
         resampled too and p is chosen anew in each, so that contrasts carry the uncertainty of the choice.
       curve: selective risk at `COVERAGES`; curve_replicates: float32 [b, coverages], with what was fitted held fixed.
       fitted: what was chosen on the calibration split, or None.
+      groups: rows of the group report, where the file has groups.
     """
 
     metrics: dict[str, float]
@@ -56,6 +68,7 @@ class ScoreResult:
     curve: np.ndarray
     curve_replicates: np.ndarray
     fitted: dict[str, Any] | None
+    groups: list[dict[str, Any]] | None = None
 
 
 def combined(predictions: Predictions) -> Predictions:
@@ -72,72 +85,157 @@ def evaluate(
     settings: Settings,
     counts: np.ndarray,
     calibration_counts: np.ndarray | None,
+    *,
+    workers: int = 1,
 ) -> tuple[dict[str, ScoreResult], dict[str, str]]:
     """Every score that can be computed, and the reason for each that cannot.
 
     Args:
-      predictions: logits [n, k], reported on; calibration: another split of the same model, for tuned scores.
+      predictions: logits [n, k] or [m, n, k], reported on; calibration: another split of the same model, for what is fitted.
       settings: how.
-      counts: uint8 [b, n], resamples of the examples; calibration_counts: [b, n_calibration].
+      counts: uint8 [b, examples from the training distribution], resamples of them.
+      calibration_counts: [b, n_calibration] to choose p anew in each resample, or None to hold it fixed.
+      workers: threads over which scores are divided.
 
     Returns:
       name → `ScoreResult`, and name → why it was left out.
     """
-    test = _Sample(predictions, counts)
-    results: dict[str, ScoreResult] = {}
+    tuning = None if calibration is None else Split.of(calibration).known
+    test = _Sample(Split.of(predictions), counts, tuning, settings.match_error)
     left_out: dict[str, str] = {}
-    chosen: _Choices | None = None
+    jobs: dict[str, Callable[[], ScoreResult]] = {}
+    choices: list[_Choices] = []
     for name, score in scores_lib.named(settings.scores).items():
         reason = scores_lib.obstacle(score, predictions, calibration)
         if reason is not None:
             left_out[name] = reason
             continue
-        if not score.tuned:
-            results[name] = _result(
-                test, score.of(predictions.logits), None, settings, with_probabilities=name == "msp"
-            )
+        if score.tuned:
+            if not choices:
+                choices.append(_Choices(tuning.combined, calibration_counts, settings.p_grid))
+            jobs[name] = lambda score=score: _tuned_result(test, choices[0], score.fallback, settings)
             continue
-        chosen = chosen or _Choices(calibration, calibration_counts, settings.p_grid)
-        results[name] = _tuned_result(test, chosen, score.fallback, settings)
-    return results, left_out
+        try:
+            of, fitted = scorer(score, tuning)
+        except (
+            ValueError
+        ) as error:  # what it is fitted to does not allow it: a class without examples, no residual space
+            left_out[name] = str(error)
+            continue
+        jobs[name] = lambda name=name, of=of, fitted=fitted: _result(test, of, fitted, settings, name == "msp")
+    with ThreadPoolExecutor(workers) as pool:  # NumPy works outside the interpreter lock
+        running = {name: pool.submit(job) for name, job in jobs.items()}
+        return {name: work.result() for name, work in running.items()}, left_out
+
+
+class Split(NamedTuple):
+    """Examples as one classifier, beside the members it is made of.
+
+    Attributes:
+      combined: logits [n, k]; members: logits [m, n, k], or None for a single model.
+    """
+
+    combined: Predictions
+    members: np.ndarray | None
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> Split:
+        """The split of a file."""
+        return cls(combined(predictions), predictions.logits if predictions.logits.ndim == 3 else None)
+
+    @property
+    def known(self) -> Split:
+        """The examples from the training distribution."""
+        if self.combined.is_ood is None or not self.combined.is_ood.any():
+            return self
+        keep = ~self.combined.is_ood
+        return Split(select(self.combined, keep), None if self.members is None else self.members[:, keep])
+
+
+Scorer = Callable[[Split], np.ndarray]
+"""A score of a split, [n]."""
+
+
+def scorer(score: scores_lib.Score, tuning: Split | None) -> tuple[Scorer, dict[str, Any] | None]:
+    """How the score is computed, and what was fitted for it."""
+    if score.of is not None:
+        return (lambda split: score.of(split.combined.logits)), None
+    if score.of_members is not None:
+        return (lambda split: score.of_members(split.members)), None
+    state = score.fit(tuning.combined)
+    fitted: dict[str, Any] = {"on": _split(tuning.combined)}
+    if isinstance(state, scores_lib.MspPnorm):
+        fitted |= {"p": state.p, "temperature": state.temperature}
+    return (lambda split: score.apply(state, split.combined)), fitted
+
+
+def _split(calibration: Predictions) -> str:
+    return calibration.provenance.get("split", calibration.source)
 
 
 class _Sample:
     """A split with its resamples, and what does not depend on the score."""
 
-    def __init__(self, predictions: Predictions, counts: np.ndarray):
-        self.predictions, self.logits, self.counts = predictions, predictions.logits, counts
-        self.label = predictions.label
-        self.error = ops.predicted_class(predictions.logits) != predictions.label
-        self.optimum = float(ops.optimal_aurc(self.error))
+    def __init__(self, whole: Split, counts: np.ndarray, tuning: Split | None, match_error: float | None) -> None:
+        self.whole, self.known, self.counts, self.tuning = whole, whole.known, counts, tuning
+        self.match_error = match_error
+        inside = self.known.combined
+        self.logits, self.label, self.weight = inside.logits, inside.label, inside.weight
+        self.error = ops.predicted_class(inside.logits) != inside.label
+        self.tuning_error = tuning and ops.predicted_class(tuning.combined.logits) != tuning.combined.label
+        self.optimum = float(ops.optimal_aurc(self.error, weight=self.weight))
         self.optimum_replicates = np.concatenate(
-            [ops.optimal_aurc(self.error, weight=counts[rows]) for rows in resampling.chunks(counts)]
+            [ops.optimal_aurc(self.error, weight=rows) for rows in self.weights(counts)]
         )
+
+    def weights(self, counts: np.ndarray) -> list[np.ndarray]:
+        """The resamples as weights, in parts that stay in cache."""
+        parts = [counts[part] for part in resampling.chunks(counts)]
+        return parts if self.weight is None else [part * self.weight for part in parts]
 
     def replicates(
         self, score: np.ndarray, rows: np.ndarray | slice = slice(None)
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Metrics [b] and curve [b, coverages] of the resamples `rows`."""
         counts, optimum = self.counts[rows], self.optimum_replicates[rows]
-        accepted = _accepted(len(self.error))
-        summaries, curves = [], []
-        for part in resampling.chunks(counts):
-            ranking = ops.rank(score, self.error, counts[part])
-            summaries.append(summarise_ranking(ranking, optimum[part]))
-            curves.append((loss_of_accepted(ranking, accepted) / accepted).astype(np.float32))
+        summaries, curves, done = [], [], 0
+        for weight in self.weights(counts):
+            ranking = ops.rank(score, self.error, weight)
+            summaries.append(self.summary(ranking, optimum[done : done + len(weight)]))
+            curves.append(self.curve(ranking).astype(np.float32))
+            done += len(weight)
         metrics = {name: np.concatenate([summary[name] for summary in summaries]) for name in summaries[0]}
         return metrics, np.concatenate(curves)
 
+    def summary(self, ranking: ops.Ranking, optimum: np.ndarray) -> dict[str, np.ndarray]:
+        """Every metric of the ranking."""
+        metrics = summarise_ranking(ranking, optimum)
+        if self.match_error is not None:
+            metrics["aurc_at_matched_error"] = ops.aurc_at_error.of_ranking(ranking, self.match_error)
+        return metrics
 
-def _accepted(n: int) -> np.ndarray:
-    return -(-n * np.arange(1, 101) // 100)  # ceil(n c) in integers
+    def curve(self, ranking: ops.Ranking) -> np.ndarray:
+        """Selective risk at `COVERAGES`: of ⌈c·n⌉ examples, in integers, or of the share c of real weights."""
+        if self.weight is None:
+            n = len(self.error)
+            accepted = -(-n * np.arange(1, 101) // 100)
+            return loss_of_accepted(ranking, accepted) / accepted
+        accepted = ranking.total_weight[..., None] * COVERAGES
+        if accepted.ndim == 1:
+            return loss_of_accepted(ranking, accepted) / accepted
+        rows = [ops.Ranking(*(field[i] for field in ranking)) for i in range(len(accepted))]
+        return np.stack([loss_of_accepted(row, at) / at for row, at in zip(rows, accepted, strict=True)])
 
 
 class _Choices:
     """Which p the calibration split chooses, and which each resample of it, with and without the fallback."""
 
-    def __init__(self, calibration: Predictions, counts: np.ndarray, p_grid: Sequence[int]):
+    def __init__(self, calibration: Predictions, counts: np.ndarray | None, p_grid: Sequence[int]):
         self._calibration, self._p_grid = calibration, p_grid
+        self.split = _split(calibration)
+        self._aurc = None
+        if counts is None:
+            return
         error = ops.predicted_class(calibration.logits) != calibration.label
         candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
         self._ps = np.array(list(candidates))
@@ -149,59 +247,80 @@ class _Choices:
             ],
             axis=-1,
         )
-        self.split = calibration.provenance.get("split", calibration.source)
 
-    def of(self, fallback: bool) -> tuple[logit_norm.LogitNorm, np.ndarray]:
-        """What is fitted, and the p that each resample chooses [b] (0 for MSP)."""
+    def of(self, fallback: bool) -> tuple[logit_norm.LogitNorm, np.ndarray | None]:
+        """What is fitted, and the p that each resample chooses [b] (0 for MSP; None where it is held fixed)."""
         first = 0 if fallback else 1
         fitted = logit_norm.fit(self._calibration, self._p_grid, fallback=fallback)
-        return fitted, self._ps[first:][logit_norm.choose(self._aurc[:, first:])]
+        return fitted, None if self._aurc is None else self._ps[first:][logit_norm.choose(self._aurc[:, first:])]
 
 
 def _tuned_result(test: _Sample, choices: _Choices, fallback: bool, settings: Settings) -> ScoreResult:
     state, p_replicates = choices.of(fallback)
     uses = "msp" if state.p == 0 else "max_logit_pnorm"
     fitted = {"p": state.p or None, "uses": uses, "on": choices.split, "aurc": state.aurc}
-    result = _result(test, logit_norm.apply(state, test.predictions), fitted, settings)
+    result = _result(test, lambda split: logit_norm.apply(state, split.combined), fitted, settings, False)
+    if p_replicates is None:
+        return result
     replicates = {name: values.copy() for name, values in result.replicates.items()}
     for p in np.unique(p_replicates[p_replicates != state.p]):
         rows = np.flatnonzero(p_replicates == p)
-        metrics, _ = test.replicates(logit_norm.apply(state._replace(p=int(p)), test.predictions), rows)
+        metrics, _ = test.replicates(logit_norm.apply(state._replace(p=int(p)), test.known.combined), rows)
         for name, values in metrics.items():
             replicates[name][rows] = values
     return dataclasses.replace(result, replicates=replicates)
 
 
 def _result(
-    test: _Sample,
-    score: np.ndarray,
-    fitted: dict[str, Any] | None,
-    settings: Settings,
-    with_probabilities: bool = False,
+    test: _Sample, of: Scorer, fitted: dict[str, Any] | None, settings: Settings, with_probabilities: bool
 ) -> ScoreResult:
-    ranking = ops.rank(score, test.error)
-    metrics = {name: float(value) for name, value in summarise_ranking(ranking, np.float64(test.optimum)).items()}
+    score = of(test.known)
+    ranking = ops.rank(score, test.error, test.weight)
+    metrics = {name: float(value) for name, value in test.summary(ranking, np.float64(test.optimum)).items()}
     replicates, curves = test.replicates(score)
     if with_probabilities:
         more, more_replicates = _classifier_metrics(test, settings.ece_bins)
         metrics |= more
         replicates |= more_replicates
+    metrics |= _without_intervals(test, score)
+    more_intervals: dict[str, list[float]] = {}
+    if test.tuning is not None:
+        accepted, accepted_intervals = _at_calibrated_thresholds(test, score, of(test.tuning), settings.level)
+        metrics |= accepted
+        more_intervals |= accepted_intervals
+    if test.whole is not test.known:
+        whole = test.whole.combined
+        error = ops.predicted_class(whole.logits) != whole.label
+        metrics |= ood_metrics(of(test.whole), error, whole.is_ood, whole.weight)
     intervals = {
         name: [float(end) for end in resampling.percentile_interval(values, settings.level)]
         for name, values in replicates.items()
-    }
-    accepted = _accepted(len(test.error))
-    return ScoreResult(metrics, intervals, replicates, loss_of_accepted(ranking, accepted) / accepted, curves, fitted)
+    } | more_intervals
+    return ScoreResult(metrics, intervals, replicates, test.curve(ranking), curves, fitted, _group_rows(test, score))
 
 
 def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     losses = {"nll": ops.log_loss(test.logits, test.label), "brier": ops.brier_loss(test.logits, test.label)}
     confidence = ops.max_probability(test.logits)
-    metrics = {name: float(loss.mean()) for name, loss in losses.items()}
-    metrics["ece"] = float(ops.expected_calibration_error(confidence, test.error, bins=ece_bins))
+    one = np.ones((1, len(test.error))) if test.weight is None else test.weight[None]
+    metrics = {name: float(_weighted_mean(loss, one)[0]) for name, loss in losses.items()}
+    how = {"bins": ece_bins, "weight": test.weight}
+    metrics["ece"] = float(ops.expected_calibration_error(confidence, test.error, **how))
+    metrics["ece_equal_mass"] = float(ops.expected_calibration_error(confidence, test.error, scheme="mass", **how))
+    metrics["ece_root_mean_square"] = float(ops.expected_calibration_error(confidence, test.error, norm=2, **how))
+    metrics["maximum_calibration_error"] = float(
+        ops.expected_calibration_error(confidence, test.error, norm="max", **how)
+    )
+    metrics["smooth_ece"] = float(ops.smooth_ece(confidence, test.error, weight=test.weight))
+    probabilities = np.exp(ops.log_softmax(test.logits))
+    metrics["classwise_ece"] = float(ops.classwise_calibration_error(probabilities, test.label, **how))
+    metrics["adaptive_ece"] = float(ops.adaptive_calibration_error(probabilities, test.label, **how))
+    parts_of_brier = ops.brier_decomposition(probabilities, test.label, **how)
+    for name in ("reliability", "resolution", "uncertainty", "within_bin"):
+        metrics[f"brier_{name}"] = float(getattr(parts_of_brier, name))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in CLASSIFIER_METRICS}
-    for rows in resampling.chunks(test.counts):
-        weight = test.counts[rows].astype(np.float64)
+    for rows in test.weights(test.counts):
+        weight = rows.astype(np.float64)
         for name, loss in losses.items():
             parts[name].append(_weighted_mean(loss, weight))
         parts["ece"].append(ops.expected_calibration_error(confidence, test.error, bins=ece_bins, weight=weight))
@@ -213,3 +332,98 @@ def _weighted_mean(loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return weight @ loss / weight.sum(axis=-1)
     drawn_infinite = weight[:, ~np.isfinite(loss)].any(axis=-1)
     return np.where(drawn_infinite, np.inf, weight @ np.where(np.isfinite(loss), loss, 0) / weight.sum(axis=-1))
+
+
+def _without_intervals(test: _Sample, score: np.ndarray) -> dict[str, float]:
+    """Metrics shown for comparison with other packages and papers, without intervals of their own."""
+    balanced = ops.class_balanced_loss(test.error, test.label)
+    values = {
+        "aurc_fd_shifts": ops.aurc(score, test.error, "fd_shifts", weight=test.weight),
+        "achievable_aurc": ops.achievable_aurc(score, test.error, weight=test.weight),
+        "aurc_class_balanced": ops.aurc(score, balanced, weight=test.weight),
+        "augrc_class_balanced": ops.augrc(score, balanced, weight=test.weight),
+    }
+    for coverage in OPERATING_COVERAGES:
+        values[f"realisable_coverage_{coverage}"] = ops.realisable_coverage(score, coverage, weight=test.weight)
+    return {name: float(value) for name, value in values.items()}
+
+
+def _at_calibrated_thresholds(
+    test: _Sample, score: np.ndarray, tuning_score: np.ndarray, level: float
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Coverage and risk on the test split of thresholds fitted on the calibration split, with intervals over test examples.
+
+    A coverage-at-risk of the test split is fitted there; these are what a threshold fixed beforehand does. It carries no guarantee.
+    """
+    weight = test.tuning.combined.weight
+    thresholds = {
+        f"threshold_at_risk_{risk}": ops.threshold_at_risk(tuning_score, test.tuning_error, risk, weight=weight)
+        for risk in RISKS
+    } | {
+        f"threshold_at_coverage_{coverage}": ops.threshold_at_coverage(tuning_score, coverage, weight=weight)
+        for coverage in OPERATING_COVERAGES
+    }
+    accept = score[:, None] >= np.array([float(t) for t in thresholds.values()])  # NaN accepts nothing
+    columns = np.concatenate([accept, accept & test.error[:, None]], axis=1).astype(np.float32)
+
+    def coverage_and_risk(weight: np.ndarray) -> np.ndarray:
+        """[rows, n] → [rows, thresholds, 2]."""
+        accepted, wrong = np.split(weight.astype(np.float32) @ columns, 2, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.stack([accepted / weight.sum(axis=1)[:, None], wrong / accepted], axis=-1).astype(np.float64)
+
+    one = np.ones((1, len(score))) if test.weight is None else test.weight[None]
+    values = coverage_and_risk(one)[0]
+    replicates = np.concatenate([coverage_and_risk(rows) for rows in test.weights(test.counts)])
+    ends = resampling.percentile_interval(replicates, level)
+    metrics, intervals = {}, {}
+    for i, name in enumerate(thresholds):
+        for j, what in enumerate(("coverage", "risk")):
+            metrics[f"{name}_{what}"] = float(values[i, j])
+            intervals[f"{name}_{what}"] = [float(ends[0, i, j]), float(ends[1, i, j])]
+    return metrics, intervals
+
+
+def reliability(known: Predictions, bins: int) -> dict[str, np.ndarray]:
+    """The reliability table of the top label, by name of column; empty bins are NaN.
+
+    Args:
+      known: logits [n, k]; bins: of equal width.
+    """
+    error = ops.predicted_class(known.logits) != known.label
+    table = ops.reliability_table(ops.max_probability(known.logits), error, bins=bins, weight=known.weight)
+    return table._asdict()
+
+
+def ood_metrics(score: np.ndarray, loss: np.ndarray, is_ood: np.ndarray, weight: np.ndarray | None) -> dict[str, float]:
+    """How the score tells OOD inputs, and selective classification among a mix of both as the file has it.
+
+    Args:
+      score: [n]; loss: [n]; is_ood: bool [n]; weight: [n] or None.
+
+    Returns:
+      name → value.
+    """
+    area = ops.scod_aurc(score, loss, is_ood, weight=weight)
+    values = {
+        "ood_auroc": ops.auroc(score, ~is_ood, weight=weight),
+        "ood_average_precision": ops.average_precision(-score, is_ood, "collapse", weight=weight),
+        "ood_fpr_at_tpr_0.95": ops.ood_fpr_at_tpr(score, is_ood, 0.95, "id", weight=weight),
+        "scod_aurc": area.area,
+        "scod_augrc": ops.augrc(score, ops.scod_loss(loss, is_ood), weight=weight),
+        "scod_ood_share": area.ood_share,
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def _group_rows(test: _Sample, score: np.ndarray) -> list[dict[str, Any]] | None:
+    """Per group: size, error, ranking, and what one threshold at 90 % coverage of all does to it."""
+    group = test.known.combined.group
+    if group is None:
+        return None
+    report = ops.group_report(score, test.error, group, 0.9, weight=test.weight)
+    names = [name for name in report._fields if name != "threshold"]
+    return [
+        {name: (str if name == "group" else float)(getattr(report, name)[i]) for name in names}
+        for i in range(len(report.group))
+    ]

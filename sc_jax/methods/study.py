@@ -118,7 +118,16 @@ def evaluate(
 
 
 def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[dict[str, Any]]:
-    """The rows of `metrics.json` for one file: one per score."""
+    """The rows of `metrics.json` for one file: one per score.
+
+    Args:
+      predictions: as one classifier, logits [n, k]; results: by score.
+    """
+    logits = predictions.logits
+    about = {
+        "argmax_ties": int(((logits == logits.max(-1, keepdims=True)).sum(-1) > 1).sum()),
+        "infinite_log_losses": int(np.isinf(ops.log_loss(logits, predictions.label)).sum()),
+    }
     return [
         {
             "predictions": predictions.source,
@@ -134,10 +143,10 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
                 for name, values in result.replicates.items()
                 if name.startswith("coverage_at_risk")
             },
-            "argmax_ties": int(((predictions.logits == predictions.logits.max(-1, keepdims=True)).sum(-1) > 1).sum()),
-            "infinite_log_losses": int(np.isinf(ops.log_loss(predictions.logits, predictions.label)).sum()),
+            **about,
             "fitted_on": result.fitted and result.fitted["on"],
             "fitted": result.fitted,
+            **({} if result.groups is None else {"groups": result.groups}),
         }
         for score, result in results.items()
     ]
@@ -167,7 +176,7 @@ def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dic
     rows = []
     for (alpha, score), results in cells.items():
         metrics = {}
-        for metric in results[0].metrics:
+        for metric in results[0].replicates:
             values, replicates = _cell(cells, alpha, score, metric)
             metrics[metric] = contrasts.describe(resampling.crossed(values, replicates, seed_counts), level)
             if metric.startswith("coverage_at_risk"):

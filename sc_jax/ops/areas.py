@@ -20,11 +20,13 @@ from sc_jax.ops.ranking import (
     blocks,
     harmonic_difference,
     harmonic_rest,
+    harmonic_rest_of_counts,
     harmonic_tail,
-    log_factorial_mean,
+    mean_log_ratio,
     metric_of_ranking,
     nan_if_nan,
     rank,
+    real,
     share,
 )
 from sc_jax.ops.targets import Target, as_fraction, floor_of_share
@@ -88,12 +90,9 @@ def _aurc(ranking: Ranking, estimator: str = "mean") -> Array:
         error = share(ranking.total_loss, n)
         if estimator == "trapezoid_from_zero":
             return mean - share(error, 2 * n)
-        first = xp.sum(xp.where(above == 0, ranking.loss / _positive(weight, xp), 0.0), axis=-1)
-        return share(n * mean - first / 2 - error / 2, n - 1)
+        return torch_uncertainty_of_mean(ranking, mean)
     if estimator == "ln":
-        end = n[..., None]
-        part = xp.sum(ranking.loss * (xp.log1p(1.0 * end) - log_factorial_mean(above, weight)), axis=-1)
-        return share(part, n)
+        return share(xp.sum(ranking.loss * _mean_log_ratio(above, weight, n[..., None]), axis=-1), n)
     if estimator == "sele":
         later = n[..., None] - above - (weight - 1) / 2
         return share(xp.sum(ranking.loss * share(later, n[..., None]), axis=-1), n)
@@ -102,6 +101,15 @@ def _aurc(ranking: Ranking, estimator: str = "mean") -> Array:
 
 
 aurc.of_ranking = _aurc
+
+
+def torch_uncertainty_of_mean(ranking: Ranking, mean: Array) -> Array:
+    """The `torch_uncertainty` estimator of AURC from the `mean` one: (n·mean − r_1/2 − r_n/2)/(n − 1)."""
+    xp = array_namespace(ranking.loss)
+    first = xp.where(ranking.before == 0, ranking.loss / _positive(ranking.weight, xp), 0.0)
+    n = ranking.total_weight
+    ends = (xp.sum(first, axis=-1) + share(ranking.total_loss, n)) / 2
+    return share(n * mean - ends, n - 1)
 
 
 def _positive(weight: Array, xp: object) -> Array:
@@ -119,13 +127,25 @@ def _mean_tail(above: Array, weight: Array, n: Array) -> Array:
 
 
 def _mean_tail_of_counts(above: np.ndarray, weight: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """The same on the host, where most blocks are single samples."""
-    tied = np.flatnonzero(weight != 1)
+    """The same on the host, where most blocks are single samples; blocks of weight 0 have no loss to count."""
+    tied = np.flatnonzero(weight > 1)
     if len(tied) == 0:
         return harmonic_tail(above, n)
     tail = harmonic_tail(np.where(weight == 1, above, above + weight), n)
-    tail.flat[tied] += harmonic_rest(above.flat[tied], weight.flat[tied])
+    tail.flat[tied] += harmonic_rest_of_counts(above.flat[tied], weight.flat[tied])
     return tail
+
+
+def _mean_log_ratio(above: Array, weight: Array, n: Array) -> Array:
+    """The mean of ln((n + 1)/k) over k = K + 1 … K + w, K = above; on the host most blocks are single samples."""
+    xp = array_namespace(above)
+    if not (is_numpy_namespace(xp) and above.dtype.kind == "i"):
+        return mean_log_ratio(above, weight, n)
+    mean = np.log1p((n - above) / (above + 1.0))
+    tied = np.flatnonzero(weight > 1)
+    last = np.broadcast_to(n, above.shape).flat[tied]
+    mean.flat[tied] = mean_log_ratio(above.flat[tied], weight.flat[tied], last)
+    return mean
 
 
 def _collapsed_area(points: Blocks) -> Array:
@@ -149,11 +169,10 @@ def optimal_aurc(
 
     Returns:
       [...]; the exact optimum of the sample, not its limit err + (1 − err) ln(1 − err), so that E-AURC ≥ 0. (For
-      `fd_shifts` that is the perfect ranking with equal losses tied, err²/2 for errors: no other has a smaller area.)
+      `fd_shifts` that is the perfect ranking with equal losses tied: err²/2 for errors of which not all are wrong. Of soft
+      losses a ranking with more ties can have a smaller area of that estimator.)
     """
-    xp = array_namespace(loss)
-    loss = xp.asarray(loss)
-    return aurc(-(loss * 1.0), loss, estimator, weight=weight, where=where)
+    return aurc(-real(loss), loss, estimator, weight=weight, where=where)
 
 
 def _optimum(ranking: Ranking, loss: Array, weight: Array | None, where: Array | None, estimator: str) -> Array:
@@ -186,7 +205,7 @@ def e_aurc(
 ) -> Array:
     """Excess AURC: AURC − optimal AURC ≥ 0, both by the same estimator; 0 for a perfect ranking.
 
-    Args, Returns, Source: as for `aurc`.
+    Args, Returns, Source: as for `aurc`; for `fd_shifts` of soft losses see `optimal_aurc`.
     """
     ranking = rank(score, loss, weight, where)
     value = (
@@ -279,8 +298,7 @@ def e_augrc(score: Array, loss: Array, *, weight: Array | None = None, where: Ar
     Returns:
       [...] ≥ 0, in the unit of the loss.
     """
-    xp = array_namespace(loss)
-    best = augrc(-(xp.asarray(loss) * 1.0), loss, weight=weight, where=where)
+    best = augrc(-real(loss), loss, weight=weight, where=where)
     return augrc(score, loss, weight=weight, where=where) - best
 
 
@@ -304,6 +322,7 @@ def partial_aurc(ranking: Ranking, low: Target = 0, high: Target = 1) -> Array:
     xp = array_namespace(ranking.loss)
     low, high = _range(low, high)
     a, b = (floor_of_share(end, ranking.total_weight)[..., None] for end in (low, high))
+    width = (b - a)[..., 0]
     none = xp.zeros_like(ranking.weight)
     in_first = xp.clip(a - ranking.before, none, ranking.weight)
     in_range = xp.clip(b - ranking.before, none, ranking.weight) - in_first
@@ -312,10 +331,7 @@ def partial_aurc(ranking: Ranking, low: Target = 0, high: Target = 1) -> Array:
     start, a = xp.minimum(start, end), xp.minimum(xp.broadcast_to(a, start.shape), end)
     tail = harmonic_difference(xp.minimum(start + in_range, end), end) + harmonic_rest(start, in_range)
     part = in_first * harmonic_difference(a, end) + in_range * tail
-    return share(
-        xp.sum(ranking.loss / _positive(ranking.weight, xp) * part, axis=-1),
-        (b - a)[..., 0] if b.ndim > 1 else (b - a)[0],
-    )
+    return share(xp.sum(ranking.loss / _positive(ranking.weight, xp) * part, axis=-1), width)
 
 
 @metric_of_ranking
@@ -424,12 +440,17 @@ def class_balanced_loss(loss: Array, label: Array) -> Array:
     Returns:
       [n] float; its mean is the mean of the classes' mean losses.
 
+    Raises:
+      ValueError: shapes disagree.
+
     Source: Traub et al., NeurIPS 2024 (class-weighted residuals).
     """
     xp = array_namespace(loss, label)
+    if loss.shape != label.shape:
+        raise ValueError(f"loss and label must both be [n]; they are {tuple(loss.shape)} and {tuple(label.shape)}")
     inverse, count = xp.unique_inverse(label)[1], xp.unique_counts(label)[1]
     n, classes = label.shape[0], count.shape[0]
-    return loss * (n / (classes * (1.0 * xp.take(count, inverse))))
+    return real(loss) * (n / (classes * real(xp.take(count, inverse))))
 
 
 def aurc_loss(score: Array, loss: Array, estimator: str = "mean", temperature: float | None = None) -> Array:
@@ -446,6 +467,9 @@ def aurc_loss(score: Array, loss: Array, estimator: str = "mean", temperature: f
     Returns:
       A number, in the unit of the loss.
 
+    Raises:
+      ValueError: an unknown estimator; a temperature that is not positive; see `rank` for the rest.
+
     Source: Zhou et al., ICML 2025, and Franc, Průša & Voráček, JMLR 2023, for rank weights (from memory); the soft ranks are ours.
     """
     import jax
@@ -453,6 +477,8 @@ def aurc_loss(score: Array, loss: Array, estimator: str = "mean", temperature: f
 
     if estimator not in ("mean", "ln", "sele"):
         raise ValueError(f"estimator {estimator!r}: aurc_loss knows mean, ln and sele")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be > 0, or None for hard ranks; it is {temperature}")
     n = score.shape[0]
     if temperature is None:
         weights = jax.grad(lambda values: aurc(jax.lax.stop_gradient(score), values, estimator))(

@@ -317,9 +317,9 @@ def smooth_ece(
     reflected at 0 and 1, K_σ(t, c) = Σ_m [φ_σ(t − c − 2m) + φ_σ(t + c − 2m)]. S does not increase, so σ is unique.
 
     Each residual is divided between the two nearest points of a grid of step h = 1/`grid`; these are smoothed exactly (by a
-    cosine transform), and |r_σ| is integrated with r_σ linear between the points. The equation is then solved to rounding.
-    The value v is off by less than (h/2v)² · mean |right − c|, where v ≥ 2h (derived: both steps are linear interpolation,
-    and ∫|φ_σ''| < 1/σ²).
+    cosine transform), |r_σ| is integrated by trapezoids, and the equation is solved to rounding. The value v is off by less
+    than ⅜ (h/v)² · mean |right − c|, where v ≥ 2h (derived, with ∫|φ_σ''| < 1/σ²: ⅛ each for the division, for the linear
+    interpolation of r_σ and for its sign changes).
 
     Args:
       confidence: [n] probabilities in [0, 1]; error: [n], 0/1 as bool or integers.
@@ -359,10 +359,8 @@ def smooth_ece(
 
         def area(sigma: Array) -> Array:
             value = grid * xp.fft.irfft(spectrum * xp.exp(-0.5 * (sigma * frequency) ** 2), n=2 * grid)[: grid + 1]
-            left, right = value[:-1], value[1:]
-            both = xp.abs(left) + xp.abs(right)
-            crossing = (left**2 + right**2) / xp.where(both > 0, both, xp.ones_like(both))
-            return xp.sum(xp.where(left * right >= 0, both, crossing), axis=-1) / (2 * grid)
+            height = xp.abs(value)
+            return (xp.sum(height, axis=-1) - (height[0] + height[-1]) / 2) / grid
 
         return (_where_it_equals(area, xp.abs(xp.sum(mass, axis=-1))),)
 

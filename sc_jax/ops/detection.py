@@ -95,9 +95,9 @@ def average_precision(
 ) -> Array:
     """Average precision: the mean, over positives, of the precision among all samples down to that positive (AUPR).
 
-    - `ties="expect"`: the exact expectation over tie orders. In a block of w samples, p of them positive, below K samples,
-      P of them positive, a positive at the i-th place has P + 1 + a(i − 1) positives down to it, a = (p − 1)/(w − 1), so the
-      mean over the positives of the block is (1/w) Σ_i (P + 1 + a(i − 1))/(K + i)
+    - `ties="expect"`: the exact expectation over tie orders. In a block of w samples, p of them positive, below K
+      samples, P of them positive, a positive at the i-th place has P + 1 + a(i − 1) positives down to it,
+      a = (p − 1)/(w − 1), so the mean over the positives of the block is (1/w) Σ_i (P + 1 + a(i − 1))/(K + i)
       = a·(1 − (K/w)(H_{K+w} − H_K)) + (P + 1 − a)·(H_{K+w} − H_K)/w.
     - `ties="collapse"`: the precision of the threshold that accepts the whole block, (P + p)/(K + w).
 
@@ -109,7 +109,8 @@ def average_precision(
       [...], in (0, 1]; of a random order about the share of positives; NaN if there are none.
 
     Raises:
-      ValueError: an unknown `ties`; positive is not 0/1; real weights (on devices: of a float dtype) with `ties="expect"`.
+      ValueError: an unknown `ties`; positive is not 0/1; real weights (on devices: of a float dtype) with
+        `ties="expect"`.
 
     Source: scikit-learn's `average_precision_score` (`collapse`); the expectation is derived.
 
@@ -153,9 +154,9 @@ def fpr_at_tpr(
 ) -> Array:
     """The smallest false positive rate of a threshold whose true positive rate is `tpr` or more.
 
-    A threshold t takes every sample with score ≥ t for positive, so a whole block of tied samples or none of it. The true
-    positives are compared as integers with ⌈tpr · positives⌉, `tpr` read as a decimal; with real weights, up to rounding.
-    (Others take the threshold whose rate is nearest to the target, and may miss it.)
+    A threshold t takes every sample with score ≥ t for positive, so a whole block of tied samples or none of it. The
+    true positives are compared as integers with ⌈tpr · positives⌉, `tpr` read as a decimal; with real weights, up to
+    rounding. (Others take the threshold whose rate is nearest to the target, and may miss it.)
 
     Args:
       score: [n]; positive: [n], 0/1 as bool or integers (0.0/1.0 on the host); tpr: in (0, 1], e.g. 0.95 or (19, 20).
@@ -210,7 +211,8 @@ def ood_fpr_at_tpr(
     - `positive="ood"`: the share of ID inputs flagged by the threshold that flags `tpr` of the OOD inputs.
 
     Args:
-      score: [n], higher = more like ID, whichever is positive; is_ood: [n], 0/1 as bool or integers (0.0/1.0 on the host).
+      score: [n], higher = more like ID, whichever is positive.
+      is_ood: [n], 0/1 as bool or integers (0.0/1.0 on the host).
       tpr: in (0, 1]; positive: as above; weight: [..., n]; where: bool [n].
 
     Returns:
@@ -278,15 +280,15 @@ def delong_interval(
     """An AUROC with its standard error and interval over samples, by DeLong's method in O(n log n).
 
     The placement of a positive is the share of negatives below it, of a negative the share of positives above it, ties
-    half; AUROC is the mean of either, its variance s²(placements of m positives)/m + s²(of n negatives)/n, s² with m − 1 and
-    n − 1, and the interval AUROC ± z·√variance, cut to [0, 1].
+    half; AUROC is the mean of either, its variance s²(placements of m positives)/m + s²(of n negatives)/n, s² with
+    m − 1 and n − 1, and the interval AUROC ± z·√variance, cut to [0, 1].
 
     Args:
       score: [n]; positive: [n], 0/1 as bool or integers (0.0/1.0 on the host); level: e.g. 0.95; where: bool [n].
 
     Returns:
-      A `DeLongInterval`. A variance of 0 (perfect separation, a constant score) is no certainty: the interval is NaN then.
-      Close to 0 or 1 and with few samples of a kind, the interval covers less than its level.
+      A `DeLongInterval`. A variance of 0 (perfect separation, a constant score) is no certainty: the interval is NaN
+      then. Close to 0 or 1 and with few samples of a kind, the interval covers less than its level.
 
     Raises:
       ValueError: level outside (0, 1); positive is not 0/1; see `rank` for the rest.
@@ -311,15 +313,16 @@ def delong(
 ) -> DeLongComparison:
     """Compares the AUROCs of two scores of the same samples, by DeLong's method in O(n log n).
 
-    As `delong_interval`, with the difference of a sample's two placements in the place of its placement, so that what both
-    scores have in common cancels; p = 2Φ(−|difference|/standard error).
+    As `delong_interval`, with the difference of a sample's two placements in the place of its placement, so that what
+    both scores have in common cancels; p = 2Φ(−|difference|/standard error).
 
     Args:
-      score_a, score_b: [n]; positive: [n], 0/1 as bool or integers (0.0/1.0 on the host); level: e.g. 0.95; where: bool [n].
+      score_a, score_b: [n]; positive: [n], 0/1 as bool or integers (0.0/1.0 on the host).
+      level: e.g. 0.95; where: bool [n].
 
     Returns:
-      A `DeLongComparison`. Where the variance is 0 the interval is NaN, and p is 1 if the difference is 0, else NaN. The
-      test takes both scores as given: it does not cover their training, nor nested models (one fitted on the other's).
+      A `DeLongComparison`. Where the variance is 0 the interval is NaN, and p is 1 if the difference is 0, else NaN.
+      The test takes both scores as given: it does not cover their training, nor scores fitted on these very samples.
 
     Raises:
       ValueError: level outside (0, 1); positive is not 0/1; see `rank` for the rest.
@@ -329,8 +332,10 @@ def delong(
     >>> import numpy as np
     >>> positive, score = np.array([1, 1, 1, 0, 0, 0]), np.array([0.9, 0.7, 0.4, 0.6, 0.2, 0.1])
     >>> result = delong(score, np.array([0.9, 0.1, 0.4, 0.6, 0.2, 0.7]), positive)
-    >>> [round(float(value), 4) for value in (result.auroc_a, result.auroc_b, result.difference, result.p)]  # p = erfc(1)
-    [0.8889, 0.4444, 0.4444, 0.1573]
+    >>> [round(float(value), 4) for value in (result.auroc_a, result.auroc_b, result.difference)]
+    [0.8889, 0.4444, 0.4444]
+    >>> round(float(result.p), 4)  # the difference is √2 standard errors: erfc(1)
+    0.1573
     """
     z = _quantile(level)
     positive = as_labels(positive, "positive", where)
@@ -349,7 +354,7 @@ def delong(
 
 
 def _half_pairs(score: Array, positive: Array, where: Array | None) -> Array:
-    """[n]: for a positive 2·#{negatives below} + #{negatives tied}, for a negative 2·#{positives above} + #{positives tied}."""
+    """[n]: twice the samples of the other kind that a sample stands on the right side of, and those tied with it once."""
     xp = array_namespace(score)
     points = blocks(score, positive, where=where)
     if points.score.shape[0] == 0:
@@ -419,7 +424,8 @@ def as_labels(labels: Array, name: str, where: Array | None = None) -> Array:
       bool [n].
 
     Raises:
-      ValueError: there are other values (host), or they are floats (devices, where values are not known); shapes disagree.
+      ValueError: there are other values (host), or they are floats (devices, where values are not known); shapes
+        disagree.
     """
     xp = array_namespace(labels)
     if where is not None and where.shape != labels.shape:

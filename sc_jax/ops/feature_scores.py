@@ -191,7 +191,8 @@ def knn_distance(features: Array, bank: KnnBank, k: int, *, chunk: int | None = 
         import jax
 
         return jax.lax.map(lambda row: of(row[None, :])[0], x, batch_size=rows)
-    return xp.concat([of(x[start : start + rows]) for start in range(0, x.shape[0], rows)])
+    n = x.shape[0]
+    return xp.concat([of(x[start : min(start + rows, n), :]) for start in range(0, n, rows)])
 
 
 def _kth_largest(similarity: Array, k: int, xp: Any) -> Array:

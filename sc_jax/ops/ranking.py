@@ -105,8 +105,7 @@ def blocks(score: Array, loss: Array, weight: Array | None = None, where: Array 
     starts = _starts(score)
     weight = np.ones(len(score), np.int64) if weight is None else weight
     block_weight, block_loss = _sums(weight, starts), _sums(weight * loss, starts)
-    through = np.cumsum(block_weight, axis=-1, dtype=_accumulator(block_weight))
-    loss_through = np.cumsum(block_loss, axis=-1, dtype=_accumulator(block_loss))
+    through, loss_through = np.cumsum(block_weight, axis=-1), np.cumsum(block_loss, axis=-1)
     ranking = Ranking(
         before=through - block_weight,
         weight=block_weight,
@@ -128,19 +127,20 @@ def _checked(score: Array, loss: Array, weight: Array | None, where: Array | Non
     if score.shape[0] == 0:
         raise ValueError("score and loss are empty: a risk needs at least one example")
     weight = None if weight is None else xp.asarray(weight)
-    for name, array in (("weight", weight), ("where", where)):
-        if array is not None and (array.ndim == 0 or array.shape[-1] != score.shape[0]):
-            raise ValueError(f"{name} must have n = {score.shape[0]} entries last; it is {tuple(array.shape)}")
+    if weight is not None and (weight.ndim == 0 or weight.shape[-1] != score.shape[0]):
+        raise ValueError(f"weight must have n = {score.shape[0]} entries last; it is {tuple(weight.shape)}")
+    if where is not None and where.shape != score.shape:
+        raise ValueError(f"where must be [n] = {tuple(score.shape)}; it is {tuple(where.shape)}")
     if is_numpy_namespace(xp):
         if where is not None:
             where = np.asarray(where, bool)
             score, loss = score[where], loss[where]
             weight = None if weight is None else weight[..., where]
         return xp, _host_score(score), _host_loss(loss), None if weight is None else _host_weight(weight)
-    if score.dtype == bool:
+    if xp.isdtype(score.dtype, "bool"):
         score = xp.astype(score, xp.int32)
     if where is not None:
-        where = xp.asarray(where, dtype=bool)
+        where = xp.asarray(where, dtype=xp.bool)
         lowest = -xp.inf if xp.isdtype(score.dtype, "real floating") else 0
         score = xp.where(where, score, xp.full_like(score, lowest))
         loss = xp.where(where, loss, xp.zeros_like(loss))
@@ -173,17 +173,24 @@ def _host_loss(loss: np.ndarray) -> np.ndarray:
 
 
 def _host_weight(weight: np.ndarray) -> np.ndarray:
-    """Counts as integers wide enough to add up, real weights as float64."""
-    if weight.dtype.kind in "bu":
-        return weight.astype(np.int32 if weight.dtype.itemsize < 4 else np.int64)
+    """Counts as integers, real weights as float64."""
+    if weight.dtype == bool:
+        return weight.view(np.uint8)
+    if weight.dtype.kind == "u":
+        return weight
+    if weight.dtype.kind not in "fi":
+        weight = weight.astype(np.float64)  # bfloat16 and its kin, exactly
     if (weight.dtype.kind == "f" and not np.isfinite(weight).all()) or (weight < 0).any():
         raise ValueError("weights must be finite and ≥ 0: a weight w means w repeated rows")
-    whole = weight.dtype.kind == "i" or (weight == np.floor(weight)).all()
+    whole = weight.dtype.kind == "i" or ((weight == np.floor(weight)) & (weight < _LARGEST_COUNT)).all()
     return weight.astype(np.int64 if whole else np.float64, copy=False)
 
 
 def _accumulator(array: np.ndarray) -> type:
-    return np.float64 if array.dtype.kind == "f" else np.int64
+    """A dtype that sums of the array fit into: the narrower, the faster."""
+    if array.dtype.kind == "f":
+        return np.float64
+    return np.int32 if array.dtype.itemsize == 1 and array.shape[-1] < 2**23 else np.int64
 
 
 def _rank_errors(score: np.ndarray, error: np.ndarray) -> Ranking:
@@ -226,7 +233,7 @@ def _packed(score: np.ndarray, error: np.ndarray) -> np.ndarray | None:
     and one for the error, unless the largest is 2¹²⁸ times as large (float64: 2¹⁰²⁴) or infinite. In parts that stay in
     cache: fresh pages cost more than the arithmetic.
     """
-    if score.dtype not in (np.float32, np.float64):
+    if score.dtype not in (np.float32, np.float64) or len(score) == 0:
         return None
     bits = np.ascontiguousarray(score).view(f"i{score.itemsize}")
     top, width = np.iinfo(bits.dtype).max, 8 * score.itemsize
@@ -270,7 +277,7 @@ def _sorted(
     if not (score[1:] > score[:-1]).any():
         return score, loss, weight
     order = np.argsort(score, kind="stable")[::-1]
-    return score[order], loss[order], None if weight is None else weight[..., order]
+    return score[order], loss[order], None if weight is None else np.take(weight, order, axis=-1)
 
 
 def _starts(score: np.ndarray) -> np.ndarray:
@@ -279,9 +286,10 @@ def _starts(score: np.ndarray) -> np.ndarray:
 
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Sums from each start to the next, over the last axis."""
+    wide = np.float64 if values.dtype.kind == "f" else np.int64
     if len(starts) == values.shape[-1]:
-        return values
-    return np.add.reduceat(values, starts, axis=-1)
+        return values.astype(wide, copy=False)
+    return np.add.reduceat(values, starts, axis=-1, dtype=wide)
 
 
 def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None) -> Ranking:
@@ -297,14 +305,15 @@ def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None
         before, through, total = first, last + 1, np.int64(len(score))
         block_loss = _sums(loss, starts)[carries]
     else:
+        wide = np.float64 if weight.dtype.kind == "f" else np.int64
         above = np.cumsum(weight, axis=-1, dtype=_accumulator(weight))
-        through, total = above[..., last], above[..., -1]
-        before = through - weight[..., last] if len(starts) == len(score) else above[..., first] - weight[..., first]
+        through, total = np.take(above, last, axis=-1).astype(wide), above[..., -1].astype(wide)
         if len(starts) == len(score):
-            block_loss = weight[..., first] * loss[first]
+            own = np.take(weight, first, axis=-1).astype(wide)
+            before, block_loss = through - own, own * loss[first]
         else:
-            block_loss = np.add.reduceat(weight * loss, starts, axis=-1)[..., carries]
-    block_loss = block_loss.astype(_accumulator(block_loss), copy=False)
+            before = (np.take(above, first, axis=-1) - np.take(weight, first, axis=-1)).astype(wide)
+            block_loss = _sums(weight * loss, starts)[..., carries]
     loss_through = np.cumsum(block_loss, axis=-1)
     return Ranking(
         before=before,
@@ -337,9 +346,9 @@ def _rows(xp: Any, score: Array, loss: Array, weight: Array | None) -> tuple[Arr
         key, order = jax.lax.sort((descending, xp.arange(n, dtype=xp.int32)), num_keys=1)
         key = -key if xp.isdtype(score.dtype, "real floating") else ~key
         position = xp.arange(n, dtype=xp.int32)
-        new = xp.concat([xp.ones(1, dtype=bool), key[1:] != key[:-1]])
+        new = xp.concat([xp.ones(1, dtype=xp.bool), key[1:] != key[:-1]])
         start = jax.lax.cummax(xp.where(new, position, 0))
-        end = jax.lax.cummin(xp.where(xp.concat([new[1:], xp.ones(1, dtype=bool)]), position, n), reverse=True)
+        end = jax.lax.cummin(xp.where(xp.concat([new[1:], xp.ones(1, dtype=xp.bool)]), position, n), reverse=True)
     else:
         order = xp.flip(xp.argsort(score))
         key = xp.take(score, order)
@@ -449,14 +458,18 @@ def harmonic_rest(start: Array, length: Array) -> Array:
     xp = array_namespace(start, length)
     w = xp.where(length > 0, length, xp.ones_like(length))
     u = w / (start + 0.5)
-    log = xp.log1p(u)
+    near = _less_log(u, xp) + xp.log1p(u) / (2 * w)
+    return near + start / w * (_harmonic_remainder(start, xp) - _harmonic_remainder(start + w, xp))
+
+
+def _less_log(u: Array, xp: Any) -> Array:
+    """1 − ln(1 + u)/u for u > 0."""
     z = u / (2 + u)
     square = z * z
     tail = 0 * z
     for k in range(21, 1, -2):
         tail = square * (1 / k + tail)
-    first = xp.where(u < 0.5, z - (1 - z) * tail, 1 - log / u)
-    return first + log / (2 * w) + start / w * (_harmonic_remainder(start, xp) - _harmonic_remainder(start + w, xp))
+    return xp.where(u < 0.5, z - (1 - z) * tail, 1 - xp.log1p(u) / u)
 
 
 def harmonic_tail(start: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -486,8 +499,28 @@ def harmonic_tail(start: np.ndarray, n: np.ndarray) -> np.ndarray:
     return tail
 
 
+_LARGEST_COUNT = 2**40  # what is more adds up in floats, which do not wrap around
 _LONGEST_TABLE = 100_000
 _IN_CACHE = 1 << 15
+
+
+def harmonic_rest_of_counts(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """`harmonic_rest` of counts [m] on the host: term by term up to 8 of them, as in nearly every block of a resample."""
+    rest = np.zeros(len(start))
+    few = np.flatnonzero(length <= 8)
+    left, k, w = few, start[few], length[few]
+    for j in range(1, 9):
+        rest[left] += j / (k + j)
+        more = w > j
+        left, k, w = left[more], k[more], w[more]
+        if len(left) == 0:
+            break
+    rest[few] /= length[few]
+    many = np.flatnonzero(length > 8)
+    rest[many] = harmonic_rest(start[many], length[many])
+    return rest
+
+
 _SMALL = 64
 _HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, _SMALL))])
 _REMAINDER = _HARMONIC - np.log(np.arange(_SMALL) + 0.5) - np.euler_gamma
@@ -503,47 +536,74 @@ def _harmonic_remainder(m: Array, xp: Any) -> Array:
         table = xp.asarray(_REMAINDER, dtype=series.dtype, device=getattr(m, "device", None))
         tabulated = xp.reshape(xp.take(table, xp.reshape(small, (-1,))), small.shape)
         return xp.where(m < _SMALL, tabulated, series)
-    small = m < _SHIFT
-    far = xp.where(small, m + _SHIFT, m)
-    square = 1 / (far + 0.5) ** 2
-    series = square * (
-        1 / 24 - square * (7 / 960 - square * (31 / 8064 - square * (127 / 30720 - square * 511 / 67584)))
-    )
-    near = xp.where(small, m, xp.zeros_like(m))
-    sums = 0 * near
-    for j in range(_SHIFT, 0, -1):
-        sums = sums + 1 / (near + j)
-    return xp.where(small, xp.log1p(_SHIFT / (near + 0.5)) + series - sums, series)
+
+    def far(m: Array) -> Array:
+        square = 1 / (m + 0.5) ** 2
+        return square * (
+            1 / 24 - square * (7 / 960 - square * (31 / 8064 - square * (127 / 30720 - square * 511 / 67584)))
+        )
+
+    def near(m: Array) -> Array:
+        sums = 0 * m
+        for j in range(_SHIFT, 0, -1):
+            sums = sums + 1 / (m + j)
+        return xp.log1p(_SHIFT / (m + 0.5)) + far(m + _SHIFT) - sums
+
+    return _by_size(m, far, near, xp)
 
 
-def log_factorial_mean(start: Array, length: Array) -> Array:
-    """(ln Γ(K + w + 1) − ln Γ(K + 1))/w, the mean of ln j over j = K + 1 … K + w, for K = start ≥ 0, w = length; 0 for w = 0.
+def _by_size(x: Array, far: Callable[[Array], Array], near: Callable[[Array], Array], xp: Any) -> Array:
+    """far(x) from `_SHIFT` on, near(x) below: on the host for those alone that are below."""
+    small = x < _SHIFT
+    if not is_numpy_namespace(xp):
+        one = xp.ones_like(x)
+        return xp.where(small, near(xp.where(small, x, one)), far(xp.where(small, one * _SHIFT, x)))
+    value = np.asarray(far(np.maximum(x, 1)))
+    below = np.flatnonzero(small)
+    if len(below):
+        value.flat[below] = near(np.asarray(x).flat[below])
+    return value
 
-    By Binet's formula ln Γ(x) = (x − ½) ln x − x + ½ ln 2π + r(x), with x = K + 1: ln(x + w) + ((x − ½) ln(1 + w/x) + r(x + w) −
-    r(x))/w − 1. No difference of two large sums.
 
-    >>> round(float(np.exp(2 * log_factorial_mean(np.asarray(1.0), np.asarray(2.0)))), 12)  # 2 · 3
-    6.0
+def mean_log_ratio(start: Array, length: Array, n: Array) -> Array:
+    """The mean of ln((n + 1)/k) over k = K + 1 … K + w, for K = start ≥ 0, w = length, K + w ≤ n; 0 for w = 0.
+
+    Σ ln k = ln Γ(K + w + 1) − ln Γ(K + 1); by Binet's formula ln Γ(x) = (x − ½) ln x − x + ½ ln 2π + r(x) the mean is, with
+    x = K + 1 and u = w/x, ln((n + 1)/(x + w)) + (1 − ln(1 + u)/u) + ln(1 + u)/(2w) − (r(x + w) − r(x))/w: positive terms and a
+    small one, exact to rounding also where all are close to 0. Real w as they come.
+
+    >>> round(float(np.exp(-2 * mean_log_ratio(np.asarray(1.0), np.asarray(2.0), np.asarray(5.0)))), 12)  # 2/6 · 3/6
+    0.166666666667
     """
     xp = array_namespace(start, length)
     w = xp.where(length > 0, 1.0 * length, xp.ones_like(1.0 * length))
     x = start + 1.0
-    mean = xp.log(x + w) + ((x - 0.5) * xp.log1p(w / x) + _binet(x + w, xp) - _binet(x, xp)) / w - 1
-    mean = xp.where(length == 1, xp.log(x), mean)
-    return xp.where(length > 0, mean, 0.0 * mean)
+    end = xp.log1p((n - start - length) / (x + length))
+    tied = _less_log(w / x, xp) + xp.log1p(w / x) / (2 * w) - (_binet(x + w, xp) - _binet(x, xp)) / w
+    single = xp.log1p((n - start) / x)
+    return xp.where(length > 0, xp.where(length == 1, single, end + tied), 0.0 * x)
 
 
 def _binet(x: Array, xp: Any) -> Array:
     """r(x) = ln Γ(x) − (x − ½) ln x + x − ½ ln 2π, by r(x) = r(x + 1) + (x + ½) ln(1 + 1/x) − 1 where x is small."""
-    small = x < _SHIFT
-    far = xp.where(small, x + _SHIFT, x)
-    square = 1 / far**2
-    series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))) / far
-    near = xp.where(small, x, xp.ones_like(x))
-    sums = 0 * near
-    for j in range(_SHIFT - 1, -1, -1):
-        sums = sums + ((near + (j + 0.5)) * xp.log1p(1 / (near + j)) - 1)
-    return xp.where(small, sums + series, series)
+
+    def far(x: Array) -> Array:
+        square = 1 / x**2
+        return (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))) / x
+
+    def near(x: Array) -> Array:
+        sums = 0 * x
+        for j in range(_SHIFT - 1, -1, -1):
+            sums = sums + ((x + (j + 0.5)) * xp.log1p(1 / (x + j)) - 1)
+        return sums + far(x + _SHIFT)
+
+    return _by_size(x, far, near, xp)
+
+
+def real(values: Array) -> Array:
+    """float64; on JAX the dtype of the values, or float32 if that is less."""
+    xp = array_namespace(values)
+    return xp.astype(values, xp.result_type(values.dtype, xp.float32) if is_jax_array(values) else xp.float64)
 
 
 def share(part: Array, whole: Array) -> Array:
@@ -587,7 +647,7 @@ def require_errors(loss: Array, name: str, where: Array | None = None) -> None:
     """
     xp = array_namespace(loss)
     if is_numpy_namespace(xp):
-        counted = loss if where is None else loss[where]
+        counted = loss if where is None else loss[np.asarray(where, bool)]
         hard = counted.dtype == bool or ((counted == 0) | (counted == 1)).all()
     else:
         hard = xp.isdtype(loss.dtype, ("bool", "integral"))
@@ -602,5 +662,5 @@ def nan_if_nan(score: Array, value: Array, where: Array | None = None) -> Array:
         return value
     unknown = xp.isnan(xp.asarray(score))
     if where is not None:
-        unknown = unknown & xp.asarray(where, dtype=bool)
+        unknown = unknown & xp.asarray(where, dtype=xp.bool)
     return xp.where(xp.any(unknown), xp.nan, value)

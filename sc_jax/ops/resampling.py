@@ -117,16 +117,27 @@ def _replicates(
         score, loss = score[order], loss[order]
         weight, strata, groups = (None if a is None else np.asarray(a)[order] for a in (weight, strata, groups))
     values = []
-    for counts in _drawn(len(loss), resamples, seed, strata, groups):
-        rows = xp.asarray(counts if is_numpy_namespace(xp) else counts.astype(np.int64))
+    for counts in draws(len(loss), resamples, seed, strata, groups):
+        narrow = is_numpy_namespace(xp) and weight is None  # products with narrow weights would wrap around
+        rows = xp.asarray(counts if narrow else counts.astype(np.int64))
         values.append(np.asarray(statistic(score, loss, *options, weight=rows if weight is None else rows * weight)))
     return np.concatenate(values).astype(np.float64)
 
 
-def _drawn(
-    n: int, resamples: int, seed: int, strata: np.ndarray | None, groups: np.ndarray | None
+def draws(
+    n: int, resamples: int, seed: int, strata: np.ndarray | None = None, groups: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """Counts [rows, n], chunk by chunk; the same ones whatever the size of a chunk."""
+    """Counts of `resample_counts`, chunk by chunk: the same ones whatever the size of a chunk.
+
+    Args:
+      n, resamples, seed: as there; strata, groups: [n], as for `bootstrap`.
+
+    Returns:
+      Chunks uint8 [rows, n].
+
+    Raises:
+      ValueError: fewer than 2 clusters, or both strata and groups.
+    """
     if strata is not None and groups is not None:
         raise ValueError("give strata or groups, not both")
     rng = np.random.default_rng(seed)
@@ -215,8 +226,8 @@ def paired_bootstrap(
     pairs = ((score, loss), (other_score, other_loss))
     a, b = (float(statistic(*pair, *options, weight=weight)) for pair in pairs)
     values: list[np.ndarray] = []
-    for counts in _drawn(len(score), resamples, seed, strata, groups):
-        rows = counts if weight is None else counts * weight
+    for counts in draws(len(score), resamples, seed, strata, groups):
+        rows = counts if weight is None else counts.astype(np.int64) * weight
         first, second = (np.asarray(statistic(*pair, *options, weight=rows)) for pair in pairs)
         values.append(first - second)
     replicates = np.concatenate(values).astype(np.float64)
@@ -269,7 +280,7 @@ def resample_counts(seed: int, n: int, resamples: int) -> np.ndarray:
     Returns:
       uint8 [resamples, n]; rows sum to n. (A count beyond 255 has probability below n·10⁻⁵⁰⁰.)
     """
-    return np.concatenate(list(_drawn(n, resamples, seed, None, None)))
+    return np.concatenate(list(draws(n, resamples, seed)))
 
 
 CHUNK = 500_000

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace, is_numpy_namespace
 
 from sc_jax.ops.ranking import (
@@ -18,6 +19,7 @@ from sc_jax.ops.ranking import (
     blocks,
     metric_of_ranking,
     nan_if_nan,
+    real,
     share,
 )
 from sc_jax.ops.targets import Target, as_fraction, floor_of_share
@@ -62,24 +64,36 @@ def risk_coverage_curve(
     >>> [[round(float(x), 4) for x in column] for column in curve]
     [[0.3333, 1.0], [0.0, 0.3333], [0.0, 0.3333], [0.9, 0.5]]
     """
-    points = blocks(score, loss, weight, where)
+    points = _one_row(blocks(score, loss, weight, where))
     xp = array_namespace(points.accepted)
-    if points.accepted.ndim != 1:
-        raise ValueError("a curve takes one row of weights [n]; map over rows for more")
     everything = points.ranking.total_weight
     if ties == "collapse":
         accepted, total, threshold = points.accepted, points.loss, points.score
     elif ties == "expect":
-        uncounted = weight is None and (where is None or is_numpy_namespace(xp))
-        n = int(everything) if uncounted and is_numpy_namespace(xp) else score.shape[0]
+        left = where is not None and is_numpy_namespace(xp)
+        n = int(np.count_nonzero(where)) if left else score.shape[0]
         accepted = xp.arange(1, n + 1, dtype=points.accepted.dtype)
-        if not uncounted:
-            accepted = accepted * (everything / n)
+        if weight is not None or (where is not None and not left):
+            accepted = _of_total(accepted, everything)
         total, threshold = loss_of_accepted(points.ranking, accepted), _threshold_of_accepted(points, accepted)
     else:
         raise ValueError(f"ties {ties!r}: there are 'expect' and 'collapse'")
     total = nan_if_nan(score, total, where)
     return RiskCoverageCurve(share(accepted, everything), share(total, accepted), share(total, everything), threshold)
+
+
+def _one_row(points: Blocks) -> Blocks:
+    if points.accepted.ndim != 1:
+        raise ValueError("curves and thresholds take one row of weights [n]; map over rows for more")
+    return points
+
+
+def _of_total(k: Array, total: Array) -> Array:
+    """k/n of the total for k = 1 … n; a whole number where it is one up to rounding, so that it falls into the right block."""
+    xp = array_namespace(k)
+    accepted = real(k) * real(total) / max(k.shape[0], 1)
+    whole = xp.round(accepted)
+    return xp.where(xp.abs(accepted - whole) <= 4 * xp.finfo(accepted.dtype).eps * whole, whole, accepted)
 
 
 def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
@@ -94,8 +108,7 @@ def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
     """
     xp = array_namespace(ranking.before)
     if ranking.before.ndim > 1:
-        rows = [Ranking(*(field[i] for field in ranking)) for i in range(ranking.before.shape[0])]
-        return xp.stack([loss_of_accepted(row, accepted) for row in rows])
+        return _loss_of_accepted_of_rows(ranking, accepted)
     if ranking.before.shape[0] == 0:
         return xp.zeros(accepted.shape)
     row = _row_of(ranking.before + ranking.weight, accepted)
@@ -104,6 +117,22 @@ def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
     )
     part = xp.clip((accepted - before) / xp.where(own > 0, own, xp.ones_like(own)), 0, 1)
     return loss_before + part * block_loss
+
+
+def _loss_of_accepted_of_rows(ranking: Ranking, accepted: np.ndarray) -> np.ndarray:
+    """The same for rows of weights: one look-up in all of them, each row moved beyond the one before."""
+    shape, g = ranking.before.shape[:-1], ranking.before.shape[-1]
+    if g == 0:
+        return np.zeros((*shape, len(accepted)))
+    before, weight, loss_before, block_loss = (field.reshape(-1, g) for field in ranking[:3] + ranking[4:5])
+    step = np.arange(len(before))[:, None] * (max(ranking.total_weight.max(), accepted.max()) + 1)
+    place = np.searchsorted((before + weight + step).ravel(), (accepted + step).ravel(), side="left")
+    column = np.clip(place.reshape(len(before), -1) - np.arange(len(before))[:, None] * g, 0, g - 1)
+    before, weight, loss_before, block_loss = (
+        np.take_along_axis(field, column, axis=1) for field in (before, weight, loss_before, block_loss)
+    )
+    part = np.clip((accepted - before) / np.where(weight > 0, weight, 1), 0, 1)
+    return (loss_before + part * block_loss).reshape(*shape, len(accepted))
 
 
 def _row_of(through: Array, accepted: Array) -> Array:
@@ -196,13 +225,19 @@ def coverage_at_risk_nearest(
     xp = array_namespace(points.accepted)
     if points.accepted.shape[-1] == 0:
         return share(points.ranking.total_loss, points.ranking.total_weight)
-    distance = xp.abs(share(points.loss, points.accepted) - float(as_fraction(risk)))
-    allowed = points.accepted >= min_count
-    distance = xp.where(allowed, distance, xp.inf)
-    nearest = xp.argmin(distance, axis=-1)
+    allowed = (points.accepted >= min_count) & (points.accepted > 0)
+    nearest = _first_nearest(share(points.loss, points.accepted), float(as_fraction(risk)), allowed)
     accepted = xp.take_along_axis(points.accepted, nearest[..., None], axis=-1)[..., 0]
     value = xp.where(xp.any(allowed, axis=-1), share(accepted, points.ranking.total_weight), xp.nan)
     return nan_if_nan(score, value, where)
+
+
+def _first_nearest(value: Array, target: float, allowed: Array) -> Array:
+    """Where in the last axis the value nearest to the target is; of several as near up to rounding, the first."""
+    xp = array_namespace(value)
+    distance = xp.where(allowed, xp.abs(value - target), xp.inf)
+    as_near = xp.min(distance, axis=-1)[..., None] + 4 * xp.finfo(value.dtype).eps * target
+    return xp.argmax(xp.astype(distance <= as_near, xp.int32), axis=-1)
 
 
 @metric_of_ranking
@@ -248,9 +283,8 @@ def realisable_coverage(
     points = blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where)
     if points.accepted.shape[-1] == 0:
         return share(points.ranking.total_loss, points.ranking.total_weight)
-    reached = share(points.accepted, points.ranking.total_weight[..., None])
-    distance = xp.flip(xp.abs(reached - float(_coverage(coverage))), axis=-1)
-    nearest = points.accepted.shape[-1] - 1 - xp.argmin(distance, axis=-1)
+    reached = xp.flip(share(points.accepted, points.ranking.total_weight[..., None]), axis=-1)
+    nearest = _first_nearest(reached, float(_coverage(coverage)), reached > 0)
     return nan_if_nan(score, xp.take_along_axis(reached, nearest[..., None], axis=-1)[..., 0], where)
 
 
@@ -263,7 +297,8 @@ def threshold_at_coverage(
       score: [n]; coverage: in (0, 1]; weight: [n]; where: bool [n].
 
     Returns:
-      A number, one of the scores. Fit it on one split, apply it to another.
+      A number, one of the scores; NaN, which accepts nothing, if weights leave nothing. Fit it on one split, apply it to
+      another.
 
     >>> import numpy as np
     >>> float(threshold_at_coverage(np.array([0.9, 0.8, 0.7, 0.6]), 0.5))
@@ -271,10 +306,13 @@ def threshold_at_coverage(
     """
     target = _coverage(coverage)
     xp = array_namespace(score)
-    points = blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where)
+    points = _one_row(blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where))
     total = points.ranking.total_weight
     accepted = (total - floor_of_share(1 - target, xp.asarray(total)))[..., None]
-    return nan_if_nan(score, _threshold_of_accepted(points, accepted)[..., 0], where)
+    threshold = _threshold_of_accepted(points, accepted)[..., 0]
+    if weight is not None or where is not None:
+        threshold = xp.where(total > 0, real(threshold), xp.nan)
+    return nan_if_nan(score, threshold, where)
 
 
 def threshold_at_risk(
@@ -293,12 +331,12 @@ def threshold_at_risk(
     >>> float(threshold_at_risk(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 0, 0, 1, 1]), 0.25))
     0.6
     """
-    points = blocks(score, loss, weight, where)
+    points = _one_row(blocks(score, loss, weight, where))
     xp = array_namespace(points.accepted)
     if points.accepted.shape[-1] == 0:
         return share(points.ranking.total_loss, points.ranking.total_weight)
     feasible = _feasible(points.loss, points.accepted, as_fraction(risk)) & (points.accepted > 0)
     accepted = xp.where(feasible, points.accepted, xp.zeros_like(points.accepted))
     best = xp.argmax(accepted, axis=-1)
-    threshold = xp.where(xp.any(feasible), 1.0 * xp.take(points.score, best), xp.nan)
+    threshold = xp.where(xp.any(feasible), real(xp.take(points.score, best[None])[0]), xp.nan)
     return nan_if_nan(score, threshold, where)

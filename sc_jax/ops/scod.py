@@ -1,8 +1,9 @@
 """Selective classification with OOD inputs (SCOD): wrong predictions and OOD inputs are both to be rejected.
 
-An accepted ID input costs its loss, an accepted OOD input a fixed cost. So SCOD is selective classification with another
-loss, and every metric of (score, loss, weight) applies to it: `aurc(score, scod_loss(…), weight=mixture_weight(…))`.
-Its values depend on how many OOD inputs there are: name the share of OOD beside them.
+An accepted ID input costs its loss, an accepted OOD input a fixed cost. So SCOD is selective classification with
+another loss, and every metric of (score, loss, weight) applies: `augrc(score, scod_loss(…), weight=mixture_weight(…))`;
+the joint risk at abstention fraction ρ is `risk_at_coverage` at 1 − ρ. The values depend on how many OOD inputs there
+are: name the share of OOD beside them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ def scod_loss(loss: Array, is_ood: Array, ood_cost: float = 1, id_cost: float = 
     """The loss of accepting each input: id_cost · loss for ID, ood_cost for OOD.
 
     Its mean over the accepted is the joint risk. With id_cost = 1 − c_fn and ood_cost = c_fn that is
-    [(1 − c_fn)·#{ID, wrong, accepted} + c_fn·#{OOD, accepted}]/#{accepted}; with both 1 the share of what should have been
-    rejected among the accepted.
+    [(1 − c_fn)·#{ID, wrong, accepted} + c_fn·#{OOD, accepted}]/#{accepted}; with both 1 the share of what should have
+    been rejected among the accepted.
 
     Args:
-      loss: [n], non-negative; that of OOD inputs is not looked at and may be anything. is_ood: [n], 0/1 as bool or integers
-        (0.0/1.0 on the host). ood_cost, id_cost: finite, ≥ 0, in the unit of the loss.
+      loss: [n], non-negative; that of OOD inputs is not looked at and may be anything.
+      is_ood: [n], 0/1 as bool or integers (0.0/1.0 on the host).
+      ood_cost, id_cost: finite, ≥ 0, in the unit of the loss.
 
     Returns:
       [n]; integers if loss and costs are, so that errors stay errors.
@@ -36,8 +38,8 @@ def scod_loss(loss: Array, is_ood: Array, ood_cost: float = 1, id_cost: float = 
     Raises:
       ValueError: a cost is negative or not finite; is_ood is not 0/1; shapes disagree.
 
-    Source: Narasimhan, Menon, Jitkrittum & Kumar, "Plugin estimators for selective classification with out-of-distribution
-    detection", ICLR 2024 (c_fn; from memory).
+    Source: Narasimhan, Menon, Jitkrittum & Kumar, "Plugin estimators for selective classification with
+    out-of-distribution detection", ICLR 2024 (c_fn; from memory).
 
     >>> import numpy as np
     >>> scod_loss(np.array([0, 1, 0]), np.array([0, 0, 1]), ood_cost=0.75, id_cost=0.25).tolist()
@@ -70,15 +72,15 @@ def mixture_weight(
 
     Args:
       is_ood: [n], 0/1 as bool or integers (0.0/1.0 on the host); ood_share: π in [0, 1], read as a decimal.
-      weight: [..., n] ≥ 0, to start from (counts of resamples, each set to the share anew); n, n_ood and n_id are its sums.
+      weight: [..., n] ≥ 0, to start from; n, n_ood and n_id are its sums (each resample is set to the share anew).
       where: bool [n], which inputs there are; the others have weight 0.
 
     Returns:
       [..., n], real.
 
     Raises:
-      ValueError: ood_share outside [0, 1]; is_ood is not 0/1; shapes disagree; there is no input of a kind whose share is
-        not 0 (on devices the weights are NaN then).
+      ValueError: ood_share outside [0, 1]; is_ood is not 0/1; shapes disagree; there is no input of a kind whose share
+        is not 0 (on devices the weights are NaN then).
 
     >>> import numpy as np
     >>> mixture_weight(np.array([0, 0, 0, 1]), 0.5).round(4).tolist()
@@ -197,7 +199,8 @@ def scod_aurc(
     Raises:
       ValueError: see `scod_loss`, `mixture_weight` and `aurc`.
 
-    Source: as for `scod_loss`; they take trapezoids (from memory), `estimator="fd_shifts"` or `"torch_uncertainty"` here.
+    Source: as for `scod_loss`; they take trapezoids (from memory), here `estimator="fd_shifts"` or
+    `"torch_uncertainty"`.
     """
     loss, weight, part = _mixed(loss, is_ood, ood_cost, id_cost, ood_share, weight, where)
     return ScodArea(aurc(score, loss, estimator, weight=weight, where=where), part)

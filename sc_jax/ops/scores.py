@@ -611,9 +611,7 @@ def _log_ratio_to_mean(v: Array, own: Array, mean: Array, xp: Any) -> Array:
     v = xp.where(finite, v, 0.0)
     change = v - v[:1, ...]
     likely = one_hot(predicted_class(mean), v.shape[-1])[None, ...]
-    change = change - xp.sum(
-        xp.where(likely, change, 0.0), axis=-1, keepdims=True
-    )  # a shift of a member changes nothing
+    change = change - xp.sum(xp.where(likely, change, 0.0), axis=-1, keepdims=True)  # without the shift of a member
     near = xp.all(known & (xp.abs(change) <= 1), axis=0, keepdims=True)
     p = xp.exp(own)
     far = xp.sum(xp.where(near, 0.0, p), axis=-1, keepdims=True)
@@ -670,7 +668,7 @@ def variation_ratio(logits: Array) -> Array:
 
 
 def disagreement(logits: Array) -> Array:
-    """−(share of the pairs of members that predict different classes) = (Σ_k c_k² − m²)/(m(m − 1)), c_k the votes for k.
+    """−(share of the pairs of members that predict different classes) = (Σ_k c_k² − m²)/(m(m − 1)), c_k votes for k.
 
     Args:
       logits: [m, n, k] or log-probabilities, m ≥ 2; a member's ties at the top go to its lowest class.

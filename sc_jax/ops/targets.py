@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from array_api_compat import array_namespace
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_namespace
 
 from sc_jax.ops.ranking import Array
 
@@ -22,18 +23,19 @@ def as_fraction(target: Target) -> Fraction:
 
 
 def floor_of_share(share: Fraction, count: Array) -> Array:
-    """⌊share · count⌋ of whole counts [...], exactly: for counts up to 2⁴⁰ in int64, 2²⁰ in int32; share · count of real ones.
+    """⌊share · count⌋ of whole counts [...], exactly: for counts up to 2⁴⁰ in 64 bits, 2²⁰ in 32; share · count of real ones.
 
     Up to such a bound the share may give way to the largest fraction below it with a denominator within the bound; then
     the product, in two limbs, does not overflow.
     """
     xp = array_namespace(count)
     if not xp.isdtype(count.dtype, "integral"):
-        whole = xp.floor(count) == count
-        product = float(share) * count
-        # Counts held as floats are whole too: their products are floored, with room for the rounding of the product.
-        return xp.where(whole, xp.floor(product * (1 + 4 * xp.finfo(count.dtype).eps)), product)
-    limb = 2**20 if count.dtype.itemsize == 8 else 2**10
+        counts = xp.astype(xp.floor(count), xp.int64 if xp.finfo(count.dtype).bits == 64 else xp.int32)
+        exact = xp.astype(floor_of_share(share, counts), count.dtype)
+        return xp.where(xp.floor(count) == count, exact, float(share) * count)  # counts held as floats are counts
+    if is_numpy_namespace(xp) and abs(share.numerator) * int(np.max(count, initial=0)) < 2**63 > share.denominator:
+        return share.numerator * count // share.denominator
+    limb = 2**20 if xp.iinfo(count.dtype).bits == 64 else 2**10
     whole, part = divmod(share, 1)
     near = part.limit_denominator(limb**2)
     if near > part:  # its left neighbour a/b among these fractions: a · near.denominator = b · near.numerator − 1

@@ -86,7 +86,8 @@ def smoothed_area(confidence: np.ndarray, right: np.ndarray, sigma: float) -> fl
     value = density(t)
     crossing = np.flatnonzero(value[1:] * value[:-1] < 0)
     roots = [brentq(lambda at: float(density(at)), t[i], t[i + 1], xtol=1e-13) for i in crossing]
-    return float(np.abs(np.diff(primitive(np.array([0.0, *roots, 1.0])))).sum())
+    ends = np.array(sorted([0.0, *roots, *t[value == 0], 1.0]))
+    return float(np.abs(np.diff(primitive(ends))).sum())
 
 
 def smooth_ece(confidence: np.ndarray, right: np.ndarray) -> float:

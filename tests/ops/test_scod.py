@@ -196,9 +196,8 @@ def test_losses_of_ood_inputs_are_not_looked_at():
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_errors_at_cost_1_stay_errors(xp, dtype):
     loss = scod_loss(xp.asarray(np.array([0, 1, 0]).astype(dtype)), xp.asarray([0, 0, 1]))
-    assert loss.dtype == (np.int64 if xp is np else jnp.int32)
+    assert loss.dtype == (np.int64 if xp is np else jnp.int32)  # so that metrics of errors take it
     assert loss.tolist() == [0, 1, 1]
-    assert failure_auroc(xp.asarray([3.0, 2.0, 1.0]), loss) == 1
     large = scod_loss(xp.asarray(np.array([0, 1, 0]).astype(dtype)), xp.asarray([0, 0, 1]), 1000, 300)
     assert large.tolist() == [0, 300, 1000]
 
@@ -210,25 +209,22 @@ def test_costs_keep_their_digits_beside_narrow_losses(dtype):
     assert scod_loss(jnp.asarray(loss), jnp.array([0, 0, 1]), 0.1, 0.3).dtype == jnp.float32
 
 
-def test_devices_agree_with_the_host(device):
+@pytest.mark.parametrize("options", [{}, {"ood_cost": 0.75, "id_cost": 0.25, "ood_share": 0.3}])
+def test_devices_agree_with_the_host(device, options):
+    area, joint_curve = (functools.partial(function, **options) for function in (scod_aurc, scod_curve))
+    if device is jnp:
+        area, joint_curve = jax.jit(area), jax.jit(joint_curve)
     for seed in range(2):
         score, error, is_ood = random_sample(seed)
         where = np.random.default_rng(seed).random(40) < 0.8
         arrays = [device.asarray(array) for array in (score.astype(np.float32), error, is_ood)]
-        for options in ({}, {"ood_cost": 0.75, "id_cost": 0.25, "ood_share": 0.3}):
-            area = functools.partial(scod_aurc, **options)
-            joint_curve = functools.partial(scod_curve, **options)
-            if device is jnp:
-                area, joint_curve = jax.jit(area), jax.jit(joint_curve)
-            value, expected = (
-                area(*arrays, where=device.asarray(where)),
-                scod_aurc(score, error, is_ood, where=where, **options),
-            )
-            np.testing.assert_allclose(float(value.area), expected.area, rtol=2e-6)
-            np.testing.assert_allclose(float(value.ood_share), expected.ood_share, rtol=1e-6)
-            curve, exact = joint_curve(*arrays), scod_curve(score, error, is_ood, **options)
-            np.testing.assert_allclose(np.asarray(curve.risk), exact.risk, rtol=2e-5, atol=1e-7)
-            np.testing.assert_allclose(np.asarray(curve.coverage), exact.coverage, rtol=2e-6)
+        value = area(*arrays, where=device.asarray(where))
+        expected = scod_aurc(score, error, is_ood, where=where, **options)
+        np.testing.assert_allclose(float(value.area), expected.area, rtol=2e-6)
+        np.testing.assert_allclose(float(value.ood_share), expected.ood_share, rtol=1e-6)
+        curve, exact = joint_curve(*arrays), scod_curve(score, error, is_ood, **options)
+        np.testing.assert_allclose(np.asarray(curve.risk), exact.risk, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(np.asarray(curve.coverage), exact.coverage, rtol=2e-6)
 
 
 def test_areas_are_mapped_and_compiled():

@@ -325,6 +325,26 @@ def test_small_risks_keep_their_digits():
     close(conditional_risks(posterior, np.array([0])).conditional_risk / 4e-20, [1])
 
 
+def test_posteriors_in_half_precision_are_summed_wide():
+    posterior = np.random.default_rng(10).random((3, 5000)).astype(np.float16)
+    prediction = np.array([0, 4999, 7])
+    for risk, wide in zip(
+        conditional_risks(posterior, prediction),
+        conditional_risks(posterior.astype(np.float64), prediction),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(risk, wide)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float16])
+def test_errors_of_any_dtype(dtype):
+    score, error = np.array([4, 3, 2, 1]), np.array([1, 0, 1, 0])
+    expected_budget = selective_gap_budget(score, error, error, 0 * error)
+    budget = selective_gap_budget(score, error.astype(dtype), error.astype(dtype), (0 * error).astype(dtype))
+    np.testing.assert_array_equal(budget, expected_budget)
+    np.testing.assert_array_equal(selective_gap(score, error.astype(dtype)), selective_gap(score, error))
+
+
 def test_posterior_and_prediction_agree_in_shape():
     with pytest.raises(ValueError, match="posterior must be"):
         conditional_risks(np.ones((3, 2)), np.zeros((2,), int))
