@@ -43,7 +43,8 @@ lock: .venv/bin/python  ## remakes constraints.txt from the ranges, for Python 3
 
 .venv/.test: .venv/.runtime
 	@echo "installing the test tools into .venv"
-	$(INSTALL) --editable ".[test]" $(if $(TORCH),torch==$(TORCH))
+	$(INSTALL) --editable ".[test]"
+	-$(if $(TORCH),$(INSTALL) torch==$(TORCH))
 	@touch $@
 
 clean:

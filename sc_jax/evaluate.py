@@ -6,6 +6,7 @@ python -m sc_jax.evaluate --config=experiments/label_smoothing/config.py [--work
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -53,6 +54,11 @@ def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictio
             f"{calibration.source}, field 'logits': k = {calibration.num_classes} classes, {test.source} has "
             f"{test.num_classes}; give another split of the same model"
         )
+    if _form(test) != _form(calibration):
+        raise InputError(
+            f"{calibration.source}: holds {_form(calibration)}, {test.source} holds {_form(test)}; "
+            "give another split of the same model in the same form"
+        )
     _refuse_shared_ids(test, calibration)
     if isinstance(test, predictions.Stream):
         return  # too long to compare row by row
@@ -62,6 +68,23 @@ def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictio
             f"{calibration.source}: {repeated} of its {len(calibration)} rows (label and logits) are in {test.source} too; "
             "give a calibration file that shares no example"
         )
+
+
+def _form(p: Predictions | predictions.Stream) -> str:
+    shape = p.shape if isinstance(p, predictions.Stream) else p.logits.shape
+    return ("probabilities" if p.log_probabilities else "logits") + (
+        f" of {shape[0]} members" if len(shape) == 3 else ""
+    )
+
+
+def _refuse_unknown_only(p: Predictions | predictions.Stream | predictions.Scored) -> None:
+    known = np.ones(len(p), bool) if p.is_ood is None else ~p.is_ood
+    if not known.any():
+        raise InputError(
+            f"{p.source}, field 'is_ood': all examples are OOD; give examples of the training distribution too"
+        )
+    if p.weight is not None and not p.weight[known].any():
+        raise InputError(f"{p.source}, field 'weight': all examples that are not OOD have weight 0; weigh at least one")
 
 
 def _refuse_shared_ids(test: Predictions | predictions.Stream, calibration: Predictions) -> None:
@@ -79,10 +102,17 @@ def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Pred
     """The files in order of id, checked singly and against the calibration file."""
     tests = [predictions.by_id(predictions.load(path)) for path in paths]
     tuning = None if calibration is None else predictions.by_id(predictions.load(calibration))
+    for given in [*tests, *([] if tuning is None else [tuning])]:
+        _refuse_unknown_only(given)
     if tuning is not None:
         for test in tests:
             refuse_shared(test, tuning)
     return tests, tuning
+
+
+def _error_rate(test: Predictions) -> float:
+    known = evaluation.Split.of(test).known.combined
+    return float(np.average(ops.predicted_class(known.logits) != known.label, weights=known.weight))
 
 
 def evaluate_files(
@@ -125,39 +155,46 @@ def _curve(source: str, score: str, risk: np.ndarray, low: Any, high: Any) -> di
 
 
 def evaluate_long(
-    path: str,
+    opened: predictions.Stream | predictions.Scored,
     tuning: Predictions | None,
     settings: evaluation.Settings,
-    progress: Callable[[int, str], None] = lambda done, what: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Metrics of a file of scores, or of one too long to be held in memory: one score at a time.
 
     Args:
-      path: a `Scored` file, or predictions; tuning: another split of the same model; settings: how.
-      progress: receives what is done and of what.
+      opened: scores, or predictions as a stream; tuning: another split of the same model; settings: how.
+      progress: receives how much is done, of how many, and of what.
 
     Returns:
       As `evaluate_files`.
     """
     document = _document(settings)
     with tempfile.TemporaryDirectory(prefix="sc_jax-scores-") as folder:
-        if predictions.is_scored(path):
-            scored, classifier, left_out = predictions.load_scored(path), {}, {}
+        if isinstance(opened, predictions.Scored):
+            streamed = streaming.Streamed(opened, {}, {}, {}, {})
         else:
-            stream = predictions.open_stream(path)
-            scored, classifier, left_out = streaming.score_stream(
-                stream, tuning, settings, Path(folder), lambda done: progress(done, "examples")
+            n = len(opened)
+            streamed = streaming.score_stream(
+                opened, tuning, settings, Path(folder), lambda done: progress(done, n, "scoring examples")
             )
-        rows = streaming.evaluate_scored(scored, settings, lambda done: progress(done, "scores"))
-    split = scored.provenance.get("split")
+        m = len(streamed.scored.score)
+        rows = streaming.evaluate_scored(streamed.scored, settings, lambda done: progress(done, m, "evaluating scores"))
+    provenance = opened.provenance
     for row in rows:
-        about = {"predictions": path, "split": split, "tags": scored.provenance.get("tags", {})}
-        document["curves"].append(_curve(path, row["score"], row.pop("curve"), None, None))
-        cover = {"intervals_cover": "test examples", "fitted_on": None, "fitted": None}
-        document["runs"].append({**about, **row, **cover})
-        if row["score"] == "msp":
-            row["metrics"] |= classifier
-    document["left_out"] = [{"predictions": path, "score": s, "reason": r} for s, r in left_out.items()]
+        score, fitted = row["score"], streamed.fitted.get(row["score"])
+        document["curves"].append(_curve(opened.source, score, row.pop("curve"), None, None))
+        if score == "msp":
+            row["metrics"] |= streamed.classifier
+        about = {"predictions": opened.source, "split": provenance.get("split"), "tags": provenance.get("tags", {})}
+        how = {
+            "intervals_cover": "test examples",
+            **streamed.about,
+            "fitted_on": fitted and fitted["on"],
+            "fitted": fitted,
+        }
+        document["runs"].append({**about, **row, **how})
+    document["left_out"] = [study.left_out_row(opened, *item) for item in streamed.left_out.items()]
     return document
 
 
@@ -274,49 +311,68 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--match-error={given.match_error}: a number in [0, 1]")
     settings = evaluation.Settings(scores, tuple(range(1, 11)), 15, given.resamples, 0.95, given.seed, match_error)
     paths = given.predictions.split(",")
+    work = _opened(paths, given.calibration, settings, given.scores != "all")
     if not given.workdir:
-        _print(_evaluated(paths, given.calibration, settings))
+        _print(work())
         return
     target = Path(given.workdir) / "metrics.json"
     with files.lock(given.workdir):
         if (Path(given.workdir) / "config.json").exists():
             raise InputError(f"{given.workdir}: holds the run of a study; name another --workdir")
-        document = _evaluated(paths, given.calibration, settings)
+        document = work()
         _print(document)
         files.write_json(target, document)
     print(f"metrics: {target}; `python -m sc_jax.report --workdir={given.workdir}` draws them")
 
 
-def _evaluated(paths: Sequence[str], calibration: str | None, settings: evaluation.Settings) -> dict[str, Any]:
-    """Files one by one where they are long or hold scores alone, else together."""
-    alone = [path for path in paths if predictions.is_scored(path)]
+def _opened(
+    paths: Sequence[str], calibration: str | None, settings: evaluation.Settings, scores_chosen: bool
+) -> Callable[[], dict[str, Any]]:
+    """Reads and checks the files; the work itself is left to the caller. Long files and files of scores come alone."""
+    twice = [path for i, path in enumerate(paths) if Path(path).resolve() in [Path(p).resolve() for p in paths[:i]]]
+    if twice:
+        raise InputError(f"{twice[0]}: named twice in --predictions; name each file once")
+    scored = [path for path in paths if predictions.is_scored(path)]
+    alone = scored or [path for path in paths if streaming.is_long(_rows(path), settings)]
     if not alone:
-        alone = [path for path in paths if streaming.is_long(_rows(path), settings)]
-    if alone and len(paths) > 1:
+        tests, tuning = read_files(paths, calibration)
+        if len(tests) > 1 and settings.match_error is None:
+            settings = dataclasses.replace(settings, match_error=float(np.mean([_error_rate(test) for test in tests])))
+        return lambda: _watched(
+            lambda say: evaluate_files(tests, tuning, settings, lambda d: say(d, len(tests), "evaluating files"))
+        )
+    if len(paths) > 1:
         raise InputError(f"{alone[0]}: files of scores, and files as long as this, are evaluated one at a time")
-    if alone:
-        if settings.match_error is not None:
-            raise InputError(
-                f"{alone[0]}: --match-error is not computed for files of scores, nor for files as long as this"
-            )
-        tuning = None
-        if calibration is not None and not predictions.is_scored(paths[0]):
-            tuning = predictions.by_id(predictions.load(calibration))
-            refuse_shared(predictions.open_stream(paths[0]), tuning)
-        progress = Progress(0, 0, "evaluating")
-        try:
-            return evaluate_long(paths[0], tuning, settings, progress.update)
-        finally:
-            progress.close()
-    tests, tuning = read_files(paths, calibration)
-    if len(tests) > 1 and settings.match_error is None:
-        errors = [float(np.mean(ops.predicted_class(evaluation.combined(t).logits) != t.label)) for t in tests]
-        settings = dataclasses.replace(settings, match_error=float(np.mean(errors)))
-    progress = Progress(len(tests), 0, "evaluating")
-    try:
-        return evaluate_files(tests, tuning, settings, lambda done: progress.update(done, "files"))
-    finally:
-        progress.close()
+    if settings.match_error is not None:
+        raise InputError(
+            f"{alone[0]}: --match-error is not computed for files of scores, nor for files as long as this"
+        )
+    if scored and (calibration is not None or scores_chosen):
+        given = "--scores" if scores_chosen else "--calibration"
+        raise InputError(f"{scored[0]}: holds scores, not logits: nothing is chosen or fitted; leave out {given}")
+    opened = predictions.load_scored(paths[0]) if scored else predictions.open_stream(paths[0])
+    _refuse_unknown_only(opened)
+    tuning = None
+    if calibration is not None:
+        tuning = predictions.by_id(predictions.load(calibration))
+        _refuse_unknown_only(tuning)
+        refuse_shared(opened, tuning)
+    return lambda: _watched(lambda say: evaluate_long(opened, tuning, settings, say))
+
+
+def _watched(work: Callable[[Callable[[int, int, str], None]], dict[str, Any]]) -> dict[str, Any]:
+    """Does the work, with a bar for each kind of thing that it counts."""
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Progress] = {}
+
+        def say(done: int, total: int, what: str) -> None:
+            if what not in bars:
+                stack.close()
+                bars[what] = Progress(total, 0, what)
+                stack.callback(bars[what].close)
+            bars[what].update(done)
+
+        return work(say)
 
 
 def _rows(path: str) -> int:

@@ -189,21 +189,34 @@ def max_logit_gap(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
 
 
 def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
-    """Risk-coverage curves with bands, one per file and score.
+    """Risk-coverage curves with bands, one per file and score; many are named beside the axes.
 
     Args:
       curves: rows with "coverage", "risk", "low", "high", "score" and "predictions".
     """
-    figure, (axes,) = _axes(1, 7, 4.4)
-    shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(curves)))
+    many = len(curves) > 6 or any(len(row["predictions"]) > 30 for row in curves)
     one_file = len({row["predictions"] for row in curves}) == 1
+    beside = many and not one_file
+    figure, (axes,) = _axes(1, 11 if beside else 7, max(4.4, 0.24 * len(curves)) if beside else 4.4)
+    shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(curves)))
     for row, shade in zip(curves, shades, strict=True):
         name = SCORE_NAMES.get(row["score"], row["score"])
-        file = row["predictions"].replace("$", r"\$")  # no formula
-        _curve(axes, row, shade, name if one_file else f"{name}, {file}")
+        _curve(axes, row, shade, _plain(name if one_file else f"{name}, {_tail(row['predictions'])}"))
     axes.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
-    axes.legend(loc="upper left")
+    if beside:
+        figure.legend(loc="outside right upper", fontsize=9)
+    else:
+        axes.legend(loc="upper left")
     return figure
+
+
+def _tail(path: str, most: int = 40) -> str:
+    return path if len(path) <= most else "…" + path[1 - most :]
+
+
+def _plain(text: str) -> str:
+    """No formula, and no leading underscore, which would hide it from a legend."""
+    return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
 def reliability(tables: Sequence[dict[str, Any]]) -> Figure:
@@ -212,8 +225,13 @@ def reliability(tables: Sequence[dict[str, Any]]) -> Figure:
     Args:
       tables: rows with "predictions" and the columns of `sc_jax.ops.reliability_table`.
     """
-    columns = max(1, len(tables))
-    figure, panels = _axes(columns, min(4.2 * columns, 14), 4)
+    columns = min(3, max(1, len(tables)))
+    lines = max(1, -(-len(tables) // columns))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * columns, 4 * lines), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for axes in panels[len(tables) :]:
+        axes.set_axis_off()
     for axes, table in zip(panels, tables, strict=False):
         x, y = (np.array(table[name], float) for name in ("confidence", "accuracy"))
         ends = np.array([table["accuracy_low"], table["accuracy_high"]], float)
@@ -225,8 +243,9 @@ def reliability(tables: Sequence[dict[str, Any]]) -> Figure:
         error = np.abs(ends - y)[:, there]
         axes.errorbar(x[there], y[there], yerr=error, color=BLUE, marker="o", ms=4, capsize=2, lw=1.2, label="accuracy")
         axes.set(xlabel="confidence (maximum probability)", xlim=(0, 1), ylim=(0, 1))
-        axes.set_title(table["predictions"].replace("$", r"\$"), fontsize=9, loc="left")
-        axes.legend(loc="upper left", fontsize=8)
+        axes.set_title(_plain(_tail(table["predictions"])), fontsize=9, loc="left")
+    if tables:
+        panels[0].legend(loc="upper left", fontsize=8)
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -114,7 +115,8 @@ FILES_TABLES = (
     ),
     (
         "Inputs from outside the training distribution",
-        "Positive: from the training distribution. FPR: share of OOD inputs accepted where 95 % of the others are. SCOD: an accepted OOD "
+        "AUROC: of accepting the others before OOD inputs. Average precision: of rejecting OOD inputs, which are its positives; tied inputs "
+        "are rejected together. FPR: share of OOD inputs accepted where 95 % of the others are. SCOD: an accepted OOD "
         "input costs 1, at the share of them in the file.",
         (
             ("ood_auroc", "OOD AUROC", 1),
@@ -140,7 +142,7 @@ _GROUP_COLUMNS = (
 )
 
 MOST_CURVES = 6
-"""Curves drawn for each file: of MSP, and of the scores with the smallest AURC."""
+"""Curves drawn of one file: of MSP, and of the scores with the smallest AURC; of several files, at most twice as many in all."""
 
 STUDY_PICTURES = ("finding.png", "suppression.png", "max_logit_gap.png")
 FILES_PICTURES = ("risk_coverage.png", "reliability.png")
@@ -175,7 +177,7 @@ def _cell(text: str) -> str:
 
 
 def _number(value: float | None, factor: float = 1, signed: bool = False) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return "undefined"
     digits = 2 if factor == 100 else 3
     return f"{value * factor:{'+' if signed else ''}.{digits}f}".replace("-", "−")
@@ -521,7 +523,7 @@ def _group_table(rows: Sequence[dict[str, Any]]) -> Table | None:
     for row in rows:
         for group in row.get("groups") or []:
             cells = [
-                str(int(group[name])) if factor == 0 else _number(group[name], factor)
+                f"{group[name]:g}" if factor == 0 else _number(group[name], factor)
                 for name, _, factor in _GROUP_COLUMNS
             ]
             lines.append([row["predictions"], SCORE_NAMES.get(row["score"], row["score"]), group["group"], *cells])
@@ -537,10 +539,15 @@ def _drawn(document: dict[str, Any]) -> list[dict[str, Any]]:
         value = aurc[curve["predictions"], curve["score"]]
         return curve["score"] != "msp", value if value is not None else float("inf")
 
+    paths = list(dict.fromkeys(curve["predictions"] for curve in document["curves"]))
+    most = MOST_CURVES if len(paths) == 1 else min(MOST_CURVES, max(1, 2 * MOST_CURVES // len(paths)))
     chosen = []
-    for path in dict.fromkeys(curve["predictions"] for curve in document["curves"]):
-        curves = [curve for curve in document["curves"] if curve["predictions"] == path]
-        chosen += sorted(curves, key=place)[:MOST_CURVES]
+    for path in paths:
+        different: list[dict[str, Any]] = []
+        for curve in sorted((curve for curve in document["curves"] if curve["predictions"] == path), key=place):
+            if all(curve["risk"] != other["risk"] for other in different):  # else it would lie under another
+                different.append(curve)
+        chosen += different[:most]
     return chosen
 
 

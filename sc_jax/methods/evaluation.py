@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from sc_jax.methods import scores as scores_lib
 from sc_jax.ops import resampling
 from sc_jax.ops.risk_coverage import loss_of_accepted
 from sc_jax.ops.summary import RISKS, summarise_ranking
+from sc_jax.ops.targets import floor_of_share
 from sc_jax.predictions import Predictions, select
 
 COVERAGES = np.arange(1, 101) / 100
@@ -169,6 +171,12 @@ def scorer(score: scores_lib.Score, tuning: Split | None) -> tuple[Scorer, dict[
     return (lambda split: score.apply(state, split.combined)), fitted
 
 
+def logit_norm_fitted(state: logit_norm.LogitNorm, tuning: Split) -> dict[str, Any]:
+    """What `metrics.json` says of a logit norm; p is None where MSP is used."""
+    uses = "msp" if state.p == 0 else "max_logit_pnorm"
+    return {"p": state.p or None, "uses": uses, "on": _split(tuning.combined), "aurc": state.aurc}
+
+
 def _split(calibration: Predictions) -> str:
     return calibration.provenance.get("split", calibration.source)
 
@@ -215,16 +223,22 @@ class _Sample:
         return metrics
 
     def curve(self, ranking: ops.Ranking) -> np.ndarray:
-        """Selective risk at `COVERAGES`: of ⌈c·n⌉ examples, in integers, or of the share c of real weights."""
+        """Selective risk at `COVERAGES`."""
         if self.weight is None:
-            n = len(self.error)
-            accepted = -(-n * np.arange(1, 101) // 100)
+            accepted = accepted_at_coverages(len(self.error))
             return loss_of_accepted(ranking, accepted) / accepted
-        accepted = ranking.total_weight[..., None] * COVERAGES
-        if accepted.ndim == 1:
-            return loss_of_accepted(ranking, accepted) / accepted
-        rows = [ops.Ranking(*(field[i] for field in ranking)) for i in range(len(accepted))]
-        return np.stack([loss_of_accepted(row, at) / at for row, at in zip(rows, accepted, strict=True)])
+        accepted = accepted_at_coverages(ranking.total_weight)
+        with np.errstate(invalid="ignore"):  # a resample may draw no weight at all
+            if accepted.ndim == 1:
+                return loss_of_accepted(ranking, accepted) / accepted
+            rows = [ops.Ranking(*(field[i] for field in ranking)) for i in range(len(accepted))]
+            return np.stack([loss_of_accepted(row, at) / at for row, at in zip(rows, accepted, strict=True)])
+
+
+def accepted_at_coverages(total: np.ndarray | int) -> np.ndarray:
+    """How much is accepted at `COVERAGES`: ⌈c·total⌉ of whole totals [...], c·total of real ones; [..., coverages]."""
+    total = np.asarray(total)
+    return np.stack([-floor_of_share(Fraction(-c, 100), total) for c in range(1, 101)], axis=-1)
 
 
 class _Choices:
@@ -232,7 +246,6 @@ class _Choices:
 
     def __init__(self, calibration: Predictions, counts: np.ndarray | None, p_grid: Sequence[int]):
         self._calibration, self._p_grid = calibration, p_grid
-        self.split = _split(calibration)
         self._aurc = None
         if counts is None:
             return
@@ -257,8 +270,7 @@ class _Choices:
 
 def _tuned_result(test: _Sample, choices: _Choices, fallback: bool, settings: Settings) -> ScoreResult:
     state, p_replicates = choices.of(fallback)
-    uses = "msp" if state.p == 0 else "max_logit_pnorm"
-    fitted = {"p": state.p or None, "uses": uses, "on": choices.split, "aurc": state.aurc}
+    fitted = logit_norm_fitted(state, test.tuning)
     result = _result(test, lambda split: logit_norm.apply(state, split.combined), fitted, settings, False)
     if p_replicates is None:
         return result
@@ -336,7 +348,7 @@ def _weighted_mean(loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def _without_intervals(test: _Sample, score: np.ndarray) -> dict[str, float]:
     """Metrics shown for comparison with other packages and papers, without intervals of their own."""
-    balanced = ops.class_balanced_loss(test.error, test.label)
+    balanced = _class_balanced(test.error, test.label, test.weight)
     values = {
         "aurc_fd_shifts": ops.aurc(score, test.error, "fd_shifts", weight=test.weight),
         "achievable_aurc": ops.achievable_aurc(score, test.error, weight=test.weight),
@@ -346,6 +358,15 @@ def _without_intervals(test: _Sample, score: np.ndarray) -> dict[str, float]:
     for coverage in OPERATING_COVERAGES:
         values[f"realisable_coverage_{coverage}"] = ops.realisable_coverage(score, coverage, weight=test.weight)
     return {name: float(value) for name, value in values.items()}
+
+
+def _class_balanced(error: np.ndarray, label: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """`ops.class_balanced_loss`, with the weight of a class in place of its number of examples."""
+    if weight is None:
+        return ops.class_balanced_loss(error, label)
+    mine = np.unique(label, return_inverse=True)[1]
+    size = np.bincount(mine, weight)
+    return error * np.divide(size.sum(), (size > 0).sum() * size, out=np.zeros_like(size), where=size > 0)[mine]
 
 
 def _at_calibrated_thresholds(
@@ -364,16 +385,16 @@ def _at_calibrated_thresholds(
         for coverage in OPERATING_COVERAGES
     }
     accept = score[:, None] >= np.array([float(t) for t in thresholds.values()])  # NaN accepts nothing
-    columns = np.concatenate([accept, accept & test.error[:, None]], axis=1).astype(np.float32)
+    columns = np.concatenate([accept, accept & test.error[:, None]], axis=1)
 
-    def coverage_and_risk(weight: np.ndarray) -> np.ndarray:
-        """[rows, n] → [rows, thresholds, 2]."""
-        accepted, wrong = np.split(weight.astype(np.float32) @ columns, 2, axis=1)
+    def coverage_and_risk(weight: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+        """[rows, n] → [rows, thresholds, 2]; float32 counts to 2²⁴ exactly."""
+        accepted, wrong = np.split((weight.astype(dtype) @ columns.astype(dtype)).astype(np.float64), 2, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.stack([accepted / weight.sum(axis=1)[:, None], wrong / accepted], axis=-1).astype(np.float64)
+            return np.stack([accepted / weight.sum(axis=1)[:, None], wrong / accepted], axis=-1)
 
     one = np.ones((1, len(score))) if test.weight is None else test.weight[None]
-    values = coverage_and_risk(one)[0]
+    values = coverage_and_risk(one, np.float64)[0]
     replicates = np.concatenate([coverage_and_risk(rows) for rows in test.weights(test.counts)])
     ends = resampling.percentile_interval(replicates, level)
     metrics, intervals = {}, {}
@@ -382,6 +403,23 @@ def _at_calibrated_thresholds(
             metrics[f"{name}_{what}"] = float(values[i, j])
             intervals[f"{name}_{what}"] = [float(ends[0, i, j]), float(ends[1, i, j])]
     return metrics, intervals
+
+
+def argmax_ties(logits: np.ndarray) -> int:
+    """How many of logits [n, k] have their maximum more than once; the lowest class is predicted there."""
+    return int(((logits == logits.max(-1, keepdims=True)).sum(-1) > 1).sum())
+
+
+def infinite_log_losses(known: Predictions) -> int:
+    """How many examples that count have a true class of probability 0."""
+    infinite = np.isinf(ops.log_loss(known.logits, known.label))
+    return int((infinite if known.weight is None else infinite & (known.weight > 0)).sum())
+
+
+def resamples_at_coverage_0(replicates: dict[str, np.ndarray]) -> dict[str, float]:
+    """Of each coverage at risk, the share of resamples in which nothing meets the risk."""
+    at_risk = {name: values for name, values in replicates.items() if name.startswith("coverage_at_risk")}
+    return {name: float(np.mean(values == 0)) for name, values in at_risk.items()}
 
 
 def reliability(known: Predictions, bins: int) -> dict[str, np.ndarray]:

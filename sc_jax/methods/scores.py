@@ -53,7 +53,10 @@ def _fit_msp_pnorm(calibration: Predictions) -> MspPnorm:
     for temperature in (0.02, 0.05, 0.1, 0.3, 1.0):
         grid = (1, 2, 3, 4, 5, 8)
         scores = ops.msp_pnorm(calibration.logits, grid, temperature)
-        fits += [MspPnorm(p, temperature, float(ops.aurc(s, error))) for p, s in zip(grid, scores, strict=True)]
+        fits += [
+            MspPnorm(p, temperature, float(ops.aurc(s, error, weight=calibration.weight)))
+            for p, s in zip(grid, scores, strict=True)
+        ]
     return min(fits, key=lambda fit: fit.aurc)
 
 
@@ -160,15 +163,17 @@ def obstacle(score: Score, predictions: Predictions, calibration: Predictions | 
         )
     if "stored_probabilities" in score.needs and not (predictions.log_probabilities and predictions.logits.ndim == 2):
         return "needs stored probabilities; the file has logits"
-    if score.of_members is not None and predictions.logits.ndim == 2:
-        return "needs members: logits [m, n, k]"
+    if score.of_members is not None and (predictions.logits.ndim == 2 or len(predictions.logits) < 2):
+        return "needs two members or more: logits [m, n, k]"
     if "three_classes" in score.needs and predictions.num_classes < 3:
         return f"not defined for k = {predictions.num_classes} classes"
     if "finite" in score.needs and not np.isfinite(predictions.logits).all():
         return "not defined where a probability is exactly 0"
     if "features" in score.needs and predictions.features is None:
         return "needs features; the file has none"
-    if "head" in score.needs and predictions.head_kernel is None:
+    if "features" in score.needs and not np.isfinite(predictions.features).all():
+        return "not defined where a feature is NaN or infinite"
+    if "head" in score.needs and (predictions.head_kernel is None or predictions.head_bias is None):
         return "needs head_kernel and head_bias; the file has none"
     if not score.needs_calibration:
         return None
@@ -178,6 +183,11 @@ def obstacle(score: Score, predictions: Predictions, calibration: Predictions | 
         return "not defined where a probability of the calibration file is exactly 0"
     if "features" in score.needs and calibration.features is None:
         return "needs features; the calibration file has none"
-    if "head" in score.needs and calibration.head_kernel is None:
+    if "features" in score.needs and predictions.features.shape[1] != calibration.features.shape[1]:
+        widths = predictions.features.shape[1], calibration.features.shape[1]
+        return f"needs the same features; there are {widths[0]}, of the calibration file {widths[1]}"
+    if "features" in score.needs and not np.isfinite(calibration.features).all():
+        return "not defined where a feature of the calibration file is NaN or infinite"
+    if "head" in score.needs and (calibration.head_kernel is None or calibration.head_bias is None):
         return "needs head_kernel and head_bias; the calibration file has none"
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -16,9 +16,9 @@ from scipy import stats
 from sc_jax import ops
 from sc_jax.methods import evaluation, logit_norm
 from sc_jax.methods import scores as scores_lib
-from sc_jax.methods.evaluation import COVERAGES, Settings, Split
+from sc_jax.methods.evaluation import Settings, Split
 from sc_jax.ops import resampling
-from sc_jax.ops.jackknife import leave_one_out
+from sc_jax.ops.jackknife import standard_errors
 from sc_jax.ops.risk_coverage import loss_of_accepted
 from sc_jax.ops.summary import summarise_ranking
 from sc_jax.predictions import Predictions, Scored, Stream
@@ -26,14 +26,20 @@ from sc_jax.predictions import Predictions, Scored, Stream
 MOST_COUNTS = 200_000_000
 """Resamples times examples up to which a bootstrap is made."""
 
-_JACKKNIFED = {
-    "aurc": ops.aurc,
-    "e_aurc": ops.e_aurc,
-    "naurc": ops.naurc,
-    "augrc": ops.augrc,
-    "e_augrc": ops.e_augrc,
-    "failure_auroc": ops.failure_auroc,
-}
+
+class Streamed(NamedTuple):
+    """What a long file holds, once read.
+
+    Attributes:
+      scored: its scores and errors; classifier: NLL, Brier score and ECE of the examples from the training distribution.
+      about: counts that stand in every row; fitted: by score, what was chosen on the calibration split; left_out: why, by score.
+    """
+
+    scored: Scored
+    classifier: dict[str, float]
+    about: dict[str, int]
+    fitted: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
 
 
 def evaluate_scored(
@@ -71,7 +77,7 @@ def _row(
     ranking = ops.rank(score, loss, weight)
     optimum = ops.optimal_aurc(loss, weight=weight)
     metrics = _metrics(ranking, optimum, hard)
-    n = len(loss)
+    n, at_0 = len(loss), {}
     if n * settings.resamples <= MOST_COUNTS:
         by = "percentile bootstrap over examples"
         replicates: dict[str, list[np.ndarray]] = {key: [] for key in metrics}
@@ -80,29 +86,24 @@ def _row(
             drawn = _metrics(ops.rank(score, loss, rows), ops.optimal_aurc(loss, weight=rows), hard)
             for key, values in drawn.items():
                 replicates[key].append(values)
-        intervals = {
-            key: resampling.percentile_interval(np.concatenate(values), settings.level)
-            for key, values in replicates.items()
-        }
-    elif weight is None:
+        joined = {key: np.concatenate(values) for key, values in replicates.items()}
+        intervals = {key: resampling.percentile_interval(v, settings.level) for key, v in joined.items()}
+        at_0 = {"resamples_at_coverage_0": evaluation.resamples_at_coverage_0(joined)}
+    elif weight is None and hard:
         by = "jackknife over examples"
         z = stats.norm.ppf((1 + settings.level) / 2)
-        intervals = {
-            key: metrics[key] + np.array([-z, z]) * _jackknife_error(metric, score, loss)
-            for key, metric in _JACKKNIFED.items()
-            if key in metrics
-        }
+        errors = standard_errors(score, loss)
+        intervals = {key: metrics[key] + np.array([-z, z]) * error for key, error in errors.items()}
     else:
-        by, intervals = "none: a bootstrap of so many weighted examples is not made; give fewer --resamples", {}
-    accepted = ranking.total_weight * COVERAGES
-    if weight is None:
-        accepted = -(-n * np.arange(1, 101) // 100)
+        by, intervals = "none: so many weighted examples, or soft losses, are not resampled; give fewer --resamples", {}
+    accepted = evaluation.accepted_at_coverages(ranking.total_weight)
     return {
         "score": name,
         "n": n,
         "metrics": {key: float(value) for key, value in metrics.items()},
         "intervals": {key: [float(end) for end in ends] for key, ends in intervals.items()},
         "intervals_by": by,
+        **at_0,
         "curve": loss_of_accepted(ranking, accepted) / accepted,
     }
 
@@ -114,19 +115,13 @@ def _metrics(ranking: ops.Ranking, optimum: np.ndarray, hard: bool) -> dict[str,
     )
 
 
-def _jackknife_error(metric: Callable[..., np.ndarray], score: np.ndarray, loss: np.ndarray) -> float:
-    """√((n − 1)/n Σ (θ_i − mean θ)²) of the leave-one-out values θ_i."""
-    values = leave_one_out(metric, score, loss)
-    return float(np.sqrt((len(values) - 1) * np.mean((values - values.mean()) ** 2)))
-
-
 def score_stream(
     stream: Stream,
     calibration: Predictions | None,
     settings: Settings,
     folder: Path,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Scored, dict[str, float], dict[str, str]]:
+) -> Streamed:
     """Every score of a long file, computed chunk by chunk and kept on disk.
 
     Args:
@@ -134,17 +129,20 @@ def score_stream(
       folder: where the scores are put, float64 [n] each; progress: receives the number of examples done.
 
     Returns:
-      The scores; NLL, Brier score and ECE of the examples from the training distribution; and why scores were left out.
+      `Streamed`; a score that any chunk does not allow is left out.
     """
     tuning = None if calibration is None else Split.of(calibration).known
-    scorers: dict[str, Callable[[Split], np.ndarray]] = {}
+    asked = scores_lib.named(settings.scores)
+    scorers: dict[str, evaluation.Scorer] = {}
+    fitted: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     first = next(iter(stream.chunks(1)))
-    for name, score in scores_lib.named(settings.scores).items():
+    for name, score in asked.items():
         reason = scores_lib.obstacle(score, first, calibration)
         if reason is None:
             try:
-                scorers[name] = _scorer(score, tuning, settings)
+                scorers[name], of_split = _scorer(score, tuning, settings)
+                fitted |= {} if of_split is None else {name: of_split}
             except ValueError as error:
                 reason = str(error)
         if reason is not None:
@@ -155,32 +153,44 @@ def score_stream(
         return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(n,))
 
     columns = {name: column(name, np.float64) for name in scorers}
-    error, confidence = column("error", bool), column("confidence", np.float32)
+    error, confidence = column("error", bool), column("confidence", np.float64)
     totals, done = np.zeros(3), 0
+    about = {"argmax_ties": 0, "infinite_log_losses": 0}
     for chunk in stream.chunks():
         split, here = Split.of(chunk), slice(done, done + len(chunk))
-        for name, scorer in scorers.items():
-            columns[name][here] = scorer(split)
+        for name in list(columns):
+            reason = scores_lib.obstacle(asked[name], chunk, calibration)  # of these rows
+            if reason is None:
+                columns[name][here] = scorers[name](split)
+            else:
+                left_out[name] = reason
+                del columns[name]
+                fitted.pop(name, None)
         error[here] = ops.predicted_class(split.combined.logits) != chunk.label
         confidence[here] = ops.max_probability(split.combined.logits)
-        weight = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
-        weight = weight if chunk.is_ood is None else weight * ~chunk.is_ood
-        losses = (ops.log_loss(split.combined.logits, chunk.label), ops.brier_loss(split.combined.logits, chunk.label))
-        totals += [weight.sum(), *(np.sum(weight * loss, where=weight > 0) for loss in losses)]
+        known = split.known.combined
+        if len(known):
+            weight = np.ones(len(known)) if known.weight is None else known.weight
+            losses = (ops.log_loss(known.logits, known.label), ops.brier_loss(known.logits, known.label))
+            totals += [weight.sum(), *(weight[weight > 0] @ loss[weight > 0] for loss in losses)]
+            about["argmax_ties"] += evaluation.argmax_ties(known.logits)
+            about["infinite_log_losses"] += evaluation.infinite_log_losses(known)
         done += len(chunk)
         progress(done)
-    known = None if stream.is_ood is None else ~stream.is_ood
-    ece = ops.expected_calibration_error(confidence, error, bins=settings.ece_bins, weight=stream.weight, where=known)
+    where = None if stream.is_ood is None else ~stream.is_ood
+    ece = ops.expected_calibration_error(confidence, error, bins=settings.ece_bins, weight=stream.weight, where=where)
     classifier = {"nll": totals[1] / totals[0], "brier": totals[2] / totals[0], "ece": float(ece)}
     shared = {name: getattr(stream, name) for name in ("group", "is_ood", "weight", "provenance", "source")}
-    return Scored(error, columns, stream.example_id, **shared), classifier, left_out
+    return Streamed(Scored(error, columns, stream.example_id, **shared), classifier, about, fitted, left_out)
 
 
-def _scorer(score: scores_lib.Score, tuning: Split | None, settings: Settings) -> Callable[[Split], np.ndarray]:
+def _scorer(
+    score: scores_lib.Score, tuning: Split | None, settings: Settings
+) -> tuple[evaluation.Scorer, dict[str, Any] | None]:
     if not score.tuned:
-        return evaluation.scorer(score, tuning)[0]
+        return evaluation.scorer(score, tuning)
     state = logit_norm.fit(tuning.combined, settings.p_grid, fallback=score.fallback)
-    return lambda split: logit_norm.apply(state, split.combined)
+    return (lambda split: logit_norm.apply(state, split.combined)), evaluation.logit_norm_fitted(state, tuning)
 
 
 def is_long(n: int, settings: Settings) -> bool:

@@ -22,7 +22,7 @@ from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import COVERAGES, ScoreResult, Settings
 from sc_jax.ops import resampling
 from sc_jax.ops.losses import smoothed_cross_entropy
-from sc_jax.predictions import Predictions
+from sc_jax.predictions import Predictions, Scored, Stream
 
 EXPLORATORY_METRICS = (
     "error",
@@ -125,8 +125,8 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
     """
     logits = predictions.logits
     about = {
-        "argmax_ties": int(((logits == logits.max(-1, keepdims=True)).sum(-1) > 1).sum()),
-        "infinite_log_losses": int(np.isinf(ops.log_loss(logits, predictions.label)).sum()),
+        "argmax_ties": evaluation.argmax_ties(logits),
+        "infinite_log_losses": evaluation.infinite_log_losses(predictions),
     }
     return [
         {
@@ -138,11 +138,7 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
             "metrics": result.metrics,
             "intervals": result.intervals,
             "intervals_cover": "test examples",
-            "resamples_at_coverage_0": {
-                name: float(np.mean(values == 0))
-                for name, values in result.replicates.items()
-                if name.startswith("coverage_at_risk")
-            },
+            "resamples_at_coverage_0": evaluation.resamples_at_coverage_0(result.replicates),
             **about,
             "fitted_on": result.fitted and result.fitted["on"],
             "fitted": result.fitted,
@@ -152,7 +148,7 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
     ]
 
 
-def left_out_row(predictions: Predictions, score: str, reason: str) -> dict[str, str]:
+def left_out_row(predictions: Predictions | Stream | Scored, score: str, reason: str) -> dict[str, str]:
     """Says which score was left out of which file, and why."""
     return {"predictions": predictions.source, "score": score, "reason": reason}
 
@@ -189,7 +185,7 @@ def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dic
                 "seeds": len(results),
                 "metrics": metrics,
                 "intervals_cover": _covers(score),
-                "fitted": None if fitted[0] is None else [f["p"] or "msp" for f in fitted],
+                "fitted": None if fitted[0] is None else [f.get("p", "fitted") or "msp" for f in fitted],
             }
         )
     return rows

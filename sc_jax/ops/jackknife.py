@@ -1,6 +1,6 @@
 """Leave-one-out values of ranking metrics, all n of them from cumulative sums: O(n) after the sort.
 
-They give the acceleration of BCa intervals.
+They give the acceleration of BCa intervals, and the standard errors of files too long for a bootstrap.
 """
 
 from __future__ import annotations
@@ -40,13 +40,19 @@ def _without(score: np.ndarray, loss: np.ndarray, part: Callable[..., np.ndarray
     """
     points = blocks(score, loss)
     above, weight, total = points.ranking.before, points.ranking.weight, points.ranking.block_loss.astype(np.float64)
-    n = len(score) - 1
+    others, own = _others_and_own(above, weight, total, part, len(score) - 1)
+    block = len(above) - 1 - np.searchsorted(points.score[::-1], score, side="left")
+    return others[block] + (total[block] - loss) * own[block]
+
+
+def _others_and_own(
+    above: np.ndarray, weight: np.ndarray, total: np.ndarray, part: Callable[..., np.ndarray], n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For a sample of each block: what the other blocks are worth without it, and what a loss of 1 in its own is."""
     before = total * part(above, weight, n)
     after = total * part(np.maximum(above - 1, 0), weight, n)
     others = np.cumsum(before) - before + np.sum(after) - np.cumsum(after)
-    block = len(above) - 1 - np.searchsorted(points.score[::-1], score, side="left")
-    own = np.where(weight > 1, part(above, np.maximum(weight - 1, 1), n), 0.0)
-    return others[block] + (total[block] - loss) * own[block]
+    return others, np.where(weight > 1, part(above, np.maximum(weight - 1, 1), n), 0.0)
 
 
 def _mean_risk(above: np.ndarray, weight: np.ndarray, n: int) -> np.ndarray:
@@ -109,3 +115,59 @@ SMOOTH: dict[Callable[..., Array], Callable[[np.ndarray, np.ndarray], np.ndarray
     failure_auroc: _failure_auroc,
 }
 """The metrics with leave-one-out values, and how these are found."""
+
+
+def standard_errors(score: np.ndarray, error: np.ndarray) -> dict[str, float]:
+    """The jackknife's standard error √((n − 1)/n Σ (θ_i − mean θ)²) of each metric in `SMOOTH`, from one sort.
+
+    Samples of one block that are alike, right or wrong, have the same leave-one-out value: no array is in the order of the samples.
+
+    Args:
+      score: [n]; error: bool [n], on the host, n ≥ 2.
+
+    Returns:
+      Name → standard error; NaN where a leave-one-out value is undefined.
+    """
+    ranking = blocks(score, error).ranking
+    above, weight, wrong = ranking.before, ranking.weight, ranking.block_loss
+    n, all_wrong = len(score), int(ranking.total_loss)
+    count = np.stack([weight - wrong, wrong])  # of the right, of the wrong, in each block
+    loss = np.array([[0], [1]])
+
+    def without(part: Callable[..., np.ndarray]) -> np.ndarray:
+        others, own = _others_and_own(above, weight, wrong.astype(np.float64), part, n - 1)
+        return others + (wrong - loss) * own
+
+    mean = (all_wrong - loss) / (n - 1)
+    perfect = np.array([[_perfect(n - 1, all_wrong)], [_perfect(n - 1, all_wrong - 1)]])
+    aurc_left, augrc_left = without(_mean_risk), without(_area_under_generalized_risk)
+    right_above = above - ranking.loss_before
+    right, own_right = n - all_wrong, weight - wrong
+    lost = np.stack([all_wrong - ranking.loss_before - wrong / 2, right_above + own_right / 2])  # pairs won, with it
+    pairs = np.array([[all_wrong * (right - 1)], [(all_wrong - 1) * right]])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        auroc_left = np.where(pairs > 0, (np.sum(wrong * lost[1]) - lost) / pairs, np.nan)
+    values = {
+        "aurc": aurc_left,
+        "e_aurc": aurc_left - perfect,
+        "naurc": normalised(aurc_left, perfect + 0 * aurc_left, mean + 0 * aurc_left),
+        "augrc": augrc_left,
+        "e_augrc": augrc_left - mean**2 / 2,
+        "failure_auroc": auroc_left,
+    }
+
+    def error_of(value: np.ndarray) -> float:
+        value = np.where(count > 0, value, 0.0)
+        centre = np.sum(count * value) / n
+        return float(np.sqrt((n - 1) / n * np.sum(count * (value - centre) ** 2)))
+
+    return {name: error_of(value) for name, value in values.items()}
+
+
+def _perfect(n: int, wrong: int) -> float:
+    """AURC of the perfect ranking of `wrong` errors among n."""
+    if wrong > n:  # no such sample
+        return np.nan
+    if wrong <= 0:
+        return 0.0
+    return wrong * float(_mean_risk(np.array([n - wrong]), np.array([wrong]), n)[0])

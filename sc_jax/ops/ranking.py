@@ -276,7 +276,7 @@ def _sorted(
     loss = loss.astype(np.int64) if loss.dtype == bool else loss
     if not (score[1:] > score[:-1]).any():
         return score, loss, weight
-    order = np.argsort(score, kind="stable")[::-1]
+    order = np.argsort(score)[::-1]
     return score[order], loss[order], None if weight is None else np.take(weight, order, axis=-1)
 
 

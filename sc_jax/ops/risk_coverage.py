@@ -211,7 +211,7 @@ def coverage_at_risk_nearest(
 ) -> Array:
     """The realisable coverage whose risk is nearest to `risk`, among those that accept `min_count` or more; for reproduction.
 
-    It may exceed the risk asked for: `coverage_at_risk` does not. Of several as near, the smallest coverage.
+    It may exceed the risk asked for: `coverage_at_risk` does not. Of several as near, up to rounding, the smallest coverage.
 
     Args:
       score: [n]; loss: [n], non-negative; risk: the target; min_count: in weight; weight: [..., n]; where: bool [n].
@@ -271,7 +271,7 @@ def _coverage(coverage: Target) -> Fraction:
 def realisable_coverage(
     score: Array, coverage: Target, *, weight: Array | None = None, where: Array | None = None
 ) -> Array:
-    """The coverage nearest to `coverage` that a threshold can have; of two as near, the larger.
+    """The coverage nearest to `coverage` that a threshold can have; of two as near, up to rounding, the larger.
 
     Args:
       score: [n]; coverage: in (0, 1]; weight: [..., n]; where: bool [n].

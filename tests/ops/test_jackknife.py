@@ -6,7 +6,7 @@ from brute_force import SOFT_LOSSES, reproducible, samples
 from hypothesis import given
 
 from sc_jax import ops
-from sc_jax.ops.jackknife import SMOOTH, leave_one_out
+from sc_jax.ops.jackknife import SMOOTH, leave_one_out, standard_errors
 
 SOFT = [metric for metric in SMOOTH if metric is not ops.failure_auroc]
 
@@ -32,5 +32,18 @@ def test_leave_one_out_of_soft_losses(metric, sample):
 
 
 def test_a_metric_that_jumps_is_refused():
-    with pytest.raises(ValueError, match="coverage_at_risk: BCa needs one of aurc, .*; use method='percentile'"):
+    with pytest.raises(ValueError, match=r"coverage_at_risk: BCa needs one of aurc, .*; use method='percentile'"):
         leave_one_out(ops.coverage_at_risk, np.zeros(3), np.zeros(3, int))
+
+
+@given(sample=samples(max_size=12, min_size=2))
+@reproducible
+def test_standard_errors_are_those_of_the_leave_one_out_values(sample):
+    score, error = sample
+    errors = standard_errors(score, error.astype(bool))
+    assert errors.keys() == {metric.__name__ for metric in SMOOTH}
+    n = len(score)
+    for metric in SMOOTH:
+        values = np.array(by_leaving_out(metric, score, error))
+        expected = np.sqrt((n - 1) / n * np.sum((values - values.mean()) ** 2))
+        np.testing.assert_allclose(errors[metric.__name__], expected, rtol=1e-7, atol=1e-9, err_msg=metric.__name__)

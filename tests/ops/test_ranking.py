@@ -1,5 +1,6 @@
 """Sorting, tie blocks, weights, and differences of harmonic numbers."""
 
+import math
 from fractions import Fraction
 
 import jax
@@ -10,10 +11,11 @@ import pytest
 from brute_force import SCORES, SOFT_LOSSES, reproducible, samples
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import digamma
+from scipy.special import digamma, gammaln
 
 from sc_jax import ops
-from sc_jax.ops.ranking import harmonic_rest
+from sc_jax.ops import ranking
+from sc_jax.ops.ranking import harmonic_rest, mean_log_ratio
 
 
 @given(samples(max_size=20))
@@ -135,10 +137,11 @@ def test_whole_weights_of_any_dtype_are_counts(name, dtype):
     np.testing.assert_array_equal(METRICS[name](score, error, weight=weight.astype(dtype)), expected)
 
 
+@pytest.mark.parametrize("dtype", [None, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("weight", [[1, -1, 1], [1.0, -1.0, 2.0], [1.0, np.nan, 1.0], [1, np.inf, 1]])
-def test_weights_that_are_no_weights_are_refused(weight):
+def test_weights_that_are_no_weights_are_refused(weight, dtype):
     with pytest.raises(ValueError, match="weights must be finite and ≥ 0"):
-        ops.rank(np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0]), np.array(weight))
+        ops.rank(np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0]), np.array(weight, dtype))
 
 
 def risks_at_real_weight(score, loss, weight):
@@ -153,40 +156,63 @@ def risks_at_real_weight(score, loss, weight):
     return total / above
 
 
-@pytest.mark.parametrize("xp", [np, jnp])
+REAL = (0.0, 0.25, 0.5, 1.0, 1.75, 40.0)
+
+
 @given(
     case=samples(SOFT_LOSSES, max_size=8).flatmap(
-        lambda sample: st.lists(
-            st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.75, 40.0]), min_size=len(sample[0]), max_size=len(sample[0])
+        lambda sample: (
+            st.lists(st.sampled_from(REAL), min_size=len(sample[0]), max_size=len(sample[0]))
+            .filter(any)
+            .map(lambda row: (*sample, np.array(row)))
         )
-        .filter(any)
-        .map(lambda row: (*sample, np.array(row)))
     )
 )
 @reproducible
-def test_real_weights_extend_harmonic_numbers_by_digamma(xp, case):
+def test_real_weights_extend_harmonic_numbers_by_digamma(case):
     score, loss, weight = case
-    value = ops.aurc(xp.asarray(score), xp.asarray(loss), weight=xp.asarray(weight, dtype=float))
-    rtol = 1e-11 if xp is np else 2e-5
-    np.testing.assert_allclose(value, risks_at_real_weight(score, loss, weight), rtol=rtol, atol=rtol)
+    value = ops.aurc(score, loss, weight=weight)
+    np.testing.assert_allclose(value, risks_at_real_weight(score, loss, weight), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("xp", [np, jnp])
-@each_metric
-def test_real_weights_tend_to_counts(name, xp):
+def test_real_weights_on_devices_extend_harmonic_numbers_by_digamma():
+    rng = np.random.default_rng(5)
+    score, loss = rng.choice(np.array(SCORES), (40, 8)), rng.choice(np.array(SOFT_LOSSES), (40, 8))
+    weight = rng.choice(np.array(REAL), (40, 8))
+    weight[:, 0] += weight.sum(axis=1) == 0
+    value = jax.jit(jax.vmap(lambda s, e, w: ops.aurc(s, e, weight=w)))(*map(jnp.asarray, (score, loss, weight)))
+    exact = [risks_at_real_weight(*case) for case in zip(score, loss, weight, strict=True)]
+    np.testing.assert_allclose(value, exact, rtol=2e-5, atol=2e-6)
+
+
+def test_real_weights_tend_to_counts():
     rng = np.random.default_rng(3)
     score, error, weight = rng.integers(0, 9, 40) / 4, rng.integers(0, 2, 40), rng.integers(0, 4, 40)
-    exact = METRICS[name](score, error, weight=weight)
-    near = METRICS[name](xp.asarray(score), xp.asarray(error), weight=xp.asarray(weight * (1 + 1e-9), dtype=float))
-    if name not in ("coverage_at_risk", "risk_at_coverage"):  # these may jump
-        np.testing.assert_allclose(near, exact, rtol=1e-6)
+    exact = every_metric(score, error, weight)
+    near = every_metric(score, error, weight * (1 + 1e-9))
+    device = every_metric_on_devices(jnp.asarray(score), jnp.asarray(error), jnp.asarray(weight, float))
+    for name in set(exact) - {"coverage_at_risk", "risk_at_coverage"}:  # these may jump
+        np.testing.assert_allclose(near[name], exact[name], rtol=1e-6, err_msg=name)
+    for name in exact:
+        np.testing.assert_allclose(device[name], exact[name], rtol=2e-6, err_msg=name)
+
+
+def test_weights_too_large_to_count_do_not_wrap_around():
+    score, error = np.array([3.0, 2.0, 2.0, 1.0]), np.array([0, 1, 0, 1])
+    weight = np.array([1, 2, 0, 3])
+    unit = ops.augrc(score, error, weight=weight)  # it does not depend on the unit of the weights
+    for scale in (2.0**45, 2.0**70, 1e300):
+        np.testing.assert_allclose(ops.augrc(score, error, weight=weight * scale), unit, rtol=1e-12)
+    limit = ops.aurc(score, error, weight=weight * 10**9)
+    np.testing.assert_allclose(ops.aurc(score, error, weight=weight * 2.0**70), limit, rtol=1e-8)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_shapes_are_refused(xp):
-    def refused(score, loss, weight=None):
-        with pytest.raises(ValueError, match=r"must (both be \[|have n = )") as refusal:
-            ops.rank(xp.zeros(score), xp.zeros(loss), None if weight is None else xp.ones(weight))
+    def refused(score, loss, weight=None, where=None):
+        weight, where = (None if shape is None else xp.ones(shape) for shape in (weight, where))
+        with pytest.raises(ValueError, match=r"must (both be \[|be \[|have n = )") as refusal:
+            ops.rank(xp.zeros(score), xp.zeros(loss), weight, where)
         return str(refusal.value)
 
     assert refused(3, 2) == "score and loss must both be [n]; they are (3,) and (2,)"
@@ -195,6 +221,8 @@ def test_shapes_are_refused(xp):
     assert "n = 3 entries last; it is (2,)" in refused(3, 3, 2)
     assert "n = 3 entries last; it is (3, 2)" in refused(3, 3, (3, 2))
     assert "n = 3 entries last; it is ()" in refused(3, 3, ())
+    assert "where must be [n] = (3,); it is (2,)" in refused(3, 3, None, 2)
+    assert "where must be [n] = (3,); it is (3, 3)" in refused(3, 3, None, (3, 3))
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
@@ -314,3 +342,55 @@ def test_harmonic_difference_in_float32():
         value = ops.harmonic_difference(jnp.asarray(start), jnp.asarray(start + length))
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, ops.harmonic_difference(start, start + length), rtol=5e-7)
+
+
+@given(st.integers(0, 300), st.integers(1, 60), st.integers(0, 50))
+@reproducible
+def test_mean_log_ratio_is_the_mean_of_logarithms(start, length, rest):
+    n = start + length + rest
+    exact = math.fsum(math.log1p((n + 1 - k) / k) for k in range(start + 1, start + length + 1)) / length
+    for kind in (int, float):
+        value = mean_log_ratio(*(np.asarray(kind(count)) for count in (start, length, n)))
+        np.testing.assert_allclose(value, exact, rtol=1e-11)
+    assert mean_log_ratio(np.asarray(start), np.asarray(0), np.asarray(n)) == 0
+
+
+def test_mean_log_ratio_of_real_lengths_is_that_of_gamma_functions():
+    for start, length, n in ((0.0, 0.3, 2.0), (2.5, 1.75, 7.0), (100.5, 0.25, 200.0), (0.0, 40.25, 40.25)):
+        exact = np.log(n + 1) - (gammaln(start + length + 1) - gammaln(start + 1)) / length
+        value = mean_log_ratio(*map(np.asarray, (start, length, n)))
+        np.testing.assert_allclose(value, exact, rtol=1e-10)
+
+
+def test_mean_log_ratio_keeps_its_digits_in_float32():
+    n = 10**6
+    start, length = np.meshgrid(n - 10 ** np.arange(1, 7), [1, 2, 7, 10], indexing="ij")
+    host = mean_log_ratio(start, length, np.full(start.shape, n))  # down to 1e-6
+    device = mean_log_ratio(jnp.asarray(start), jnp.asarray(length), jnp.full(start.shape, n))
+    assert device.dtype == jnp.float32
+    np.testing.assert_allclose(device, host, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    scores=st.lists(
+        st.one_of(st.floats(width=32), st.sampled_from(SCORES)).filter(lambda s: s == s), min_size=1, max_size=12
+    ),
+    seed=st.integers(0, 2**32),
+)
+@reproducible
+def test_packed_keys_sort_as_the_scores_do(dtype, scores, seed):
+    score = np.array(scores, dtype)
+    error = np.random.default_rng(seed).random(len(score)) < 0.5
+    packed, plain = ops.rank(score, error), ops.rank(score.astype(np.longdouble), error)
+    for one, other in zip(packed, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_packed_keys_are_the_same_in_parts(monkeypatch):
+    rng = np.random.default_rng(6)
+    score, error = np.round(rng.normal(size=1000), 1), rng.random(1000) < 0.3
+    whole = ops.rank(score, error)
+    monkeypatch.setattr(ranking, "_IN_CACHE", 7)
+    for one, other in zip(ops.rank(score, error), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
