@@ -32,8 +32,8 @@ from sc_jax import files, ops
 SIZES = (10**4, 10**5, 10**6, 10**7)
 RATES = (0.01, 0.1, 0.3)
 TIES = ("none", "blocks of ten", "3 decimals")
-FEWEST, MOST, SECONDS = 3, 40, 0.5
-"""Rounds of a competitor: as many as fit into `SECONDS`, within these."""
+FEWEST, MOST, SECONDS, TURN = 3, 25, 0.4, 0.004
+"""Rounds of a competitor: as many as fit into `SECONDS`, within these; in each, calls in a row for at least `TURN` seconds."""
 
 LOOP_LIMIT = 10**6
 """The largest n for loops over samples."""
@@ -111,29 +111,37 @@ def measure(
     Raises:
       AssertionError: a value differs from ours.
     """
-    found, rounds = {}, {}
+    found, turns = {}, {}
     for name, competitor in competitors.items():
-        start = clock()
         value = competitor.call()
-        rounds[name] = int(min(max(SECONDS / max(clock() - start, 1e-6), FEWEST), MOST))
         found[name] = {} if value is None else {"value": float(value)}
         if competitor.ours is not None:
             ours = float(competitor.ours())
             assert abs(value - ours) <= competitor.tolerance * abs(ours), f"{name}: {value}, ours is {ours}"
+        once = _seconds(competitor.call, 1, clock)
+        calls = int(max(TURN / once, 1))
+        turns[name] = calls, int(min(max(SECONDS / (once * calls), FEWEST), MOST))
     names = list(competitors)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
     gc.disable()
-    for turn in range(max(rounds.values())):
+    for turn in range(max(rounds for _, rounds in turns.values())):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody always comes after the same one
-            if turn < rounds[name]:
-                start = clock()
-                competitors[name].call()
-                seconds[name].append(clock() - start)
-        gc.collect()
+            calls, rounds = turns[name]
+            if turn < rounds:
+                seconds[name].append(_seconds(competitors[name].call, calls, clock))
     gc.enable()
     for name, times in seconds.items():
         found[name] |= {"min": min(times), "median": statistics.median(times), "rounds": len(times)}
     return found
+
+
+def _seconds(call: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
+    """Mean of several calls in a row: a single short one would be that of cold caches."""
+    start = clock()
+    for _ in range(calls):
+        call()
+    return max(clock() - start, 1e-9) / calls
 
 
 def aurc_competitors(score: np.ndarray, loss: np.ndarray, ties: str) -> dict[str, Competitor]:

@@ -242,7 +242,7 @@ def reliability(tables: Sequence[dict[str, Any]]) -> Figure:
         axes.plot([0, 1], [0, 1], color=GREY, lw=0.8)
         error = np.abs(ends - y)[:, there]
         axes.errorbar(x[there], y[there], yerr=error, color=BLUE, marker="o", ms=4, capsize=2, lw=1.2, label="accuracy")
-        axes.set(xlabel="confidence (maximum probability)", xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlabel="confidence (maximum probability)", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         axes.set_title(_plain(_tail(table["predictions"])), fontsize=9, loc="left")
     if tables:
         panels[0].legend(loc="upper left", fontsize=8)

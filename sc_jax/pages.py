@@ -519,16 +519,17 @@ def _file_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str
 
 
 def _group_table(rows: Sequence[dict[str, Any]]) -> Table | None:
-    lines = []
+    several, lines = len({row["predictions"] for row in rows}) > 1, []
     for row in rows:
         for group in row.get("groups") or []:
             cells = [
                 f"{group[name]:g}" if factor == 0 else _number(group[name], factor)
                 for name, _, factor in _GROUP_COLUMNS
             ]
-            lines.append([row["predictions"], SCORE_NAMES.get(row["score"], row["score"]), group["group"], *cells])
+            name = SCORE_NAMES.get(row["score"], row["score"])
+            lines.append([row["predictions"]] * several + [name, group["group"], *cells])
     headings = [name + (" %" if factor == 100 and not name.endswith("%") else "") for _, name, factor in _GROUP_COLUMNS]
-    return Table(["predictions", "score", "group", *headings], lines) if lines else None
+    return Table(["predictions"] * several + ["score", "group", *headings], lines) if lines else None
 
 
 def _drawn(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from sc_jax.config import Contrast
 from sc_jax.methods import study
 from sc_jax.methods.evaluation import Settings
 from sc_jax.ops import resampling
-from sc_jax.predictions import Predictions
+from sc_jax.predictions import Predictions, select
 
 ALPHAS, SEEDS = (0.0, 0.2), (3, 7)
 TEST, CALIBRATION, CLASSES = 60, 50, 5
@@ -61,10 +61,19 @@ def errors(given):
     return given.logits.argmax(axis=-1) != given.label
 
 
+def with_head(seed, n=TEST, k=CLASSES, d=8, **changes):
+    """Predictions of a last layer, the same for every seed, on features that cluster by class."""
+    kernel = np.random.default_rng(99).normal(size=(d, k))
+    given = predictions(seed, n, k)
+    features = np.random.default_rng(seed).normal(size=(n, d)) + 0.7 * kernel.T[given.label]
+    head = {"features": features, "head_kernel": kernel, "head_bias": np.zeros(k)}
+    return dataclasses.replace(given, logits=features @ kernel, **{**head, **changes})
+
+
 def resampled(given, counts):
     """The resample itself: every example as often as it was drawn."""
     rows = np.repeat(np.arange(len(given)), counts)
-    return dataclasses.replace(given, label=given.label[rows], logits=given.logits[rows], example_id=rows)
+    return dataclasses.replace(select(given, rows), example_id=np.arange(len(rows)))
 
 
 def score_of(name, given, p):
@@ -80,11 +89,11 @@ def best_p(name, calibration, grid=SETTINGS.p_grid):
         return 0
     candidates = (0, *grid) if name.endswith("or_msp") else grid
     aurc = [float(ops.aurc(score_of(name, calibration, p), errors(calibration))) for p in candidates]
-    return candidates[int(np.argmin(aurc))]
+    return candidates[int(np.argmin(np.round(aurc, 12)))]  # a tie is one up to rounding
 
 
 def metrics_of(name, given, p):
-    """Every metric of the score on `given`; NLL, Brier and ECE beside MSP."""
+    """Every metric of the score on `given` that has replicates; NLL, Brier and ECE beside MSP."""
     metrics = {m: float(v) for m, v in ops.summarise(score_of(name, given, p), errors(given)).items()}
     if name == "msp":
         metrics["nll"] = float(ops.log_loss(given.logits, given.label).mean())

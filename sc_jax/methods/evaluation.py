@@ -253,13 +253,11 @@ class _Choices:
         candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
         self._ps = np.array(list(candidates))
         parts = list(resampling.chunks(counts))
-        self._aurc = np.stack(
-            [
-                np.concatenate([ops.aurc(score, error, weight=counts[rows]) for rows in parts])
-                for score in candidates.values()
-            ],
-            axis=-1,
-        )
+        aurc = [
+            np.concatenate([ops.aurc(score, error, weight=counts[rows]) for rows in parts])
+            for score in candidates.values()
+        ]
+        self._aurc = np.round(np.stack(aurc, axis=-1), 12)  # rounding is not to decide a tie
 
     def of(self, fallback: bool) -> tuple[logit_norm.LogitNorm, np.ndarray | None]:
         """What is fitted, and the p that each resample chooses [b] (0 for MSP; None where it is held fixed)."""

@@ -89,7 +89,7 @@ def _row(
         joined = {key: np.concatenate(values) for key, values in replicates.items()}
         intervals = {key: resampling.percentile_interval(v, settings.level) for key, v in joined.items()}
         at_0 = {"resamples_at_coverage_0": evaluation.resamples_at_coverage_0(joined)}
-    elif weight is None and hard:
+    elif weight is None and hard and n > 1:
         by = "jackknife over examples"
         z = stats.norm.ppf((1 + settings.level) / 2)
         errors = standard_errors(score, loss)

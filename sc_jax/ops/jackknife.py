@@ -140,28 +140,31 @@ def standard_errors(score: np.ndarray, error: np.ndarray) -> dict[str, float]:
 
     mean = (all_wrong - loss) / (n - 1)
     perfect = np.array([[_perfect(n - 1, all_wrong)], [_perfect(n - 1, all_wrong - 1)]])
-    aurc_left, augrc_left = without(_mean_risk), without(_area_under_generalized_risk)
-    right_above = above - ranking.loss_before
-    right, own_right = n - all_wrong, weight - wrong
-    lost = np.stack([all_wrong - ranking.loss_before - wrong / 2, right_above + own_right / 2])  # pairs won, with it
-    pairs = np.array([[all_wrong * (right - 1)], [(all_wrong - 1) * right]])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        auroc_left = np.where(pairs > 0, (np.sum(wrong * lost[1]) - lost) / pairs, np.nan)
-    values = {
-        "aurc": aurc_left,
-        "e_aurc": aurc_left - perfect,
-        "naurc": normalised(aurc_left, perfect + 0 * aurc_left, mean + 0 * aurc_left),
-        "augrc": augrc_left,
-        "e_augrc": augrc_left - mean**2 / 2,
-        "failure_auroc": auroc_left,
-    }
+    aurc_left = without(_mean_risk)
+    right, own_right, right_above = n - all_wrong, weight - wrong, above - ranking.loss_before
+
+    def auroc_left() -> np.ndarray:
+        lost = np.stack([all_wrong - ranking.loss_before - wrong / 2, right_above + own_right / 2])  # pairs won, with it
+        pairs = np.array([[all_wrong * (right - 1)], [(all_wrong - 1) * right]])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(pairs > 0, (np.sum(wrong * lost[1]) - lost) / pairs, np.nan)
 
     def error_of(value: np.ndarray) -> float:
-        value = np.where(count > 0, value, 0.0)
+        value[count == 0] = 0.0
         centre = np.sum(count * value) / n
-        return float(np.sqrt((n - 1) / n * np.sum(count * (value - centre) ** 2)))
+        value -= centre
+        np.square(value, out=value)
+        return float(np.sqrt((n - 1) / n * np.sum(count * value)))
 
-    return {name: error_of(value) for name, value in values.items()}
+    values = {  # one after the other: each is two numbers per block
+        "aurc": lambda: aurc_left.copy(),
+        "e_aurc": lambda: aurc_left - perfect,
+        "naurc": lambda: normalised(aurc_left, perfect + 0 * aurc_left, mean + 0 * aurc_left),
+        "augrc": lambda: without(_area_under_generalized_risk),
+        "e_augrc": lambda: without(_area_under_generalized_risk) - mean**2 / 2,
+        "failure_auroc": auroc_left,
+    }
+    return {name: error_of(value()) for name, value in values.items()}
 
 
 def _perfect(n: int, wrong: int) -> float:

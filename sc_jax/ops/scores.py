@@ -417,7 +417,8 @@ def _unit_logits(
                 # The centred logits sum to 0: ‖v'‖₁ is twice the sum of the positive ones. Where that is the max alone
                 # the score is ½, a true tie, which the sum of all magnitudes would break by rounding.
                 total = 2 * xp.sum(xp.where(signed > 0, ratio, 0.0), axis=-1)
-            norm[q] = xp.where(flat, 1.0, total if q == 1 else total ** (1 / q))
+            total = xp.where(flat, 1.0, total)
+            norm[q] = total if q == 1 else total ** (1 / q)
     return signed, norm, flat, xp
 
 

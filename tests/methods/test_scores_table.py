@@ -43,8 +43,8 @@ def test_named_keeps_the_order_asked_for():
         ("mps", "did you mean 'msp'"),
         ("max_logits", "did you mean 'max_logit'"),
         ("max_logit_pnorm_msp", "did you mean 'max_logit_pnorm_or_msp'"),
-        ("zzz", "there are msp, max_logit"),
-        ("", "there are msp, max_logit"),
+        ("zzz", "there are msp, max_probability_as_stored"),
+        ("", "there are msp, max_probability_as_stored"),
     ],
 )
 def test_an_unknown_score_names_the_nearest(name, hint):
@@ -54,9 +54,99 @@ def test_an_unknown_score_names_the_nearest(name, hint):
     assert hint in str(caught.value)
 
 
+def everything(kind, seed=0):
+    """A split from which a score of this kind can be computed."""
+    given = predictions(seed=seed)
+    rng = np.random.default_rng(seed)
+    head = {"features": rng.normal(size=(40, 6)), "head_kernel": np.eye(6, 4), "head_bias": np.zeros(4)}
+    if kind == "members":
+        return dataclasses.replace(given, logits=np.stack([given.logits, given.logits[::-1]]), **head)
+    return as_probabilities(given) if kind == "probabilities" else dataclasses.replace(given, **head)
+
+
 @pytest.mark.parametrize("name", SCORES)
-def test_nothing_stands_in_the_way_of_two_splits_of_true_logits(name):
-    assert obstacle(SCORES[name], predictions(), predictions(seed=1)) is None
+def test_nothing_stands_in_the_way_of_two_splits_that_have_everything(name):
+    kind = "members" if SCORES[name].of_members else "logits"
+    kind = "probabilities" if "stored_probabilities" in SCORES[name].needs else kind
+    assert obstacle(SCORES[name], everything(kind), everything(kind, 1)) is None
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_is_one_kind_of_thing(name):
+    score = SCORES[name]
+    kinds = [score.of is not None, score.of_members is not None, score.fit is not None, score.tuned]
+    assert sum(kinds) == 1
+    assert (score.fit is None) == (score.apply is None)
+    assert score.needs_calibration == (score.tuned or score.fit is not None)
+    if score.needs_calibration:
+        assert "--calibration" in obstacle(score, everything("logits"), None)
+
+
+def test_names_are_those_of_the_functions():
+    """A score that is one function of logits, or of members, has its name."""
+    logits = predictions().logits
+    for name, score in SCORES.items():
+        if score.of is not None and name != "max_probability_as_stored":
+            np.testing.assert_array_equal(score.of(logits), getattr(ops, name)(logits))
+        if score.of_members is not None:
+            members = np.stack([logits, logits[::-1]])
+            np.testing.assert_array_equal(score.of_members(members), getattr(ops, name)(members))
+
+
+def test_the_probability_as_stored_is_what_the_file_holds():
+    probs = np.float32(np.exp(ops.log_softmax(predictions().logits * 20)))
+    score = SCORES["max_probability_as_stored"].of(np.log(probs.astype(np.float64)))
+    np.testing.assert_allclose(score, probs.max(axis=1), rtol=1e-15)
+    assert len(np.unique(score)) == len(np.unique(probs.max(axis=1))) < len(probs)  # the same ties
+
+
+def test_msp_pnorm_has_the_smallest_aurc_of_its_grid_on_the_calibration_split():
+    calibration = predictions(seed=3)
+    state = SCORES["msp_pnorm"].fit(calibration)
+    error = calibration.logits.argmax(axis=1) != calibration.label
+    grid = [(p, t) for t in (0.02, 0.05, 0.1, 0.3, 1.0) for p in (1, 2, 3, 4, 5, 8)]
+    aurc = {at: float(ops.aurc(ops.msp_pnorm(calibration.logits, *at), error)) for at in grid}
+    assert (state.p, state.temperature) == min(aurc, key=aurc.get)
+    assert state.aurc == pytest.approx(min(aurc.values()))
+    other = predictions(seed=4)
+    expected = ops.msp_pnorm(other.logits, state.p, state.temperature)
+    np.testing.assert_array_equal(SCORES["msp_pnorm"].apply(state, other), expected)
+
+
+def test_msp_pnorm_is_fitted_to_weights_as_to_repeated_rows():
+    calibration = predictions(seed=5)
+    weight = np.random.default_rng(0).integers(0, 4, 40).astype(float)
+    rows = np.repeat(np.arange(40), weight.astype(int))
+    repeated = dataclasses.replace(calibration, label=calibration.label[rows], logits=calibration.logits[rows])
+    fitted = [SCORES["msp_pnorm"].fit(c) for c in (dataclasses.replace(calibration, weight=weight), repeated)]
+    assert fitted[0][:2] == fitted[1][:2]
+    assert fitted[0].aurc == pytest.approx(fitted[1].aurc, rel=1e-12) != SCORES["msp_pnorm"].fit(calibration).aurc
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "knn_distance", "residual", "vim", "sirc"])
+def test_scores_of_features_say_what_is_missing(name):
+    score, good, other = SCORES[name], everything("logits"), everything("logits", 1)
+    missing = {"features": None}
+    assert obstacle(score, dataclasses.replace(good, **missing), other) == "needs features; the file has none"
+    assert "the calibration file has none" in obstacle(score, good, dataclasses.replace(other, **missing))
+    narrow = dataclasses.replace(other, features=other.features[:, :5])
+    assert obstacle(score, good, narrow) == "needs the same features; there are 6, of the calibration file 5"
+    holed = other.features.copy()
+    holed[3, 2] = np.nan
+    assert "a feature is NaN" in obstacle(score, dataclasses.replace(good, features=holed), other)
+    assert "feature of the calibration file is NaN" in obstacle(score, good, dataclasses.replace(other, features=holed))
+    if "head" in score.needs:
+        for missing in ("head_kernel", "head_bias"):
+            headless = dataclasses.replace(good, **{missing: None})
+            assert "needs head_kernel and head_bias" in obstacle(score, headless, other)
+
+
+def test_scores_of_members_need_two_of_them():
+    one = dataclasses.replace(everything("members"), logits=everything("members").logits[:1])
+    for name, score in SCORES.items():
+        if score.of_members is not None:
+            for given in (one, predictions()):
+                assert "two members" in obstacle(score, given, None), name
 
 
 def test_what_stands_in_the_way_is_said():

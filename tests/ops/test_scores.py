@@ -402,6 +402,27 @@ def test_gradients_are_never_nan(name):
     assert jnp.isfinite(jax.jit(jax.grad(lambda v: ops_of(name)(v).sum()))(jnp.asarray(rows))).all()
 
 
+@pytest.mark.parametrize("name", MEMBER_DEFINITIONS)
+def test_gradients_of_members_are_those_of_the_host_by_differences(name):
+    logits = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    logits[:, 1] = logits[0, 1] + 1e-3 * logits[:, 1]  # members that nearly agree
+    logits[:, 2] *= 100
+    logits[0, 3, 1] = logits[:, 4, 2] = -np.inf
+    gradient = jax.jit(jax.grad(lambda v: ops_of(name)(v).sum()))(jnp.asarray(logits))
+    expected = np.zeros(logits.shape)
+    for index in zip(*np.nonzero(np.isfinite(logits)), strict=True):
+        step = np.zeros(logits.shape)
+        step[index] = 1e-6
+        expected[index] = (ops_of(name)(logits + step) - ops_of(name)(logits - step)).sum() / 2e-6
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["max_logit_pnorm", "msp_pnorm"])
+def test_gradients_of_the_pnorm_are_never_nan(name):
+    rows = jnp.asarray([[1.0, 1.0, 1.0], [2.0, 2.0, -1.0], [0.0, 1e4, 3.0]])
+    assert jnp.isfinite(jax.grad(lambda v: ops_of(name)(v, (1, 2, 5)).sum())(rows)).all()
+
+
 @given(arrays(np.float64, (3, 4), elements=moderate), st.floats(0.01, 100))
 @reproducible
 def test_energy_equals_scipy(logits, temperature):
