@@ -7,15 +7,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CONFIG, run_door
-from made_up import CLASSES, best_p, metrics_of, predictions
+from made_up import CLASSES, best_p, errors, metrics_of, predictions, with_head
 
 from sc_jax import evaluate, files, ops
 from sc_jax import predictions as predictions_lib
 from sc_jax.files import InputError
+from sc_jax.methods import streaming
+from sc_jax.methods.scores import SCORES
 from sc_jax.ops import resampling
 
 RESAMPLES = 40
 GRID = tuple(range(1, 11))
+OF_LOGITS = (
+    "msp",
+    "margin",
+    "logit_margin",
+    "negative_entropy",
+    "negative_gini",
+    "doctor_alpha",
+    "doctor_beta",
+    "max_logit",
+    "energy",
+)
+OF_MEMBERS = ("expected_entropy", "mutual_information", "variation_ratio", "disagreement", "mean_max_probability")
+TUNED = ("max_logit_pnorm", "max_logit_pnorm_or_msp")
 
 
 def write(path, given, ids=False, **more):
@@ -72,46 +87,66 @@ def test_a_process_evaluates_label_and_logits_and_says_what_it_leaves_out(in_a_f
     done = run_door("evaluate", f"--predictions={in_a_folder / test_file}", f"--workdir={in_a_folder / 'out'}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for said in ("left out: max_logit_pnorm ", "left out: max_logit_pnorm_or_msp ", "--calibration", "naurc"):
-        assert said in done.stdout.replace("\n", " ")
+    for said in (
+        "left out: max_logit_pnorm, max_logit_pnorm_or_msp, msp_pnorm of ",
+        "--calibration",
+        "NAURC",
+        "AURC %",
+    ):
+        assert said in done.stdout
     document = files.read_json("out/metrics.json")
-    assert [row["score"] for row in document["runs"]] == ["msp"]
-    assert {row["score"] for row in document["left_out"]} == {"max_logit_pnorm", "max_logit_pnorm_or_msp"}
-    assert all("--calibration" in row["reason"] for row in document["left_out"])
+    assert [row["score"] for row in document["runs"]] == list(OF_LOGITS)
+    reasons = {row["score"]: row["reason"] for row in document["left_out"]}
+    assert set(reasons) == set(SCORES) - set(OF_LOGITS)
+    assert {name for name in reasons if "--calibration" in reasons[name]} == {*TUNED, "msp_pnorm"}
+    features = {"mahalanobis", "knn_distance", "residual", "vim", "sirc"}
+    assert {name for name in reasons if "needs features" in reasons[name]} == features
+    assert {name for name in reasons if "members" in reasons[name]} == set(OF_MEMBERS)
 
 
 @pytest.mark.parametrize("arguments", [["--predictions=test.npz"], ["--predictions", "test.npz"]])
 def test_without_a_workdir_the_table_is_printed_and_nothing_written(capsys, test_file, arguments):
     before = snapshot()
     evaluate.main([*arguments, f"--resamples={RESAMPLES}"])
-    assert "aurc" in capsys.readouterr().out
+    assert "AURC" in capsys.readouterr().out
     assert snapshot() == before
 
 
 def test_metrics_json_follows_its_schema(test_file, calibration_file):
     document = run("--predictions=test.npz", "--calibration=val.npz")
     assert document["schema"] == 1
-    assert len(document["runs"]) == 3
+    assert [row["score"] for row in document["runs"]] == [
+        name for name in SCORES if name in (*OF_LOGITS, *TUNED, "msp_pnorm")
+    ]
     for row in document["runs"]:
         assert row["predictions"] == "test.npz"
         assert row["split"] is None
         assert row["tags"] == {}
         assert row["n"] == 60
-        assert row["fitted_on"] == (None if row["score"] == "msp" else "val.npz")
-        assert row["intervals"].keys() == row["metrics"].keys()
+        assert row["fitted_on"] == ("val.npz" if "pnorm" in row["score"] else None)
+        assert row["intervals"].keys() < row["metrics"].keys()
+        without = row["metrics"].keys() - row["intervals"].keys()
+        assert without.isdisjoint({"error", "aurc", "naurc", "augrc", "failure_auroc", "coverage_at_risk_0.05", "ece"})
+        assert not {name for name in without if name.startswith("threshold")}
         assert {"error", "aurc", "e_aurc", "naurc", "augrc", "failure_auroc"} <= row["metrics"].keys()
         assert {f"coverage_at_risk_{r}" for r in ("0.01", "0.02", "0.05")} <= row["metrics"].keys()
         assert {f"risk_at_coverage_{c}" for c in ("0.8", "0.9")} <= row["metrics"].keys()
         assert ({"ece", "nll", "brier"} <= row["metrics"].keys()) == (row["score"] == "msp")
         for low, high in row["intervals"].values():
             assert low <= high
-    assert document["left_out"] == []
+    assert {row["score"] for row in document["left_out"]} == set(SCORES) - {row["score"] for row in document["runs"]}
+    assert document["match_error"] is None
+    (table,) = document["reliability"]
+    assert table["predictions"] == "test.npz"
+    assert sum(table["weight"]) == 60
     for curve in document["curves"]:
         assert len(curve["coverage"]) == len(curve["risk"]) == len(curve["low"]) == len(curve["high"]) == 100
 
 
 def test_the_numbers_are_those_of_the_definitions(test_file, calibration_file):
-    document = run("--predictions=test.npz", "--calibration=val.npz", "--seed=5")
+    document = run(
+        "--predictions=test.npz", "--calibration=val.npz", "--seed=5", "--scores=" + ",".join(("msp", *TUNED))
+    )
     counts = resampling.resample_counts(5, 60, RESAMPLES)
     test, calibration = predictions(0), predictions(1, n=50)
     for row in document["runs"]:
@@ -159,6 +194,8 @@ def test_two_files_are_evaluated_each_by_itself(test_file):
         ("other.npz", "max_logit", 45),
     ]
     alone = run("--predictions=other.npz", "--scores=msp,max_logit", workdir="alone")
+    matched = [row["metrics"].pop("aurc_at_matched_error") for row in both["runs"]]
+    assert [row["intervals"].pop("aurc_at_matched_error")[0] <= m for row, m in zip(both["runs"], matched, strict=True)]
     assert alone["runs"] == both["runs"][2:]
 
 
@@ -176,8 +213,11 @@ def test_two_classes_leave_out_p_norm():
     write("test.npz", predictions(0, k=2))
     write("val.npz", predictions(1, k=2))
     document = run("--predictions=test.npz", "--calibration=val.npz")
-    assert [row["score"] for row in document["runs"]] == ["msp"]
-    assert all("k = 2" in row["reason"] for row in document["left_out"])
+    assert [row["score"] for row in document["runs"]] == list(OF_LOGITS)
+    assert {r["score"] for r in document["left_out"] if "k = 2" in r["reason"]} == {*TUNED, "msp_pnorm"}
+    rows = {row["score"]: row["metrics"] for row in document["runs"]}
+    for name in ("margin", "logit_margin", "negative_entropy", "negative_gini", "doctor_alpha", "doctor_beta"):
+        assert rows[name]["aurc"] == pytest.approx(rows["msp"]["aurc"], rel=1e-9)  # two classes have one order
 
 
 def test_probabilities_leave_out_the_max_logit_and_give_the_same_msp(test_file):
@@ -227,8 +267,10 @@ def test_all_right_predictions_are_evaluated_and_what_is_undefined_is_shown_as_s
     document = run("--predictions=right.npz")
     assert document["runs"][0]["metrics"]["naurc"] is None
     assert document["runs"][0]["metrics"]["aurc"] == 0
-    naurc = next(line for line in capsys.readouterr().out.splitlines() if "naurc" in line)
-    assert naurc.count("nan") == 3  # the value and both ends of its interval
+    printed = capsys.readouterr().out
+    msp = next(line for line in printed.splitlines() if "msp" in line)
+    assert msp.count("undefined [undefined, undefined]") == 2  # NAURC and AUROC_f
+    assert "nan" not in printed.replace("nan_", "")
 
 
 @pytest.mark.parametrize("name", ["[bold]x.npz", "a[/b]c.npz", "x:smile:.npz", "<b>.npz", "ä b.npz"])
@@ -236,7 +278,7 @@ def test_any_file_name_is_printed_as_it_is(capsys, name):
     os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
     write(name, predictions(0))
     assert run(f"--predictions={name}")["runs"][0]["predictions"] == name
-    assert capsys.readouterr().out.count(name) == 3  # the table, and two scores left out
+    assert capsys.readouterr().out.count(name) == 5  # the table, and four reasons to leave scores out
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
@@ -270,7 +312,8 @@ def test_the_same_split_by_sidecar_is_no_calibration_file():
         "--predictions=test.npz", "--calibration=again.npz"
     )
     save("other.npz", dataclasses.replace(predictions(1), example_id=np.arange(60) + 100), dataset="d", split="val")
-    assert run("--predictions=test.npz", "--calibration=other.npz")["runs"][1]["fitted_on"] == "val"
+    rows = run("--predictions=test.npz", "--calibration=other.npz")["runs"]
+    assert {row["fitted_on"] for row in rows if row["score"] in TUNED} == {"val"}
 
 
 def test_another_model_by_sidecar_is_no_calibration_file():
@@ -298,7 +341,7 @@ def test_a_part_of_the_test_file_without_ids_is_no_calibration_file():
 
 def test_row_numbers_are_no_ids_that_files_could_share(test_file, calibration_file):
     """Both files count their rows 0, 1, 2 …; they are different examples all the same."""
-    assert len(run("--predictions=test.npz", "--calibration=val.npz")["runs"]) == 3
+    assert {*TUNED} < {row["score"] for row in run("--predictions=test.npz", "--calibration=val.npz")["runs"]}
 
 
 def test_another_number_of_classes_is_no_calibration_file(test_file):
@@ -359,14 +402,20 @@ def test_the_second_of_two_files_is_checked_before_the_first_is_worked_on(test_f
 
 @pytest.mark.parametrize(
     ("scores", "hint"),
-    [("mps", "did you mean 'msp'"), ("msp,max_logits", "did you mean 'max_logit'"), ("", "there are msp, max_logit")],
+    [
+        ("mps", "did you mean 'msp'"),
+        ("msp,max_logits", "did you mean 'max_logit'"),
+        ("", "there are msp, max_probability_as_stored"),
+    ],
 )
 def test_a_misspelt_score_names_the_nearest(test_file, scores, hint):
     assert hint in refusal("--predictions=test.npz", f"--scores={scores}")
 
 
 @pytest.mark.parametrize(
-    "argument", ["--resamples=19", "--resamples=many", "--seed=-1", "--seed=x", "--score=msp", "--bins=3", "extra.npz"]
+    "argument",
+    ["--resamples=19", "--resamples=many", "--seed=-1", "--seed=x", "--score=msp", "--bins=3", "extra.npz"]
+    + [f"--match-error={wrong}" for wrong in ("-0.1", "1.1", "x", "nan", "")],
 )
 def test_a_wrong_argument_is_refused_with_status_2(capsys, test_file, argument):
     before = snapshot()
@@ -404,6 +453,221 @@ def test_a_process_given_a_damaged_file_ends_with_status_2_and_one_line(in_a_fol
     assert not (in_a_folder / "out").exists()
 
 
+def test_a_file_named_twice_is_refused(test_file):
+    assert "./test.npz: named twice" in refusal("--predictions=test.npz,./test.npz")
+
+
+# --- a calibration file of another form -------------------------------------------------------------------------------
+
+
+def test_probabilities_do_not_calibrate_logits_nor_one_model_an_ensemble(test_file):
+    given = predictions(1)
+    np.savez("probs.npz", label=given.label, probs=np.exp(ops.log_softmax(given.logits)))
+    message = refusal("--predictions=test.npz", "--calibration=probs.npz")
+    assert message.startswith("probs.npz: holds probabilities, test.npz holds logits; ")
+    for m in (2, 3):
+        np.savez(f"{m}.npz", label=given.label, logits=np.stack([predictions(m + i).logits for i in range(m)]))
+    assert "holds logits, 3.npz holds logits of 3 members" in refusal("--predictions=3.npz", "--calibration=test.npz")
+    assert "holds logits of 2 members, 3.npz" in refusal("--predictions=3.npz", "--calibration=2.npz")
+
+
+# --- what may be in a file besides ------------------------------------------------------------------------------------
+
+
+def save_whole(name, given, **more):
+    arrays = {
+        field: getattr(given, field) for field in ("features", "head_kernel", "head_bias", "group", "is_ood", "weight")
+    }
+    np.savez(name, label=given.label, logits=given.logits, **{k: v for k, v in arrays.items() if v is not None}, **more)
+
+
+def test_a_file_with_everything_gets_every_score_of_one_model():
+    rng = np.random.default_rng(0)
+    extra = {"group": rng.choice(["a", "b"], 60), "is_ood": rng.random(60) < 0.2, "weight": rng.random(60)}
+    save_whole("test.npz", with_head(0, **extra))
+    save_whole("val.npz", with_head(1, n=50))
+    document = run("--predictions=test.npz", "--calibration=val.npz", "--scores=all")
+    wanted = set(SCORES) - set(OF_MEMBERS) - {"max_probability_as_stored"}
+    assert {row["score"] for row in document["runs"]} == wanted
+    for row in document["runs"]:
+        assert row["n"] == (~extra["is_ood"]).sum()
+        assert [group["group"] for group in row["groups"]] == ["a", "b"]
+        assert row["metrics"]["scod_ood_share"] == pytest.approx(np.average(extra["is_ood"], weights=extra["weight"]))
+        assert all(value is not None for name, value in row["metrics"].items() if "threshold" not in name), row["score"]
+
+
+def test_without_scores_named_all_are_meant(test_file):
+    assert run("--predictions=test.npz") == run("--predictions=test.npz", "--scores=all", workdir="b")
+
+
+def test_all_ood_is_refused_in_either_role(test_file):
+    save_whole("ood.npz", predictions(1, is_ood=np.ones(60, bool)))
+    for given in (["--predictions=ood.npz"], ["--predictions=test.npz", "--calibration=ood.npz"]):
+        assert refusal(*given).startswith("ood.npz, field 'is_ood': all examples are OOD")
+    save_whole("light.npz", predictions(1, is_ood=np.arange(60) < 5, weight=(np.arange(60) < 5) * 1.0))
+    assert "all examples that are not OOD have weight 0" in refusal("--predictions=light.npz")
+
+
+def test_true_classes_of_probability_0_are_counted_where_they_weigh(capsys):
+    probs = np.full((20, 3), 1 / 3)
+    probs[:4] = [0, 0.5, 0.5]
+    weight, is_ood = np.ones(20), np.zeros(20, bool)
+    weight[0], is_ood[1] = 0, True
+    np.savez("test.npz", label=np.zeros(20, int), probs=probs, weight=weight, is_ood=is_ood)
+    row = run("--predictions=test.npz", "--scores=msp")["runs"][0]
+    assert row["infinite_log_losses"] == 2
+    np.savez("test.npz", label=np.zeros(20, int)[:2], probs=probs[3:5], weight=weight[:2])
+    row = run("--predictions=test.npz", "--scores=msp")["runs"][0]
+    assert (row["infinite_log_losses"], row["metrics"]["nll"]) == (0, pytest.approx(np.log(3)))
+
+
+# --- a common error rate ----------------------------------------------------------------------------------------------
+
+
+def test_several_files_are_compared_at_the_mean_of_their_error_rates():
+    rng = np.random.default_rng(0)
+    given = [
+        predictions(seed, signal=signal, weight=rng.random(60), is_ood=rng.random(60) < 0.2)
+        for seed, signal in ((0, 0.5), (1, 3))
+    ]
+    for i, one in enumerate(given):
+        save_whole(f"{i}.npz", one)
+    document = run("--predictions=0.npz,1.npz", "--scores=msp")
+    rates = [np.average(errors(p)[~p.is_ood], weights=p.weight[~p.is_ood]) for p in given]
+    assert document["match_error"] == pytest.approx(np.mean(rates))
+    for row, p, rate in zip(document["runs"], given, rates, strict=True):
+        assert row["metrics"]["error"] == pytest.approx(rate)
+        score, error = ops.msp(p.logits)[~p.is_ood], errors(p)[~p.is_ood]
+        value = float(ops.aurc_at_error(score, error, np.mean(rates), weight=p.weight[~p.is_ood]))
+        assert row["metrics"]["aurc_at_matched_error"] == pytest.approx(value, rel=1e-9)
+
+
+def test_a_common_error_can_be_named(test_file):
+    document = run("--predictions=test.npz", "--match-error=0.3", "--scores=msp")
+    p = predictions(0)
+    value = float(ops.aurc_at_error(ops.msp(p.logits), errors(p), 0.3))
+    assert document["match_error"] == 0.3
+    assert document["runs"][0]["metrics"]["aurc_at_matched_error"] == pytest.approx(value, rel=1e-12)
+
+
+# --- files of scores, and long files ----------------------------------------------------------------------------------
+
+
+def write_scored(name="scored.npz", **more):
+    rng = np.random.default_rng(0)
+    loss = rng.random(80) < 0.3
+    scores = {"score_mine": rng.random(80) - loss / 2, "score_<b>_$x$": rng.random(80).astype(np.float32)}
+    np.savez(name, **{"loss": loss, **scores, **more})
+    return loss, scores
+
+
+def test_a_file_of_scores_is_evaluated():
+    loss, scores = write_scored()
+    document = run("--predictions=scored.npz")
+    assert [row["score"] for row in document["runs"]] == ["mine", "<b>_$x$"]
+    counts = resampling.resample_counts(0, 80, RESAMPLES)
+    for row, score in zip(document["runs"], scores.values(), strict=True):
+        for metric, value in ops.summarise(score, loss).items():
+            assert row["metrics"][metric] == pytest.approx(float(value), rel=1e-12), metric
+            drawn = ops.summarise(score, loss, weight=counts)[metric]
+            assert row["intervals"][metric] == pytest.approx(list(np.quantile(drawn, [0.025, 0.975])), rel=1e-9), metric
+        assert (row["n"], row["fitted"], row["predictions"]) == (80, None, "scored.npz")
+    assert [curve["low"] for curve in document["curves"]] == [None, None]
+
+
+def test_what_a_file_of_scores_cannot_do_is_refused():
+    write_scored()
+    write("test.npz", predictions(0))
+    for argument in ("--calibration=test.npz", "--scores=msp"):
+        assert f"leave out {argument.partition('=')[0]}" in refusal("--predictions=scored.npz", argument)
+    assert "--match-error is not computed" in refusal("--predictions=scored.npz", "--match-error=0.1")
+    for both in ("scored.npz,test.npz", "test.npz,scored.npz"):
+        assert "scored.npz: files of scores" in refusal(f"--predictions={both}")
+    write_scored("ood.npz", is_ood=np.ones(80, bool))
+    assert "ood.npz, field 'is_ood': all examples are OOD" in refusal("--predictions=ood.npz")
+    write_scored("nan.npz", score_mine=np.full(80, np.nan))
+    assert "80 of 80 are NaN" in refusal("--predictions=nan.npz")
+
+
+@pytest.fixture
+def long_from_50(monkeypatch):
+    """Files of 50 examples are long already."""
+    monkeypatch.setattr(streaming, "MOST_COUNTS", 50 * RESAMPLES - 1)
+
+
+def test_long_files_are_checked_as_others_are(test_file, calibration_file, long_from_50, monkeypatch):
+    monkeypatch.setattr(streaming, "score_stream", lambda *_: pytest.fail("work began"))
+    write("other.npz", predictions(7))
+    for several in ("test.npz,other.npz", "other.npz,test.npz"):
+        assert "evaluated one at a time" in refusal(f"--predictions={several}")
+    assert "--match-error is not computed" in refusal("--predictions=test.npz", "--match-error=0.1")
+    assert "same split" in refusal("--predictions=test.npz", "--calibration=test.npz")
+    write("k6.npz", predictions(1, k=CLASSES + 1))
+    assert "k = 6 classes, test.npz has 5" in refusal("--predictions=test.npz", "--calibration=k6.npz")
+    write("ids.npz", predictions(0), ids=True)
+    write("val-ids.npz", predictions(1), ids=True)
+    assert "60 ids are in ids.npz too" in refusal("--predictions=ids.npz", "--calibration=val-ids.npz")
+    save_whole("ood.npz", predictions(1, is_ood=np.ones(60, bool)))
+    assert "all examples are OOD" in refusal("--predictions=ood.npz")
+    assert "no score 'mps'" in refusal("--predictions=test.npz", "--scores=mps")
+
+
+def test_a_long_file_gets_the_values_of_a_short_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    extra = {"is_ood": rng.random(60) < 0.2, "group": rng.integers(0, 2, 60)}
+    save_whole("test.npz", with_head(0, **extra))
+    save_whole("val.npz", with_head(1, n=50))
+    short = run("--predictions=test.npz", "--calibration=val.npz")
+    monkeypatch.setattr(streaming, "MOST_COUNTS", 0)
+    long = run("--predictions=test.npz", "--calibration=val.npz", workdir="long")
+    assert long["left_out"] == short["left_out"]
+    assert [row["score"] for row in long["runs"]] == [row["score"] for row in short["runs"]]
+    for a, b in zip(long["runs"], short["runs"], strict=True):
+        same = ("predictions", "split", "tags", "n", "argmax_ties", "infinite_log_losses", "fitted_on", "fitted")
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+        shared = {
+            "aurc",
+            "error",
+            "coverage_at_risk_0.05",
+            "aurc_sele",
+            "ood_auroc",
+            "scod_aurc",
+            "ood_fpr_at_tpr_0.95",
+        }
+        assert (
+            shared | ({"ece", "nll", "brier"} if a["score"] == "msp" else set())
+            <= a["metrics"].keys()
+            <= b["metrics"].keys()
+        )
+        for metric, value in a["metrics"].items():
+            assert value == pytest.approx(b["metrics"][metric], rel=1e-9), (a["score"], metric)
+        assert a["intervals_by"] == "jackknife over examples"
+    for a, b in zip(long["curves"], short["curves"], strict=True):
+        assert a["risk"] == pytest.approx(b["risk"], rel=1e-9)
+
+
+def test_progress_is_told_of_each_kind_of_work(test_file, monkeypatch):
+    told = []
+
+    class Told:
+        def __init__(self, total, done, what):
+            told.append([what, total])
+
+        def update(self, done, note=""):
+            told[-1].append(done)
+
+        def close(self):
+            told[-1].append("closed")
+
+    monkeypatch.setattr(evaluate, "Progress", Told)
+    run("--predictions=test.npz", "--scores=msp,energy")
+    assert told == [["evaluating files", 1, 1, "closed"]]
+    told.clear()
+    monkeypatch.setattr(streaming, "MOST_COUNTS", 0)
+    run("--predictions=test.npz", "--scores=msp,energy", workdir="b")
+    assert told == [["scoring examples", 60, 60, "closed"], ["evaluating scores", 2, 1, 2, "closed"]]
+
+
 # --- the workdir ------------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +681,7 @@ def test_an_earlier_result_outlives_a_failing_run(test_file):
 def test_a_new_result_replaces_an_earlier_one(test_file):
     write("other.npz", predictions(7, n=45))
     run("--predictions=test.npz")
-    assert [row["n"] for row in run("--predictions=other.npz")["runs"]] == [45]
+    assert {row["n"] for row in run("--predictions=other.npz")["runs"]} == {45}
 
 
 def test_a_full_disk_leaves_the_earlier_result(test_file, monkeypatch):
@@ -431,6 +695,23 @@ def test_a_full_disk_leaves_the_earlier_result(test_file, monkeypatch):
     with pytest.raises(InputError, match=r"out/metrics\.json: cannot write it"):
         evaluate.main(["--predictions=test.npz", "--seed=3", "--workdir=out"])
     assert snapshot() == before
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_an_interrupted_run_leaves_the_earlier_result(test_file, monkeypatch, long):
+    run("--predictions=test.npz")
+    before = snapshot()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "MOST_COUNTS", 0 if long else 10**9)
+    monkeypatch.setattr(*((streaming, "_row") if long else (evaluate.evaluation, "_result")), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(["--predictions=test.npz", "--seed=3", "--workdir=out"])
+    assert snapshot() == before
+    with files.lock("out"):
+        pass  # and nobody holds the workdir
 
 
 def test_a_workdir_that_cannot_be_used_is_refused_before_any_work(test_file, monkeypatch):

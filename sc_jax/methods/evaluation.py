@@ -338,10 +338,10 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
 
 
 def _weighted_mean(loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    if np.isfinite(loss).all():
-        return weight @ loss / weight.sum(axis=-1)
     drawn_infinite = weight[:, ~np.isfinite(loss)].any(axis=-1)
-    return np.where(drawn_infinite, np.inf, weight @ np.where(np.isfinite(loss), loss, 0) / weight.sum(axis=-1))
+    with np.errstate(invalid="ignore"):  # a resample may draw no weight at all
+        mean = weight @ np.where(np.isfinite(loss), loss, 0) / weight.sum(axis=-1)
+    return np.where(drawn_infinite, np.inf, mean)
 
 
 def _without_intervals(test: _Sample, score: np.ndarray) -> dict[str, float]:

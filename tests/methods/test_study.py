@@ -78,7 +78,9 @@ def test_there_is_a_row_for_every_member_and_score_in_order(document):
         assert (row["n"], row["split"], row["intervals_cover"]) == (TEST, "test", "test examples")
         assert row["predictions"] == f"alpha={row['tags']['alpha']:g}-seed={row['tags']['seed']}/test.npz"
         assert row["fitted_on"] == (None if row["score"] == "msp" else "validation")
-        assert row["metrics"].keys() == row["intervals"].keys()
+        assert row["intervals"].keys() < row["metrics"].keys()
+        without = row["metrics"].keys() - row["intervals"].keys()
+        assert without.isdisjoint(document["aggregates"][0]["metrics"])  # what is averaged over seeds has replicates
     assert document["left_out"] == []
 
 
@@ -91,9 +93,14 @@ def test_the_order_in_which_runs_are_given_does_not_matter(document):
 def test_metrics_of_each_run_are_those_of_its_file(document, brute):
     for row in document["runs"]:
         expected = brute[row["tags"]["alpha"], row["score"]][SEEDS.index(row["tags"]["seed"])][0]
-        assert row["metrics"].keys() == expected.keys()
+        assert expected.keys() <= row["metrics"].keys()
         for metric, value in expected.items():
             np.testing.assert_allclose(row["metrics"][metric], value, rtol=1e-10, err_msg=metric)
+
+
+def test_aggregates_have_every_metric_that_has_replicates(document, brute):
+    for row in document["aggregates"]:
+        assert row["metrics"].keys() == brute[row["alpha"], row["score"]][0][0].keys()
 
 
 def test_the_share_of_resamples_that_never_meet_a_risk_is_told(document, brute):
@@ -316,6 +323,31 @@ def test_all_right_predictions_leave_what_is_not_defined_as_nan():
     assert document["contrasts"][0]["verdict"] == "not shown"
     assert document["contrasts"][2]["estimate"] == 0  # error
     assert "NaN" not in json.dumps(files._finite(document))
+
+
+def test_scores_that_are_fitted_otherwise_are_named_so():
+    """Of features, and of two parameters."""
+    kernel = np.random.default_rng(0).normal(size=(7, CLASSES))
+
+    def with_features(given, seed):
+        features = np.random.default_rng(seed).normal(size=(len(given), 7)) + kernel.T[given.label]
+        return dataclasses.replace(given, features=features, head_kernel=kernel, head_bias=np.zeros(CLASSES))
+
+    members = [
+        dataclasses.replace(run, test=with_features(run.test, i), calibration=with_features(run.calibration, 100 + i))
+        for i, run in enumerate(runs())
+    ]
+    scores = ("msp", "mahalanobis", "vim", "msp_pnorm")
+    document = study.evaluate(members, dataclasses.replace(SETTINGS, scores=scores), ())
+    assert [(row["alpha"], row["score"]) for row in document["aggregates"]] == [(a, s) for a in ALPHAS for s in scores]
+    for row in document["aggregates"]:
+        if row["score"] == "msp":
+            assert row["fitted"] is None
+        elif row["score"] == "msp_pnorm":
+            assert set(row["fitted"]) <= {1, 2, 3, 4, 5, 8}
+        else:
+            assert row["fitted"] == ["fitted"] * len(SEEDS)
+    assert json.loads(json.dumps(files._finite(document)))
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
