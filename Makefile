@@ -18,7 +18,8 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/.runtime  ## benchmarks/results/*.json
+bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
+	.venv-peers/bin/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage
@@ -47,5 +48,12 @@ lock: .venv/bin/python  ## remakes constraints.txt from the ranges, for Python 3
 	-$(if $(TORCH),$(INSTALL) torch==$(TORCH))
 	@touch $@
 
+.venv-peers/.done: .venv/.runtime benchmarks/peers/requirements.txt
+	@echo "installing what the metrics are measured against into .venv-peers"
+	test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . \
+	    --requirement benchmarks/peers/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers

@@ -336,7 +336,7 @@ def targets(cases: Sequence[dict[str, Any]], report: dict[str, Any] | None) -> l
             add(f"{what}; in sorts of the scores", share, seconds["sc_jax"] / seconds["np.sort"], OF_SORT, "×")
             ratio = seconds["torch-uncertainty"] / seconds["sc_jax"]
             add(f"{what}; faster than torch-uncertainty", share, ratio, OF_PEER, "×", at_most=False)
-        if case["metric"] == "bootstrap of aurc":
+        if (case["metric"], case["loss"]) == ("bootstrap of aurc", "0/1"):
             what = f"{RESAMPLES:,} resamples of AURC, {case['loss']} loss, n = {case['n']:,}, ties: {case['ties']}"
             add(what, share, seconds["sc_jax"], BOOTSTRAP_SECONDS, "s")
     if report is not None:
@@ -397,7 +397,7 @@ def tables(figures: dict[str, Any]) -> str:
         f"{areas.markdown()}\n\n{rest.markdown()}\n\n{aims.markdown()}\n\nA whole report (`sc_jax.evaluate`, {len(report['scores'])} "
         f"scores with all metrics, {report['resamples']:,} resamples, {report['n']:,} × {report['classes']} logits and as many to "
         f"calibrate on) takes {report['median']:.1f} s on two cores; the aim is {REPORT_SECONDS:g} s. All else ran in one process on "
-        f"one core, competitors taking turns; medians. {figures['note']} The loop is our writing of what fd-shifts computes. "
+        f"one core, competitors taking turns; medians of processor time. {figures['note']} The loop is our writing of what fd-shifts computes. "
         f"{m['cpu']}, NumPy {m['numpy']}, jax {m['jax']}, {versions}, {m['date']}; `make bench` measures it on your machine."
     )
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
 from sc_jax import files, ops, pages  # noqa: E402 (the docs are built from the checkout)
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
@@ -133,6 +134,22 @@ def file_coverage() -> str:
     )
 
 
+def metrics() -> str:
+    """The metrics against other packages; the aims stand in docs/metrics.md."""
+    areas, others, _, note = benchmark_of_metrics.tables(_metric_figures()).split("\n\n")
+    return "\n\n".join([areas, others, note])
+
+
+def metric_aims() -> str:
+    """What the metrics were to reach, and what they do."""
+    return benchmark_of_metrics.tables(_metric_figures()).split("\n\n")[2]
+
+
+def _metric_figures() -> dict[str, Any]:
+    figures = _benchmark("metrics")
+    return figures | {"targets": benchmark_of_metrics.targets(figures["cases"], figures["report"])}
+
+
 def claims(variant: str) -> str:
     """The primary contrasts of a variant, with their verdicts."""
     path = STUDY / "results" / variant / "metrics.json"
@@ -147,6 +164,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finding": finding,
     "stages": stages,
     "training": training,
+    "metrics": metrics,
+    "metric_aims": metric_aims,
     "interval_coverage": interval_coverage,
     "file_coverage": file_coverage,
     "estimators": estimators,

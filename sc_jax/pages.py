@@ -487,7 +487,9 @@ def cell(row: dict[str, Any], name: str) -> str:
     value = row["metrics"][name]
     if name not in row["intervals"]:
         return _number(value, factor)
-    return _with_interval(value, row["intervals"][name], factor)
+    never = row.get("resamples_at_coverage_0", {}).get(name, 0)
+    shown = _with_interval(value, row["intervals"][name], factor)
+    return f"{shown} ({never:.0%} of resamples: 0)" if never else shown
 
 
 def _fitted_cell(row: dict[str, Any]) -> str:

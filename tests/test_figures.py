@@ -11,7 +11,7 @@ from made_up import ALPHAS, PRIMARY, SETTINGS, runs
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sc_jax import figures, files
+from sc_jax import figures, files, ops
 from sc_jax.files import InputError
 from sc_jax.methods import study
 
@@ -30,6 +30,17 @@ def document(tmp_path_factory):
     return files.read_json(path)
 
 
+def table(name="a.npz", bins=10):
+    """Of 200 confidences; the bins below 0.3 are empty."""
+    rng = np.random.default_rng(0)
+    confidence = 0.3 + 0.7 * rng.random(200)
+    columns = ops.reliability_table(confidence, rng.random(200) > confidence, bins=bins)._asdict()
+    return {
+        "predictions": name,
+        **{k: [None if np.isnan(v) else v for v in column.tolist()] for k, column in columns.items()},
+    }
+
+
 LINES = [
     {"step": step, "epoch": step / 10, "loss": [2 / step, 3 / step, 4 / step], "accuracy": [0.5, 0.6, 0.7]}
     for step in (1, 2, 3)
@@ -40,6 +51,7 @@ DRAWN = {
     "suppression": lambda d: figures.suppression(d["suppression"]),
     "max_logit_gap": lambda d: figures.max_logit_gap(d["max_logit_gap"], 0.2),
     "risk_coverage": lambda d: figures.risk_coverage([curve(), curve(score="max_logit")]),
+    "reliability": lambda d: figures.reliability([table(), table("b.npz")]),
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
 }
 
@@ -141,6 +153,60 @@ def test_the_legend_names_scores_and_where_there_are_several_the_files():
 def test_any_file_name_can_stand_in_a_legend(name):
     figure = figures.risk_coverage([curve(predictions=name), curve(predictions="b.npz")])
     assert len(legend(figure.axes[0])) == 2
+    ElementTree.fromstring(figures.to_svg(figure))
+
+
+def test_many_curves_are_named_beside_the_axes_which_keep_their_size():
+    rows = [curve(predictions=f"model_{i}.npz", score=score) for i in range(6) for score in ("msp", "energy")]
+    figure = figures.risk_coverage(rows)
+    figures.to_svg(figure)  # lays it out
+    (axes,), (named,) = figure.axes, figure.legends
+    assert axes.get_legend() is None
+    assert [text.get_text() for text in named.get_texts()] == [
+        f"{figures.SCORE_NAMES[row['score']]}, {row['predictions']}" for row in rows
+    ]
+    box = axes.get_position()
+    assert min(box.width, box.height) > 0.4
+    to_the_right = named.get_window_extent().transformed(figure.transFigure.inverted())
+    assert to_the_right.x0 > box.x1
+    assert to_the_right.y0 > 0
+
+
+def test_long_paths_are_shown_by_their_end():
+    rows = [curve(predictions=f"/{'long/' * 20}{name}.npz") for name in "ab"]
+    figure = figures.risk_coverage(rows)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [name[-6:] for name in names] == ["/a.npz", "/b.npz"]
+    assert all(name.startswith("MSP, …") and len(name) == 45 for name in names)
+
+
+def test_names_of_scores_are_shown_whatever_they_are():
+    figure = figures.risk_coverage([curve(score="_hidden"), curve(score=r"$\nope{$")])
+    assert legend(figure.axes[0]) == [" _hidden", r"\$\nope{\$"]
+    ElementTree.fromstring(figures.to_svg(figure))
+
+
+def test_reliability_draws_what_the_table_says():
+    told = table()
+    (axes,) = figures.reliability([told]).axes
+    there = [i for i, value in enumerate(told["confidence"]) if value is not None]
+    assert there == list(range(3, 10))
+    dots = axes.containers[1].lines[0]
+    np.testing.assert_allclose(dots.get_xdata(), [told["confidence"][i] for i in there])
+    np.testing.assert_allclose(dots.get_ydata(), [told["accuracy"][i] for i in there])
+    ends = [segment[:, 1] for segment in axes.containers[1].lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[told["accuracy_low"][i], told["accuracy_high"][i]] for i in there], atol=1e-12)
+    np.testing.assert_allclose([bar.get_height() for bar in axes.containers[0]], np.array(told["weight"]) / 200)
+    np.testing.assert_allclose([bar.get_x() for bar in axes.containers[0]], np.arange(10) / 10)
+
+
+@pytest.mark.parametrize("files_", [0, 1, 4, 7])
+def test_there_is_a_panel_for_each_file(files_):
+    names = ["_hidden", "$x", "<b>&", *"abcd"][:files_]
+    figure = figures.reliability([table(name) for name in names])
+    titles = [axes.get_title(loc="left").strip() for axes in figure.axes]
+    assert [title for title in titles if title] == [name.replace("$", r"\$") for name in names]
+    assert len(figure.axes) < files_ + 3
     ElementTree.fromstring(figures.to_svg(figure))
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import ALPHAS, PRIMARY, SETTINGS, predictions, runs
+from made_up import ALPHAS, PRIMARY, SETTINGS, predictions, runs, with_head
 from PIL import Image
 
-from sc_jax import evaluate, files, pages, report
+from sc_jax import evaluate, figures, files, pages, report
 from sc_jax.files import InputError
-from sc_jax.methods import study
+from sc_jax.methods import streaming, study
+from sc_jax.methods.scores import SCORES
 
 
 def write_study(workdir, members=None, how=SETTINGS, primary=PRIMARY):
@@ -53,7 +54,25 @@ def files_report(tmp_path_factory):
     return folder / "out"
 
 
-both = pytest.mark.parametrize("kind", ["study_report", "files_report"])
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Two files with groups, OOD examples, weights, features and the last layer."""
+    folder = tmp_path_factory.mktemp("everything")
+    before = Path.cwd()
+    os.chdir(folder)
+    rng = np.random.default_rng(0)
+    try:
+        for name, seed, n in (("a.npz", 0, 60), ("b.npz", 1, 60), ("val.npz", 2, 50)):
+            given = with_head(seed, n, group=rng.choice(["<b>x", "y|z"], n), is_ood=rng.random(n) < 0.2)
+            np.savez(name, **{k: v for k, v in given.arrays().items() if k != "example_id"}, weight=rng.random(n))
+        evaluate.main(["--predictions=a.npz,b.npz", "--calibration=val.npz", "--resamples=20", "--workdir=out"])
+        report.main(["--workdir=out"])
+    finally:
+        os.chdir(before)
+    return folder / "out"
+
+
+both = pytest.mark.parametrize("kind", ["study_report", "files_report", "everything"])
 
 
 class Page(HTMLParser):
@@ -105,7 +124,7 @@ def test_the_page_loads_nothing(kind, request):
     text = (workdir / "report.html").read_text(encoding="utf-8")
     assert "@import" not in text
     assert "url(http" not in text
-    assert shown.tags.count("svg") == (3 if kind == "study_report" else 1)
+    assert shown.tags.count("svg") == (3 if kind == "study_report" else 2)
 
 
 @both
@@ -121,7 +140,7 @@ def test_the_pictures_of_report_md_are_there(kind, request):
     workdir = request.getfixturevalue(kind)
     text = (workdir / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert len(pictures) == (3 if kind == "study_report" else 1)
+    assert len(pictures) == (3 if kind == "study_report" else 2)
     assert sorted(pictures) == sorted(f"figures/{name}" for name in os.listdir(workdir / "figures"))
     for picture in pictures:
         with Image.open(workdir / picture) as image:
@@ -153,7 +172,7 @@ def test_metrics_csv_holds_the_values_of_metrics_json(kind, request):
         for r in rows
     }
     expected = {
-        (r["predictions"], r["score"], metric): [value, *r["intervals"][metric]]
+        (r["predictions"], r["score"], metric): [value, *r["intervals"].get(metric, (None, None))]
         for r in document["runs"]
         for metric, value in r["metrics"].items()
     }
@@ -165,11 +184,15 @@ def test_metrics_csv_holds_the_values_of_metrics_json(kind, request):
         assert {tag: row[tag] for tag in run["tags"]} == {tag: str(value) for tag, value in run["tags"].items()}
 
 
-def test_every_metric_of_the_evaluation_has_a_column(study_report, files_report):
-    shown = {name for name, _, _ in pages.TABLE}
-    for workdir in (study_report, files_report):
-        for row in files.read_json(workdir / "metrics.json")["runs"]:
-            assert row["metrics"].keys() <= shown
+def test_every_metric_of_the_evaluation_has_a_column(study_report, everything):
+    of_study = {name for name, _, _ in pages.TABLE}
+    of_files = {name for _, _, columns in pages.FILES_TABLES for name, _, _ in columns}
+    for row in files.read_json(everything / "metrics.json")["runs"]:
+        assert row["metrics"].keys() <= of_files
+    for row in files.read_json(study_report / "metrics.json")["runs"]:
+        assert row["metrics"].keys() <= of_files
+    for row in files.read_json(study_report / "metrics.json")["aggregates"]:
+        assert row["metrics"].keys() - of_study <= {"e_augrc"} | {name for name in of_files if name.startswith("aurc_")}
 
 
 def test_a_study_shows_its_primary_contrasts_every_setting_and_the_versions(study_report):
@@ -198,6 +221,108 @@ def test_files_are_shown_with_what_was_fitted_and_what_was_left_out(files_report
         assert shown in text
 
 
+def test_each_table_of_files_is_there_with_its_values(everything):
+    document = files.read_json(everything / "metrics.json")
+    text = (everything / "report.md").read_text(encoding="utf-8")
+    parts = dict(part.split("\n\n", 1) for part in text.split("## ")[1:])
+    assert list(parts) == [title for title, _, _ in pages.FILES_TABLES] + ["Groups", "Left out"]
+    for title, _, columns in pages.FILES_TABLES:
+        lines = parts[title].split("\n\n")[0].split("\n")
+        rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+        for line in rows[2:]:
+            run = next(
+                r
+                for r in document["runs"]
+                if (r["predictions"], figures.SCORE_NAMES[r["score"]]) == (line[0].strip(), line[1])
+            )
+            shown = dict(zip(rows[0], line, strict=True))
+            for metric, heading, factor in columns:
+                if metric not in run["metrics"] or list(rows[0]).count(pages.heading(metric)) > 1 or metric == "aurc":
+                    continue
+                heading += " %" * (factor == 100 and not heading.endswith("%"))
+                if heading == "realisable %":
+                    continue
+                value = run["metrics"][metric]
+                said = (
+                    "undefined"
+                    if value is None
+                    else f"{factor * value:.{2 if factor == 100 else 3}f}".replace("-", "−")
+                )
+                assert shown[heading].split(" [")[0] == said, (title, metric)
+                assert ("[" in shown[heading]) == (metric in run["intervals"])
+        assert len(rows) - 2 == sum(
+            any(metric in run["metrics"] for metric, _, _ in columns if metric != "aurc") for run in document["runs"]
+        )
+
+
+def test_groups_are_shown_as_they_are_named(everything):
+    document = files.read_json(everything / "metrics.json")
+    shown = page(everything)
+    assert "<b>x" in shown.text
+    assert "b" not in shown.tags
+    text = (everything / "report.md").read_text(encoding="utf-8")
+    for run in document["runs"]:
+        for group in run["groups"]:
+            name = group["group"].replace("|", r"\|")
+            row = f"| {run['predictions']} | {figures.SCORE_NAMES[run['score']]} | {name} | {group['n']:g} | {100 * group['error']:.2f} |"
+            assert row in text
+
+
+def test_every_score_has_a_name(everything):
+    assert list(figures.SCORE_NAMES) == list(SCORES)
+    assert len(set(figures.SCORE_NAMES.values())) == len(SCORES)
+
+
+def curves(*names, scores=("msp", "energy"), risk=None):
+    return [
+        {"predictions": name, "score": score, "risk": [0.1 * i + 0.01 * j] if risk is None else risk}
+        for i, name in enumerate(names)
+        for j, score in enumerate(scores)
+    ]
+
+
+def drawn(curves):
+    runs = [{**c, "metrics": {"aurc": c["risk"][0]}} for c in curves]
+    return [(c["predictions"], c["score"]) for c in pages._drawn({"curves": curves, "runs": runs})]
+
+
+def test_msp_and_the_best_scores_are_drawn_and_no_curve_twice():
+    scores = ("energy", "margin", "vim", "sirc", "msp", "residual", "max_logit", "doctor_beta")
+    assert [score for _, score in drawn(curves("a", scores=scores))] == ["msp", *scores[:4], "residual"]
+    assert drawn(curves("a", scores=scores, risk=[0.5])) == [("a", "msp")]
+    several = drawn(curves(*"abcdef", scores=scores))
+    assert several == [(name, score) for name in "abcdef" for score in ("msp", "energy")]
+    assert len(drawn(curves(*map(str, range(40))))) == 40  # of each file one
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_file_of_scores_is_reported(in_a_folder, soft):
+    rng = np.random.default_rng(0)
+    loss = rng.random(50) if soft else rng.random(50) < 0.3
+    np.savez("s.npz", loss=loss, **{"score_<b>$x|_": rng.random(50), "score__y": rng.random(50)})
+    evaluate.main(["--predictions=s.npz", "--resamples=20", "--workdir=out"])
+    report.main(["--workdir=out"])
+    shown = page(Path("out"))
+    assert "<b>$x|_" in shown.text
+    assert "_y" in shown.text
+    assert shown.tags.count("svg") == 1  # there are no probabilities
+    text = Path("out/report.md").read_text(encoding="utf-8")
+    assert "reliability.png" not in text
+    assert "Probabilities" not in text
+    report.main(["--workdir=out"])
+
+
+def test_an_infinite_log_loss_is_reported_with_its_number(in_a_folder):
+    probs = np.tile([[0.6, 0.4, 0.0]], (30, 1))
+    np.savez("a.npz", label=np.repeat([0, 2], [27, 3]), probs=probs)
+    for long in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(streaming, "MOST_COUNTS", 0 if long else 10**9)
+            evaluate.main(["--predictions=a.npz", "--resamples=20", "--workdir=out"])
+        report.main(["--workdir=out"])
+        assert "infinite (3 of 30 true classes have probability 0)" in page(Path("out")).text
+
+
 # --- what a table makes of values -------------------------------------------------------------------------------------
 
 
@@ -212,7 +337,8 @@ def test_tables_escape_what_they_show():
 def test_intervals_stand_beside_values_and_missing_ones_are_said_to_be_undefined():
     assert pages._with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
     assert pages._with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
-    assert pages._with_interval(None, [None, None], 100) == "undefined [undefined, undefined]"
+    for nothing in (None, float("nan")):
+        assert pages._with_interval(nothing, [nothing, nothing], 100) == "undefined [undefined, undefined]"
 
 
 # --- once is enough ---------------------------------------------------------------------------------------------------
@@ -252,7 +378,9 @@ def test_changed_metrics_are_reported_anew(in_a_folder):
         assert Path("out", name).read_bytes() != content
 
 
-@pytest.mark.parametrize("lost", ["report.html", "report.md", "metrics.csv", "figures/risk_coverage.png"])
+@pytest.mark.parametrize(
+    "lost", ["report.html", "report.md", "metrics.csv", "figures/risk_coverage.png", "figures/reliability.png"]
+)
 def test_a_part_that_is_missing_is_written_again(in_a_folder, lost):
     write_files(Path("out"), "a.npz")
     report.main(["--workdir=out"])
@@ -269,7 +397,7 @@ def test_the_page_is_written_last(in_a_folder, monkeypatch):
     write = files.write_bytes
     monkeypatch.setattr(files, "write_bytes", lambda path, data: (order.append(Path(path).name), write(path, data)))
     report.main(["--workdir=out"])
-    assert sorted(order) == ["metrics.csv", "report.html", "report.md", "risk_coverage.png"]
+    assert sorted(order) == ["metrics.csv", "reliability.png", "report.html", "report.md", "risk_coverage.png"]
     assert order[-1] == "report.html"
 
 

@@ -71,8 +71,6 @@ def fit_mahalanobis(features: Array, label: Array, num_classes: int | None = Non
     c = int(xp.max(label)) + 1 if num_classes is None else num_classes
     if is_numpy_namespace(xp) and not ((label >= 0) & (label < c)).all():
         raise ValueError(f"labels must be 0..{c - 1}; they span {label.min()}..{label.max()}")
-    center = xp.mean(x, axis=0, keepdims=True)  # first, so that a common offset costs no digits
-    x = x - center
     member = xp.astype(one_hot(label, c), x.dtype)
     count = xp.sum(member, axis=0)
     mean = _matmul(member.T, x, xp) / xp.where(count > 0, count, 1.0)[:, None]
@@ -82,7 +80,7 @@ def fit_mahalanobis(features: Array, label: Array, num_classes: int | None = Non
         raise ValueError("no class varies: the shared covariance is 0")
     kept = value > x.shape[1] * xp.finfo(x.dtype).eps * value[-1]
     scale = xp.where(kept, 1 / xp.sqrt(xp.where(kept, value, 1.0)), 0.0)
-    return Mahalanobis(xp.where((count > 0)[:, None], mean + center, 0.0), vector * scale[None, :], count)
+    return Mahalanobis(xp.where((count > 0)[:, None], mean, 0.0), vector * scale[None, :], count)
 
 
 def mahalanobis(features: Array, state: Mahalanobis) -> Array:

@@ -114,6 +114,12 @@ def test_knn_distance_is_its_definition(array, chunk, k):
     np.testing.assert_allclose(value, naive_knn(TEST, TRAIN, k), rtol=rtol, atol=rtol / 100)
 
 
+def test_knn_distance_in_a_large_bank():
+    bank, test = RNG.normal(size=(3000, 3)), RNG.normal(size=(20, 3))
+    for k in (2, 400, 2999):
+        np.testing.assert_allclose(fs.knn_distance(test, fs.fit_knn(bank), k), naive_knn(test, bank, k), rtol=1e-12)
+
+
 def test_knn_distance_equals_scikit_learn():
     unit = TRAIN / np.linalg.norm(TRAIN, axis=1, keepdims=True)
     neighbors = NearestNeighbors(n_neighbors=9, algorithm="kd_tree").fit(unit)

@@ -624,6 +624,13 @@ def test_scores_of_extreme_members_are_their_definitions(name, rows):
     np.testing.assert_allclose(ops_of(name)(logits[::-1]), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", [*DEFINITIONS, *MEMBER_DEFINITIONS, "energy", "ensemble_log_probabilities"])
+def test_extremes_raise_no_warning(name):
+    with np.errstate(all="raise", under="ignore"):
+        for rows in [*MEMBERS, [[1e300, 0.0, 0.0], [0.0, 1e300, -1e300]], [[2.0], [3.0]]]:
+            assert not np.isnan(ops_of(name)(np.array(rows)[:, None, :])).any()
+
+
 @pytest.mark.parametrize("name", MEMBER_DEFINITIONS)
 def test_devices_agree_with_the_host_on_extreme_members(name):
     alike = [rows for rows in MEMBERS if np.shape(rows) == (2, 3)]
