@@ -252,12 +252,12 @@ class _Choices:
         error = ops.predicted_class(calibration.logits) != calibration.label
         candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
         self._ps = np.array(list(candidates))
-        parts = list(resampling.chunks(counts))
+        weight = calibration.weight
+        parts = [counts[rows] if weight is None else counts[rows] * weight for rows in resampling.chunks(counts)]
         aurc = [
-            np.concatenate([ops.aurc(score, error, weight=counts[rows]) for rows in parts])
-            for score in candidates.values()
+            np.concatenate([ops.aurc(score, error, weight=part) for part in parts]) for score in candidates.values()
         ]
-        self._aurc = np.round(np.stack(aurc, axis=-1), 12)  # rounding is not to decide a tie
+        self._aurc = np.stack(aurc, axis=-1)
 
     def of(self, fallback: bool) -> tuple[logit_norm.LogitNorm, np.ndarray | None]:
         """What is fitted, and the p that each resample chooses [b] (0 for MSP; None where it is held fixed)."""

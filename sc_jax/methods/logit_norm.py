@@ -40,14 +40,16 @@ def candidates(logits: np.ndarray, p_grid: Sequence[int], fallback: bool) -> dic
 def choose(aurc: np.ndarray) -> np.ndarray:
     """Index of the smallest AURC along the last axis; ties go to the first candidate, so MSP is left only if beaten.
 
+    Equal to 12 digits is a tie: rounding is not to decide.
+
     Args:
       aurc: [..., candidates].
     """
-    return np.argmin(aurc, axis=-1)
+    return np.argmin(np.round(aurc, 12), axis=-1)
 
 
 def fit(calibration: Predictions, p_grid: Sequence[int], *, fallback: bool) -> LogitNorm:
-    """Chooses p by the AURC of the errors on `calibration`.
+    """Chooses p by the AURC of the errors on `calibration`, with its survey weights where it has them.
 
     Args:
       calibration: a named split that is not the one reported on.
@@ -58,7 +60,7 @@ def fit(calibration: Predictions, p_grid: Sequence[int], *, fallback: bool) -> L
     """
     error = ops.predicted_class(calibration.logits) != calibration.label
     scores = candidates(calibration.logits, p_grid, fallback)
-    aurc = {p: float(ops.aurc(score, error)) for p, score in scores.items()}
+    aurc = {p: float(ops.aurc(score, error, weight=calibration.weight)) for p, score in scores.items()}
     best = list(aurc)[choose(np.array(list(aurc.values())))]
     return LogitNorm(best, {"msp" if p == 0 else f"p={p}": value for p, value in aurc.items()})
 

@@ -403,11 +403,8 @@ def achievable_aurc(score: Array, loss: Array, *, weight: Array | None = None, w
 
 def _hull_areas(weight: np.ndarray, loss: np.ndarray, dtype: type = np.float64) -> np.ndarray:
     weight, loss = np.broadcast_arrays(np.asarray(weight, np.float64), np.asarray(loss, np.float64))
-    rows = [
-        _hull_area(*row)
-        for row in zip(weight.reshape(-1, weight.shape[-1]), loss.reshape(-1, loss.shape[-1]), strict=True)
-    ]
-    return np.asarray(rows, dtype).reshape(weight.shape[:-1])
+    areas = [_hull_area(weight[row], loss[row]) for row in np.ndindex(weight.shape[:-1])]
+    return np.asarray(areas, dtype).reshape(weight.shape[:-1])
 
 
 def _hull_area(weight: np.ndarray, loss: np.ndarray) -> float:

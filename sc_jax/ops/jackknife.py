@@ -144,7 +144,9 @@ def standard_errors(score: np.ndarray, error: np.ndarray) -> dict[str, float]:
     right, own_right, right_above = n - all_wrong, weight - wrong, above - ranking.loss_before
 
     def auroc_left() -> np.ndarray:
-        lost = np.stack([all_wrong - ranking.loss_before - wrong / 2, right_above + own_right / 2])  # pairs won, with it
+        lost = np.stack(
+            [all_wrong - ranking.loss_before - wrong / 2, right_above + own_right / 2]
+        )  # pairs won, with it
         pairs = np.array([[all_wrong * (right - 1)], [(all_wrong - 1) * right]])
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(pairs > 0, (np.sum(wrong * lost[1]) - lost) / pairs, np.nan)

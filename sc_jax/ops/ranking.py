@@ -178,8 +178,8 @@ def _host_weight(weight: np.ndarray) -> np.ndarray:
         return weight.view(np.uint8)
     if weight.dtype.kind == "u":
         return weight
-    if weight.dtype.kind not in "fi":
-        weight = weight.astype(np.float64)  # bfloat16 and its kin, exactly
+    if weight.dtype.kind != "i":
+        weight = weight.astype(np.float64, copy=False)
     if (weight.dtype.kind == "f" and not np.isfinite(weight).all()) or (weight < 0).any():
         raise ValueError("weights must be finite and ≥ 0: a weight w means w repeated rows")
     whole = weight.dtype.kind == "i" or ((weight == np.floor(weight)) & (weight < _LARGEST_COUNT)).all()

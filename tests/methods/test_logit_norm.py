@@ -1,5 +1,7 @@
 """p is the one with the smallest AURC on the calibration split, and nothing else enters."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,25 @@ def test_candidates_are_the_scores_in_their_order():
 def test_two_classes_are_refused():
     with pytest.raises(ValueError, match="not defined for k = 2 classes"):
         logit_norm.fit(outputs(0, k=2), (1, 2), fallback=True)
+
+
+def test_rounding_does_not_decide_a_tie():
+    assert logit_norm.choose(np.array([0.1, 0.1 - 1e-16, 0.2])) == 0
+    assert logit_norm.choose(np.array([0.1, 0.1 - 1e-9, 0.2])) == 1
+
+
+def test_calibration_weights_are_repeated_rows():
+    calibration = outputs(3, n=40)
+    weight = np.random.default_rng(0).integers(0, 4, 40)
+    rows = np.repeat(np.arange(40), weight)
+    weighted = logit_norm.fit(dataclasses.replace(calibration, weight=weight.astype(float)), (1, 2, 5), fallback=True)
+    repeated = logit_norm.fit(
+        dataclasses.replace(
+            calibration, label=calibration.label[rows], logits=calibration.logits[rows], example_id=np.arange(len(rows))
+        ),
+        (1, 2, 5),
+        fallback=True,
+    )
+    assert weighted.p == repeated.p
+    for name, value in repeated.aurc.items():
+        assert weighted.aurc[name] == pytest.approx(value, rel=1e-11)
