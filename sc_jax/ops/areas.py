@@ -474,7 +474,7 @@ def aurc_loss(score: Array, loss: Array, estimator: str = "mean", temperature: f
 
     if estimator not in ("mean", "ln", "sele"):
         raise ValueError(f"estimator {estimator!r}: aurc_loss knows mean, ln and sele")
-    if temperature is not None and not temperature > 0:
+    if isinstance(temperature, (int, float)) and not temperature > 0:  # a traced one may be annealed
         raise ValueError(f"temperature must be > 0, or None for hard ranks; it is {temperature}")
     n = score.shape[0]
     if temperature is None:

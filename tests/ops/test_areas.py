@@ -211,7 +211,7 @@ def test_a_perfect_ranking_is_zero_above_the_optimum(sample):
         assert ops.coverage_at_risk(-loss, loss, 0) == (loss == 0).mean()
 
 
-@given(st.lists(st.sampled_from(SOFT_LOSSES), min_size=1, max_size=5).map(np.array))
+@given(st.lists(st.sampled_from(SOFT_LOSSES), min_size=1, max_size=4).map(np.array))
 @settings(reproducible, max_examples=15)
 def test_random_scores_have_the_mean_loss_in_expectation(loss):
     permutations = [loss[list(order)] for order in itertools.permutations(range(len(loss)))]
@@ -324,8 +324,7 @@ def test_areas_are_in_the_unit_of_the_loss(xp, scale):
         np.testing.assert_allclose(other[name], value * (1 if name == "naurc" else scale), rtol=3e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("xp", [np, jnp])
-@pytest.mark.parametrize("n", [1, 7, 100_000])
+@pytest.mark.parametrize(("xp", "n"), [(np, 1), (np, 7), (np, 100_000), (jnp, 1), (jnp, 100_000)])
 def test_naurc_of_equal_soft_losses_is_nan(xp, n):
     score = np.random.default_rng(n).random(n).astype(np.float32)
     assert math.isnan(float(jitted(xp, ops.naurc)(xp.asarray(score), xp.full(n, 0.3))))
@@ -335,7 +334,7 @@ def test_naurc_of_equal_soft_losses_is_nan(xp, n):
 def test_naurc_where_all_but_one_are_wrong(xp):
     n = 100_000  # random is err = 1 − 1/n, perfect is 1 − H_n/n: little room, but room
     error = xp.arange(n) > 0
-    for score, value in ((-xp.arange(n), 0), (xp.zeros(n), 1)):
+    for score, value in ((-1.0 * error, 0), (xp.zeros_like(1.0 * error), 1)):
         assert float(jitted(xp, ops.naurc)(score, error)) == pytest.approx(value, abs=1e-9 if xp is np else 2e-3)
 
 
@@ -499,11 +498,12 @@ def test_gradient_of_the_surrogate_is_rank_weights(estimator):
 @pytest.mark.parametrize("estimator", ["mean", "ln", "sele"])
 def test_soft_ranks_tend_to_hard_ones(estimator):
     rng = np.random.default_rng(1)
-    score, loss = jnp.asarray(rng.permutation(12) / 12), jnp.asarray(rng.random(12))
-    hard = ops.aurc_loss(score, loss, estimator)
-    error = [abs(float(ops.aurc_loss(score, loss, estimator, temperature) - hard)) for temperature in (0.3, 0.03, 3e-3)]
-    assert error[0] > 1e-3
-    assert error[2] < 1e-6
+    score, loss = rng.permutation(12) / 12, rng.random(12)
+    soft = jax.jit(functools.partial(ops.aurc_loss, estimator=estimator))
+    values = [soft(jnp.asarray(score), jnp.asarray(loss), temperature=tau) for tau in (0.3, 0.03, 3e-3)]
+    distance = np.abs(np.array(values) - ops.aurc(score, loss, estimator))
+    assert distance[0] > 1e-3
+    assert distance[2] < 1e-6
 
 
 @pytest.mark.parametrize("estimator", ["mean", "ln", "sele"])
@@ -557,9 +557,9 @@ def test_derivatives_by_the_loss_are_rank_weights_for_every_area():
 @pytest.mark.parametrize("soft", [False, True])
 def test_areas_on_devices_are_by_definition(soft):
     rng = np.random.default_rng(0)
-    score = rng.choice(np.array(brute_force.SCORES, np.float32), (40, 6))
-    loss = rng.choice(np.array(SOFT_LOSSES), (40, 6)) if soft else rng.integers(0, 2, (40, 6))
-    values = jax.jit(jax.vmap(areas))(jnp.asarray(score), jnp.asarray(loss))
+    score = rng.choice(np.array(brute_force.SCORES, np.float32), (40, 5))
+    loss = rng.choice(np.array(SOFT_LOSSES), (40, 5)) if soft else rng.integers(0, 2, (40, 5))
+    values = brute_force.quickly(jax.vmap(areas), jnp.asarray(score), jnp.asarray(loss))
     low, high = Fraction(1, 5), Fraction(7, 10)
     definitions = {
         **brute_force.ESTIMATORS,
@@ -604,16 +604,15 @@ def test_float32_agrees_at_a_million(ties):
     agree(jitted(jnp, main_areas)(jnp.asarray(score), jnp.asarray(error)), main_areas(score, error))
 
 
-@pytest.mark.parametrize(("ties", "dtype"), [(False, bool), (True, np.int32)])
-def test_the_summary_in_float32_agrees(ties, dtype):
-    score, error = realistic(100_000, ties)
-    agree(jitted(jnp, ops.summarise)(jnp.asarray(score), jnp.asarray(error, dtype)), ops.summarise(score, error), 3e-6)
+def test_the_summary_in_float32_agrees():
+    score, error = realistic(100_000, ties=True)
+    agree(jitted(jnp, ops.summarise)(jnp.asarray(score), jnp.asarray(error)), ops.summarise(score, error), 3e-6)
 
 
-@pytest.mark.parametrize(("ties", "dtype"), [(False, np.float32), (True, np.float16)])
-def test_float32_agrees_for_soft_losses(ties, dtype):
+@pytest.mark.parametrize("ties", [False, True])
+def test_float32_agrees_for_soft_losses(ties):
     score, error = realistic(100_000, ties)
-    loss = (error * np.random.default_rng(2).random(len(error))).astype(dtype)
+    loss = (error * np.random.default_rng(2).random(len(error))).astype(np.float16)
     agree(jitted(jnp, areas)(jnp.asarray(score), jnp.asarray(loss)), areas(score, loss), 3e-6)
 
 

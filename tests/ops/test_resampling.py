@@ -257,7 +257,7 @@ def test_devices_draw_from_the_same_distribution():
 
 
 def test_strata_keep_their_sizes():
-    score, error = sample(50)
+    _, error = sample(50)
     strata = np.arange(50) % 3
 
     def sizes(score, loss, *, weight=None):
