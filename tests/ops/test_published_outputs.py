@@ -33,6 +33,17 @@ def test_metrics_of_the_stored_confidence(outputs, error):
     assert ops.expected_calibration_error(confidence, error, bins=15) == pytest.approx(0.0537162954, abs=1e-7)
 
 
+def test_areas_through_the_realisable_points(outputs, error):
+    confidence = outputs[0].max(axis=1)
+    assert ops.aurc(confidence, error, "fd_shifts") == pytest.approx(0.0127053760, abs=1e-7)
+    points = ops.risk_coverage_curve(confidence, error, ties="collapse")
+    from_zero = np.trapezoid(np.append(0, points.risk), np.append(0, points.coverage))
+    assert from_zero == pytest.approx(0.0126553760, abs=1e-7)
+    n = len(error)
+    exact = ops.aurc(confidence, error) - error.mean() / (2 * n)
+    assert ops.aurc(confidence, error, "trapezoid_from_zero") == pytest.approx(exact, rel=1e-12)
+
+
 def test_proper_losses_of_the_stored_probabilities(outputs):
     probabilities, label = outputs
     with np.errstate(divide="ignore"):
