@@ -17,6 +17,7 @@ from sc_jax.ops.ranking import (
     Array,
     Blocks,
     Ranking,
+    beside,
     blocks,
     harmonic_difference,
     harmonic_rest,
@@ -397,8 +398,14 @@ def achievable_aurc(score: Array, loss: Array, *, weight: Array | None = None, w
         return nan_if_nan(score, value, where)
     if is_numpy_namespace(xp):
         return _hull_areas(block_weight, block_loss)
-    on_host = [np.from_dlpack(a.cpu() if hasattr(a, "cpu") else a) for a in (block_weight, block_loss)]
-    return xp.asarray(_hull_areas(*on_host), dtype=xp.float64)
+    area = _hull_areas(*(_on_host(array) for array in (block_weight, block_loss)))
+    return nan_if_nan(score, beside(block_weight, area, xp.float64), where)
+
+
+def _on_host(array: Array) -> np.ndarray:
+    if hasattr(array, "get"):  # CuPy
+        return array.get()
+    return np.from_dlpack(array.cpu() if hasattr(array, "cpu") else array)
 
 
 def _hull_areas(weight: np.ndarray, loss: np.ndarray, dtype: type = np.float64) -> np.ndarray:

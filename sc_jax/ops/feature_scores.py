@@ -76,11 +76,12 @@ def fit_mahalanobis(features: Array, label: Array, num_classes: int | None = Non
     mean = _matmul(member.T, x, xp) / xp.where(count > 0, count, 1.0)[:, None]
     within = x - xp.take(mean, label, axis=0)
     value, vector = xp.linalg.eigh(_matmul(within.T, within, xp) / x.shape[0])
-    if is_numpy_namespace(xp) and value[-1] <= 0:
+    rounding = x.shape[1] * xp.finfo(x.dtype).eps
+    if is_numpy_namespace(xp) and value[-1] <= (rounding * np.abs(x).max()) ** 2:
         raise ValueError("no class varies: the shared covariance is 0")
-    kept = value > x.shape[1] * xp.finfo(x.dtype).eps * value[-1]
+    kept = value > rounding * value[-1]
     scale = xp.where(kept, 1 / xp.sqrt(xp.where(kept, value, 1.0)), 0.0)
-    return Mahalanobis(xp.where((count > 0)[:, None], mean, 0.0), vector * scale[None, :], count)
+    return Mahalanobis(mean, vector * scale[None, :], count)
 
 
 def mahalanobis(features: Array, state: Mahalanobis) -> Array:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, is_jax_array, is_numpy_namespace
+from array_api_compat import array_namespace, device, is_jax_array, is_numpy_namespace
 
 Array = Any
 
@@ -126,7 +126,7 @@ def _checked(score: Array, loss: Array, weight: Array | None, where: Array | Non
         raise ValueError(f"score and loss must both be [n]; they are {tuple(score.shape)} and {tuple(loss.shape)}")
     if score.shape[0] == 0:
         raise ValueError("score and loss are empty: a risk needs at least one example")
-    weight = None if weight is None else xp.asarray(weight)
+    weight = None if weight is None else beside(score, weight)
     if weight is not None and (weight.ndim == 0 or weight.shape[-1] != score.shape[0]):
         raise ValueError(f"weight must have n = {score.shape[0]} entries last; it is {tuple(weight.shape)}")
     if where is not None and where.shape != score.shape:
@@ -140,7 +140,7 @@ def _checked(score: Array, loss: Array, weight: Array | None, where: Array | Non
     if xp.isdtype(score.dtype, "bool"):
         score = xp.astype(score, xp.int32)
     if where is not None:
-        where = xp.asarray(where, dtype=xp.bool)
+        where = beside(score, where, xp.bool)
         lowest = -xp.inf if xp.isdtype(score.dtype, "real floating") else 0
         score = xp.where(where, score, xp.full_like(score, lowest))
         loss = xp.where(where, loss, xp.zeros_like(loss))
@@ -338,7 +338,8 @@ def _rows(xp: Any, score: Array, loss: Array, weight: Array | None) -> tuple[Arr
         return values.astype(xp.int32 if counted else xp.result_type(values.dtype, xp.float32))
 
     loss = working(loss)
-    weight = xp.ones((n,), dtype=working(loss[:0] > 0).dtype) if weight is None else working(weight)
+    one = xp.ones_like(loss, dtype=xp.int32 if jax_array else xp.float64)
+    weight = one if weight is None else working(weight)
     if jax_array:
         import jax
 
@@ -355,7 +356,7 @@ def _rows(xp: Any, score: Array, loss: Array, weight: Array | None) -> tuple[Arr
         up = xp.flip(key)
         start = n - xp.searchsorted(up, key, side="right")
         end = n - 1 - xp.searchsorted(up, key, side="left")
-        new = start == xp.arange(n)
+        new = xp.concat([xp.ones_like(key[:1], dtype=xp.bool), key[1:] != key[:-1]])
     weight = xp.take(weight, order, axis=-1)
     row = (1,) * (weight.ndim - 1) + (n,)
     loss = xp.reshape(xp.take(loss, order), row) * weight
@@ -580,8 +581,7 @@ def mean_log_ratio(start: Array, length: Array, n: Array) -> Array:
     x = start + 1.0
     end = xp.log1p((n - start - length) / (x + length))
     tied = _less_log(w / x, xp) + xp.log1p(w / x) / (2 * w) - (_binet(x + w, xp) - _binet(x, xp)) / w
-    single = xp.log1p((n - start) / x)
-    return xp.where(length > 0, xp.where(length == 1, single, end + tied), 0.0 * x)
+    return xp.where(length > 0, end + tied, 0.0 * x)
 
 
 def _binet(x: Array, xp: Any) -> Array:
@@ -598,6 +598,12 @@ def _binet(x: Array, xp: Any) -> Array:
         return sums + far(x + _SHIFT)
 
     return _by_size(x, far, near, xp)
+
+
+def beside(like: Array, values: Any, dtype: Any = None) -> Array:
+    """`values` as an array of the library of `like`, on its device."""
+    place = {} if is_jax_array(like) else {"device": device(like)}
+    return array_namespace(like).asarray(values, dtype=dtype, **place)
 
 
 def real(values: Array) -> Array:

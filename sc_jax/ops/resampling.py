@@ -69,7 +69,8 @@ def bootstrap(
       groups: [n], labels of clusters that are drawn whole.
 
     Returns:
-      An `Interval`. At a few hundred examples it covers less than its level (about 91 % at n = 500 for 95 %).
+      An `Interval`. At a few hundred examples, and where errors are few, it covers less than its level (docs/metrics.md says how
+      much).
 
     Raises:
       ValueError: an unknown method, BCa where it does not apply, fewer than 2 clusters, both strata and groups.

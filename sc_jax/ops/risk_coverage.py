@@ -16,6 +16,7 @@ from sc_jax.ops.ranking import (
     Array,
     Blocks,
     Ranking,
+    beside,
     blocks,
     metric_of_ranking,
     nan_if_nan,
@@ -72,7 +73,7 @@ def risk_coverage_curve(
     elif ties == "expect":
         left = where is not None and is_numpy_namespace(xp)
         n = int(np.count_nonzero(where)) if left else score.shape[0]
-        accepted = xp.arange(1, n + 1, dtype=points.accepted.dtype)
+        accepted = beside(points.accepted, np.arange(1, n + 1), points.accepted.dtype)
         if weight is not None or (where is not None and not left):
             accepted = _of_total(accepted, everything)
         total, threshold = loss_of_accepted(points.ranking, accepted), _threshold_of_accepted(points, accepted)
@@ -280,7 +281,7 @@ def realisable_coverage(
       [...], in (0, 1].
     """
     xp = array_namespace(score)
-    points = blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where)
+    points = blocks(score, xp.zeros_like(score, dtype=xp.int32), weight, where)
     if points.accepted.shape[-1] == 0:
         return share(points.ranking.total_loss, points.ranking.total_weight)
     reached = xp.flip(share(points.accepted, points.ranking.total_weight[..., None]), axis=-1)
@@ -306,7 +307,7 @@ def threshold_at_coverage(
     """
     target = _coverage(coverage)
     xp = array_namespace(score)
-    points = _one_row(blocks(score, xp.zeros(score.shape, dtype=xp.int32), weight, where))
+    points = _one_row(blocks(score, xp.zeros_like(score, dtype=xp.int32), weight, where))
     total = points.ranking.total_weight
     accepted = (total - floor_of_share(1 - target, xp.asarray(total)))[..., None]
     threshold = _threshold_of_accepted(points, accepted)[..., 0]

@@ -30,13 +30,15 @@ def floor_of_share(share: Fraction, count: Array) -> Array:
     """
     xp = array_namespace(count)
     if not xp.isdtype(count.dtype, "integral"):
-        counts = xp.astype(xp.floor(count), xp.int64 if xp.finfo(count.dtype).bits == 64 else xp.int32)
-        exact = xp.astype(floor_of_share(share, counts), count.dtype)
-        return xp.where(xp.floor(count) == count, exact, float(share) * count)  # counts held as floats are counts
+        limit = 2**40 if xp.finfo(count.dtype).bits == 64 else 2**20
+        counted = (xp.floor(count) == count) & (count <= limit)  # held as floats
+        counts = xp.astype(xp.where(counted, count, xp.zeros_like(count)), xp.int64 if limit > 2**20 else xp.int32)
+        return xp.where(counted, xp.astype(floor_of_share(share, counts), count.dtype), float(share) * count)
     if is_numpy_namespace(xp) and abs(share.numerator) * int(np.max(count, initial=0)) < 2**63 > share.denominator:
         return share.numerator * count // share.denominator
     limb = 2**20 if xp.iinfo(count.dtype).bits == 64 else 2**10
-    whole, part = divmod(share, 1)
+    most = int(xp.iinfo(count.dtype).max)
+    whole, part = min(share // 1, most), share % 1
     near = part.limit_denominator(limb**2)
     if near > part:  # its left neighbour a/b among these fractions: a · near.denominator = b · near.numerator − 1
         inverse = pow(near.numerator, -1, near.denominator)
@@ -44,4 +46,7 @@ def floor_of_share(share: Fraction, count: Array) -> Array:
         near = Fraction((b * near.numerator - 1) // near.denominator, b)
     a, b = near.numerator, near.denominator
     high, low = count % b // limb, count % b % limb
-    return whole * count + count // b * a + high * a // b * limb + (high * a % b * limb + low * a) // b
+    floor = whole * count + count // b * a + high * a // b * limb + (high * a % b * limb + low * a) // b
+    if whole * limb**2 <= most:
+        return floor
+    return xp.where(count < most // whole, floor, most)  # more than that compares as the most there is

@@ -260,6 +260,27 @@ def test_numbers_at_the_ends_of_the_floats():
     assert ops.aurc(np.arange(4), losses) == pytest.approx(ops.aurc(np.arange(4), losses * 1e290) / 1e290, rel=1e-9)
 
 
+def test_draws_of_narrow_weights_do_not_wrap_around():
+    score, error = np.arange(40.0) % 7, np.arange(40) % 3 == 0
+    weight = np.arange(100, 140)  # a draw or two of it is more than a byte
+    wide = ops.bootstrap(ops.augrc, score, error, resamples=20, weight=weight)
+    narrow = ops.bootstrap(ops.augrc, score, error, resamples=20, weight=weight.astype(np.uint8))
+    np.testing.assert_allclose(narrow.replicates, wide.replicates, rtol=1e-12)
+    pair = score, error, score[::-1], error
+    wide, narrow = (
+        ops.paired_bootstrap(ops.augrc, *pair, resamples=20, weight=w) for w in (weight, weight.astype("u1"))
+    )
+    np.testing.assert_allclose(narrow.replicates, wide.replicates, rtol=1e-12)
+
+
+def test_masks_may_be_integers():
+    score, loss = np.array([0.9, 0.5, 0.4, 0.1]), np.array([0.0, 0.5, 1.0, 0.0])  # soft where nothing is
+    for where in (np.array([1, 0, 1, 1]), np.array([True, False, True, True])):
+        for metric in (ops.failure_auroc, ops.aurc, ops.selective_gap):
+            value, deleted = metric(score, loss, where=where), metric(np.delete(score, 1), np.delete(loss, 1))
+            np.testing.assert_array_equal(value, deleted)
+
+
 def test_one_class_is_its_own_balance():
     loss = np.array([0.0, 1.0, 0.5])
     np.testing.assert_array_equal(ops.class_balanced_loss(loss, np.array([7, 7, 7])), loss)

@@ -319,6 +319,11 @@ def test_harmonic_rest_is_the_mean_of_fractions(start, length):
     np.testing.assert_allclose(harmonic_rest(np.asarray(start), np.asarray(length)), float(exact), rtol=1e-12)
 
 
+def test_harmonic_rest_of_counts_is_harmonic_rest():
+    start, length = (axis.ravel() for axis in np.meshgrid([0, 1, 5, 100, 10**6], np.arange(1, 30)))
+    np.testing.assert_allclose(ranking.harmonic_rest_of_counts(start, length), harmonic_rest(start, length), rtol=1e-12)
+
+
 def test_harmonic_rest_keeps_its_digits_in_float32():
     start = np.concatenate([np.arange(130), 10 ** np.arange(3, 7)])
     for length in (1, 3, 50, 10_000):

@@ -312,19 +312,20 @@ def test_the_curve_of_weights_lies_on_that_of_repeated_rows(masked, case):
         assert above < exact <= accepted
 
 
-def test_thresholds_of_the_curve_do_not_slip_by_rounding():
-    # k/n of a total that is no multiple of n: products of floats may lie just beyond a whole number.
-    for n, total in ((6, 9), (11, 33), (49, 7), (60, 45), (93, 31)):
-        score = -np.arange(n)
-        weight = np.zeros(n, int)
-        weight[:total] = 1 if total < n else 0
-        weight[0] += total - weight.sum()
-        curve_of = lambda score, weight: ops.risk_coverage_curve(score, 0 * score, weight=weight)  # noqa: E731
-        for xp in (np, jnp) if n in (6, 93) else (np,):
-            curve = (curve_of if xp is np else jax.jit(curve_of))(xp.asarray(score), xp.asarray(weight))
-            through = np.cumsum(weight)
-            expected = [score[np.argmax(through * n >= k * total)] for k in range(1, n + 1)]
-            np.testing.assert_array_equal(curve.threshold, expected)
+@pytest.mark.parametrize(
+    ("xp", "n", "total"),
+    [(np, 6, 9), (np, 11, 33), (np, 49, 7), (np, 60, 45), (np, 93, 31), (jnp, 93, 31), (jnp, 29919, 19946)],
+)
+def test_thresholds_of_the_curve_do_not_slip_by_rounding(xp, n, total):
+    # k/n of the total may be a whole number, which products of floats lie just beyond.
+    score = -np.arange(n)
+    weight = np.zeros(n, int)
+    weight[:total] = 1 if total < n else 0
+    weight[0] += total - weight.sum()
+    curve_of = lambda score, weight: ops.risk_coverage_curve(score, 0 * score, weight=weight)  # noqa: E731
+    curve = (curve_of if xp is np else jax.jit(curve_of))(xp.asarray(score), xp.asarray(weight))
+    expected = score[np.searchsorted(np.cumsum(weight) * n, np.arange(1, n + 1) * total)]
+    np.testing.assert_array_equal(curve.threshold, expected)
 
 
 @given(samples(max_size=12))

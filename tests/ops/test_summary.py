@@ -13,12 +13,17 @@ EACH = {
     "e_aurc": ops.e_aurc,
     "naurc": ops.naurc,
     "augrc": ops.augrc,
+    "e_augrc": ops.e_augrc,
     "failure_auroc": ops.failure_auroc,
     "coverage_at_risk_0.01": lambda score, error, **kw: ops.coverage_at_risk(score, error, 0.01, **kw),
     "coverage_at_risk_0.02": lambda score, error, **kw: ops.coverage_at_risk(score, error, 0.02, **kw),
     "coverage_at_risk_0.05": lambda score, error, **kw: ops.coverage_at_risk(score, error, 0.05, **kw),
     "risk_at_coverage_0.8": lambda score, error, **kw: ops.risk_at_coverage(score, error, 0.8, **kw),
     "risk_at_coverage_0.9": lambda score, error, **kw: ops.risk_at_coverage(score, error, 0.9, **kw),
+    **{
+        f"aurc_{name}": lambda score, error, name=name, **kw: ops.aurc(score, error, name, **kw)
+        for name in ("trapezoid_from_zero", "torch_uncertainty", "ln", "sele")
+    },
 }
 
 
@@ -37,7 +42,8 @@ def test_summary_is_each_metric(sample, weighted):
     summary = ops.summarise(score, error, weight=weight)
     assert list(summary) == list(EACH)
     for name, metric in EACH.items():
-        np.testing.assert_array_equal(summary[name], metric(score, error, weight=weight), err_msg=name)
+        expected = metric(score, error, weight=weight)
+        np.testing.assert_allclose(summary[name], expected, rtol=1e-13, atol=1e-15, err_msg=name)
 
 
 def test_summary_of_a_batch_on_devices(sample):

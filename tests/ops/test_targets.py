@@ -11,6 +11,7 @@ from brute_force import reproducible
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sc_jax.ops import coverage_at_risk
 from sc_jax.ops.targets import as_fraction, floor_of_share
 
 LONG = ("0.3333333333333333", "0.30000000000000004", "0.123456789", "0.999999999999", "1e-9", "2.718281828459045")
@@ -92,6 +93,7 @@ def test_floors_are_exact_in_other_libraries(library, dtype):
         np.testing.assert_array_equal(np.from_dlpack(value), exactly(share, counts))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_real_counts_are_not_rounded():
     value = floor_of_share(Fraction(3, 10), np.array([0.5, 2.5, 3.0]))
     np.testing.assert_allclose(value, [0.15, 0.75, 0.0], rtol=1e-15)
@@ -111,3 +113,28 @@ def test_ceilings_of_shares_are_exact_for_every_pair_below_200():
     for n in range(1, 200):
         for k in range(1, n + 1):
             assert n - floor_of_share(1 - Fraction(k, n), np.int64(n)) == k
+
+
+@pytest.mark.parametrize(("xp", "dtype"), [(np, "int64"), (jnp, "int32")])
+def test_large_shares_do_not_wrap_around(xp, dtype):
+    most = np.iinfo(dtype).max
+    for share in (Fraction(3000), Fraction(2**30), Fraction(2**50) + Fraction(1, 3), Fraction(10**30)):
+        counts = np.array([0, 1, 2, 1000, 10**6, 2**20])
+        value = np.asarray(floor_of_share(share, xp.asarray(counts, dtype=dtype)))
+        for count, floor in zip(counts.tolist(), value.tolist(), strict=True):
+            # the largest number stands for more, and from one count early
+            assert floor == math.floor(share * count) or (floor == most and share * (count + 2) > most)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_any_risk_above_the_losses_is_met(xp):
+    score, loss = xp.asarray([3.0, 2.0, 1.0] * 500), xp.asarray([0, 7, 2] * 500)
+    for risk in (7, 3000, 2**31, 1e30):
+        assert float(coverage_at_risk(score, loss, risk)) == 1
+    assert float(coverage_at_risk(score, loss, -3)) == 0
+
+
+def test_real_counts_beyond_the_integers_are_real():
+    np.testing.assert_allclose(floor_of_share(Fraction(1, 3), np.array([2.0**70, 1e300])), [2.0**70 / 3, 1e300 / 3])
+    score, error = np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0])
+    assert coverage_at_risk(score, error, 0.3, weight=np.array([1, 1, 2]) * 2.0**70) == 1
