@@ -326,12 +326,15 @@ def bca_interval(replicates: np.ndarray, estimate: float, left_out: np.ndarray, 
       replicates: [b]; estimate: on the sample itself; left_out: [n], without each example in turn; level: e.g. 0.95.
 
     Returns:
-      [2]; NaN where replicates or leave-one-out values are not all finite.
+      [2]; replicates that are no finite numbers are left out; NaN where fewer than half of them, or not all leave-one-out
+      values, are finite.
 
     Source: Efron, JASA, 1987.
     """
-    if not (np.isfinite(replicates).all() and np.isfinite(left_out).all()):
+    finite = np.isfinite(replicates)
+    if finite.mean() < 0.5 or not np.isfinite(left_out).all():
         return np.full(2, np.nan)
+    replicates = replicates[finite]
     share_below = np.mean(replicates < estimate) + np.mean(replicates == estimate) / 2
     bias = stats.norm.ppf(np.clip(share_below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
     d = left_out.mean() - left_out

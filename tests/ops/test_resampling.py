@@ -365,3 +365,14 @@ def test_a_crossed_bootstrap_draws_seeds_and_examples():
         rows, seeds = np.repeat(np.arange(40), counts[r]), np.repeat(np.arange(3), seed_counts[r])
         values = [ops.aurc(a[0][s, rows], a[1][s, rows]) - ops.aurc(b[0][s, rows], b[1][s, rows]) for s in seeds]
         np.testing.assert_allclose(difference.replicates[r], np.mean(values), rtol=1e-9, atol=1e-14)
+
+
+def test_bca_leaves_out_replicates_that_are_undefined():
+    rng = np.random.default_rng(0)
+    replicates, left_out = rng.normal(size=400), rng.normal(size=30)
+    expected = resampling.bca_interval(replicates, 0.1, left_out)
+    with_nan = np.concatenate([replicates, np.full(300, np.nan)])
+    np.testing.assert_array_equal(resampling.bca_interval(with_nan, 0.1, left_out), expected)
+    mostly_nan = np.concatenate([replicates, np.full(500, np.nan)])
+    assert np.isnan(resampling.bca_interval(mostly_nan, 0.1, left_out)).all()
+    assert np.isnan(resampling.bca_interval(replicates, 0.1, np.append(left_out, np.nan))).all()
