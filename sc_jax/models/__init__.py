@@ -1,12 +1,18 @@
-"""Backbones in Flax NNX, all behind one contract: images to `{"logits", "features"}`, by a pure function.
+"""Backbones in Flax NNX, all behind one contract: inputs to `{"logits", "features"}`, by a pure function.
 
-To add one: write the module in a file of its own, and a line in `BACKBONES`.
+    model = build("resnet50", input_shape=(224, 224, 3), num_classes=1000)
+    params, model_state = model.init(jax.random.key(0))
+    outputs, _ = model.apply(params, model_state, images)
+
+To add one: write the module in a file of its own, and a line in `BACKBONES`; the test battery finds it there. Attributes are
+named as the tensors of its published weights (timm's names, where timm has it), so that `pretrained` reads them by one rule.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,10 +20,46 @@ import jax
 from flax import nnx
 
 from sc_jax.files import InputError
-from sc_jax.models.cnn import CNN
-from sc_jax.models.mlp import MLP
 
-BACKBONES: dict[str, type[nnx.Module]] = {"mlp": MLP, "cnn": CNN}
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp": ("sc_jax.models.mlp:MLP", {}),
+    "tabular_mlp": ("sc_jax.models.mlp:TabularMLP", {}),
+    "cnn": ("sc_jax.models.cnn:CNN", {}),
+    "lstm": ("sc_jax.models.lstm:LSTM", {}),
+    "resnet20_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 20}),
+    "resnet32_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 32}),
+    "resnet44_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 44}),
+    "resnet56_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 56}),
+    "resnet110_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 110}),
+    "wide_resnet16_4": ("sc_jax.models.wide_resnet:WideResNet", {"depth": 16, "widen": 4}),
+    "wide_resnet28_10": ("sc_jax.models.wide_resnet:WideResNet", {"depth": 28, "widen": 10}),
+    "densenet_bc_100": ("sc_jax.models.densenet:DenseNet", {"blocks": (16, 16, 16), "growth": 12, "stem": "cifar"}),
+    "densenet121": ("sc_jax.models.densenet:DenseNet", {"blocks": (6, 12, 24, 16), "growth": 32, "stem": "imagenet"}),
+    "resnet18": ("sc_jax.models.resnet:ResNet", {"blocks": (2, 2, 2, 2), "bottleneck": False}),
+    "resnet34": ("sc_jax.models.resnet:ResNet", {"blocks": (3, 4, 6, 3), "bottleneck": False}),
+    "resnet50": ("sc_jax.models.resnet:ResNet", {"blocks": (3, 4, 6, 3), "bottleneck": True}),
+    "resnet101": ("sc_jax.models.resnet:ResNet", {"blocks": (3, 4, 23, 3), "bottleneck": True}),
+    "resnet152": ("sc_jax.models.resnet:ResNet", {"blocks": (3, 8, 36, 3), "bottleneck": True}),
+    "wide_resnet50_2": ("sc_jax.models.resnet:ResNet", {"blocks": (3, 4, 6, 3), "bottleneck": True, "base_width": 128}),
+    "vit_tiny_patch16": ("sc_jax.models.vit:ViT", {"width": 192, "heads": 3}),
+    "vit_small_patch16": ("sc_jax.models.vit:ViT", {"width": 384, "heads": 6}),
+    "vit_base_patch16": ("sc_jax.models.vit:ViT", {"width": 768, "heads": 12}),
+    "efficientnet_b0": ("sc_jax.models.efficientnet:EfficientNet", {"width": 1.0, "depth": 1.0, "dropout": 0.2}),
+    "efficientnet_b1": ("sc_jax.models.efficientnet:EfficientNet", {"width": 1.0, "depth": 1.1, "dropout": 0.2}),
+    "efficientnet_b2": ("sc_jax.models.efficientnet:EfficientNet", {"width": 1.1, "depth": 1.2, "dropout": 0.3}),
+    "efficientnet_b3": ("sc_jax.models.efficientnet:EfficientNet", {"width": 1.2, "depth": 1.4, "dropout": 0.3}),
+    "efficientnet_b4": ("sc_jax.models.efficientnet:EfficientNet", {"width": 1.4, "depth": 1.8, "dropout": 0.4}),
+    "mobilenetv2_100": ("sc_jax.models.mobilenetv2:MobileNetV2", {"width": 1.0}),
+    "mobilenetv2_130": ("sc_jax.models.mobilenetv2:MobileNetV2", {"width": 1.3}),
+    "mobilenetv2_140": ("sc_jax.models.mobilenetv2:MobileNetV2", {"width": 1.4}),
+    "msdnet": ("sc_jax.models.msdnet:MSDNet", {}),
+    "msdnet_imagenet": (
+        "sc_jax.models.msdnet:MSDNet",
+        {"blocks": (4,) * 5, "channels": 32, "growth": 16, "factors": (1, 2, 4, 4), "stem": "imagenet"},
+    ),
+    "deeplabv3plus_resnet101": ("sc_jax.models.deeplab:DeepLabV3Plus", {"blocks": (3, 4, 23, 3)}),
+}
+"""Name → ("module:class", options of its constructor); the module is imported when the backbone is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +68,9 @@ class Model:
 
     Attributes:
       init: key → (params, model_state): trainable arrays, and the others (batch statistics).
-      apply: (params, model_state, images [b, h, w, c], train, key) → ({"logits" [b, k], "features" [b, d]}, model_state).
+      apply: (params, model_state, inputs [b, …], train, key) → (outputs, model_state), outputs {"logits" [b, k],
+        "features" [b, d]}; of segmentation "logits" [b, h, w, k] alone, of several exits also "exit_logits" [e, b, k],
+        the last of which are the logits.
       member_mapping: how many members run in one program: "vmap", or "unroll" (one after the other in the same program,
         several times faster for convolutions on a CPU).
     """
@@ -36,14 +80,14 @@ class Model:
     member_mapping: Literal["vmap", "unroll"]
 
 
-def build(name: str, *, image_shape: tuple[int, ...], num_classes: int, **options: Any) -> Model:
+def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **options: Any) -> Model:
     """Builds the backbone `name`.
 
     Args:
       name: a key of `BACKBONES`.
-      image_shape: (h, w, c) of one image.
+      input_shape: of one input: (h, w, c) of an image, (d,) of a row of a table, (t,) of a text of t tokens.
       num_classes: k.
-      options: what the backbone's constructor takes besides (widths, dropout …).
+      options: what the backbone's constructor takes besides (hidden, dropout, dtype …), over those of `BACKBONES`.
 
     Returns:
       A `Model`.
@@ -55,10 +99,12 @@ def build(name: str, *, image_shape: tuple[int, ...], num_classes: int, **option
         near = difflib.get_close_matches(name, BACKBONES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BACKBONES)}"
         raise InputError(f"model.name: there is no backbone {name!r}; {hint}")
-    backbone = BACKBONES[name]
+    reference, preset = BACKBONES[name]
+    backbone = pkgutil.resolve_name(reference)
+    options = {**preset, **options}
 
     def create(key: jax.Array) -> nnx.Module:
-        return backbone(image_shape=image_shape, num_classes=num_classes, rngs=nnx.Rngs(key), **options)
+        return backbone(input_shape=input_shape, num_classes=num_classes, rngs=nnx.Rngs(key), **options)
 
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))), nnx.Param, ...)
 
@@ -67,10 +113,10 @@ def build(name: str, *, image_shape: tuple[int, ...], num_classes: int, **option
         return params, model_state
 
     def apply(
-        params: Any, model_state: Any, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        params: Any, model_state: Any, inputs: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[dict[str, jax.Array], Any]:
         module = nnx.merge(graphdef, params, model_state, copy=True)
-        outputs = module(images, train=train, key=key)
+        outputs = module(inputs, train=train, key=key)
         _, _, model_state = nnx.split(module, nnx.Param, ...)
         return outputs, model_state
 

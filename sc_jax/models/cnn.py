@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -21,22 +23,25 @@ class CNN(nnx.Module):
     def __init__(
         self,
         *,
-        image_shape: tuple[int, ...],
+        input_shape: tuple[int, ...],
         num_classes: int,
         hidden: Sequence[int] = (32, 64),
         dropout: float = 0.0,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        widths = (image_shape[-1], *hidden)
-        self.convolutions = nnx.List([nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in pairwise(widths)])
+        widths = (input_shape[-1], *hidden)
+        self.convolutions = nnx.List(
+            [nnx.Conv(a, b, (3, 3), strides=2, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)]
+        )
         self.dropout = nnx.Dropout(dropout)
-        height, width = (-(-side // 2 ** len(hidden)) for side in image_shape[:2])  # "same" padding: halves, rounded up
-        self.head = nnx.Linear(height * width * widths[-1], num_classes, rngs=rngs)
+        height, width = (-(-side // 2 ** len(hidden)) for side in input_shape[:2])  # "same" padding: halves, rounded up
+        self.head = nnx.Linear(height * width * widths[-1], num_classes, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
-        x = images
+    def __call__(self, inputs: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        x = inputs
         for convolution in self.convolutions:
             x = jax.nn.relu(convolution(x))
-        x = x.reshape(x.shape[0], -1)
-        x = self.dropout(x, deterministic=not train, rngs=None if key is None else nnx.Rngs(dropout=key))
-        return {"logits": self.head(x), "features": x}
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        dropped = self.dropout(x, deterministic=not train, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return {"logits": self.head(dropped), "features": x}

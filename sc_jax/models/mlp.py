@@ -1,12 +1,14 @@
-"""Multi-layer perceptron."""
+"""Multi-layer perceptrons: of images, and of the rows of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -21,20 +23,46 @@ class MLP(nnx.Module):
     def __init__(
         self,
         *,
-        image_shape: tuple[int, ...],
+        input_shape: tuple[int, ...],
         num_classes: int,
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.0,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        widths = (prod(image_shape), *hidden)
-        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(widths)])
+        widths = (prod(input_shape), *hidden)
+        self.hidden = nnx.List([nnx.Linear(a, b, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)])
         self.dropout = nnx.Dropout(dropout)
-        self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
+        self.head = nnx.Linear(widths[-1], num_classes, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
-        x = images.reshape(images.shape[0], -1)
+    def __call__(self, inputs: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        x = dropped = inputs.reshape(inputs.shape[0], -1)
         streams = None if key is None else nnx.Rngs(dropout=key)
         for layer in self.hidden:
-            x = self.dropout(jax.nn.relu(layer(x)), deterministic=not train, rngs=streams)
-        return {"logits": self.head(x), "features": x}
+            x = jax.nn.relu(layer(dropped))
+            dropped = self.dropout(x, deterministic=not train, rngs=streams)
+        return {"logits": self.head(dropped), "features": x.astype(jnp.float32)}
+
+
+class TabularMLP(MLP):
+    """Row of d numbers → hidden layers of 4d and 2d with ReLU → logits.
+
+    Has 12 d² + 6d + 2dk + k parameters for k classes. The network that the label smoothing paper (Xia et al. 2025,
+    "Towards Understanding Why Label Smoothing Degrades Selective Classification and How to Fix It") trains on the
+    tables of its appendix. Two classes are two logits here, as everywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        multiples: Sequence[int] = (4, 2),
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        hidden = [multiple * prod(input_shape) for multiple in multiples]
+        super().__init__(
+            input_shape=input_shape, num_classes=num_classes, hidden=hidden, dropout=dropout, dtype=dtype, rngs=rngs
+        )
