@@ -1,8 +1,9 @@
-"""Data sets: named splits of images, labels and example ids, as NumPy arrays.
+"""Data sets: named splits of inputs, labels and example ids.
 
     dataset = load("fashion_mnist")
-    dataset.splits["test"].image        # uint8 [10000, 28, 28]
+    dataset.splits["test"].inputs       # uint8 [10000, 28, 28]
 
+What fits in memory is a `Dataset` of arrays; ImageNet and Cityscapes are a `streams.StreamedDataset`, decoded on the way.
 To add a data set, write a module with a loader `(directory) -> Dataset` and name it in `LOADERS`. `Dataset` checks what
 the loader built. If the data must be fetched first, add a function to `sc_jax.data.prepare`.
 """
@@ -16,6 +17,7 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,29 +27,54 @@ from sc_jax.files import InputError
 LOADERS = {
     "fashion_mnist": "sc_jax.data.fashion_mnist:load_subset",
     "fashion_mnist_full": "sc_jax.data.fashion_mnist:load_full",
+    "mnist": "sc_jax.data.mnist:load",
+    "cifar10": "sc_jax.data.cifar:load_cifar10",
+    "cifar10_jpeg": "sc_jax.data.cifar:load_cifar10_jpeg",
+    "cifar100": "sc_jax.data.cifar:load_cifar100",
+    "imdb": "sc_jax.data.text:load_imdb",
+    "sst2": "sc_jax.data.text:load_sst2",
+    "trec": "sc_jax.data.text:load_trec",
+    "adult": "sc_jax.data.tabular:load_adult",
+    "bank_marketing": "sc_jax.data.tabular:load_bank_marketing",
+    "online_shoppers": "sc_jax.data.tabular:load_online_shoppers",
+    "imagenet": "sc_jax.data.imagenet:load",
+    "cityscapes": "sc_jax.data.cityscapes:load",
 }
-"""Name -> "module:function"; the module is imported when the data set is asked for."""
+"""Name -> "module:function" of a directory; the module is imported when the data set is asked for."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """One split: the images, their classes, and the names of the examples.
+    """One split: what goes into a model, the classes, and the names of the examples.
 
     Attributes:
-      image: uint8 [n, h, w] or [n, h, w, c], 0..255.
+      inputs: uint8 [n, h, w] or [n, h, w, c], images in 0..255; int32 [n, t], tokens of texts, 0 after the end; or
+        float32 [n, d], rows of a table, standardised by the train split.
       label: int32 [n], 0..num_classes-1.
       example_id: int64 [n], unique over the whole data set.
+      group: int32 [n], which group an example is of, for reports by group; or None.
     """
 
-    image: np.ndarray
+    inputs: np.ndarray
     label: np.ndarray
     example_id: np.ndarray
+    group: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by the names they have on disk: inputs are called image, token or row."""
+        named = {_KINDS[self.inputs.dtype][0]: self.inputs, "label": self.label, "example_id": self.example_id}
+        return named if self.group is None else {**named, "group": self.group}
 
-_DTYPES = {"image": np.uint8, "label": np.int32, "example_id": np.int64}
+
+_KINDS = {
+    np.dtype(np.uint8): ("image", (3, 4)),
+    np.dtype(np.int32): ("token", (2,)),
+    np.dtype(np.float32): ("row", (2,)),
+}
+_INPUTS = [name for name, _ in _KINDS.values()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +85,8 @@ class Dataset:
       name: the name it is loaded by.
       class_names: the name of class i at place i.
       splits: "train", "validation" and "test", or those of them there are.
+      group_names: the name of group i at place i, if the splits have groups.
+      vocabulary: the token i at place i, of texts.
 
     Raises:
       InputError: an array has the wrong type or length, a label is out of range, or an example id comes twice.
@@ -66,15 +95,24 @@ class Dataset:
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Split]
+    group_names: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, array in self.arrays().items():
-            dtype = _DTYPES[name.partition("_")[2]]
-            if array.dtype != dtype or (array.ndim not in (3, 4) if dtype == np.uint8 else array.ndim != 1):
-                raise InputError(f"{self.name}: {name} is {array.dtype} {list(array.shape)}; see sc_jax.data.Split")
         for name, split in self.splits.items():
-            if not len(split.image) == len(split.label) == len(split.example_id):
-                raise InputError(f"{self.name}: image, label and example_id of {name} differ in length")
+            kind = _KINDS.get(split.inputs.dtype)
+            if kind is None or split.inputs.ndim not in kind[1]:
+                found = f"{split.inputs.dtype} {list(split.inputs.shape)}"
+                raise InputError(f"{self.name}: inputs of {name} are {found}; see sc_jax.data.Split")
+            for field, dtype in (("label", np.int32), ("example_id", np.int64), ("group", np.int32)):
+                array = getattr(split, field)
+                if array is None:
+                    continue
+                if array.dtype != dtype or array.ndim != 1:
+                    found = f"{array.dtype} {list(array.shape)}"
+                    raise InputError(f"{self.name}: {name}_{field} is {found}; see sc_jax.data.Split")
+                if len(array) != len(split.inputs):
+                    raise InputError(f"{self.name}: inputs and {field} of {name} differ in length")
             if len(split) and not 0 <= split.label.min() <= split.label.max() < self.num_classes:
                 raise InputError(f"{self.name}: a label of {name} is outside 0..{self.num_classes - 1}")
         ids = np.concatenate([split.example_id for split in self.splits.values()])
@@ -93,22 +131,26 @@ class Dataset:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by the names they have on disk: `train_image`, `train_label`, `train_example_id`, …"""
-        return {f"{name}_{field}": getattr(split, field) for name, split in self.splits.items() for field in _DTYPES}
+        return {
+            f"{name}_{field}": array for name, split in self.splits.items() for field, array in split.arrays().items()
+        }
 
 
-def from_arrays(name: str, class_names: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> Dataset:
-    """The data set that `Dataset.arrays` was taken of.
+def from_arrays(name: str, class_names: tuple[str, ...], arrays: Mapping[str, np.ndarray], **names: Any) -> Dataset:
+    """The data set that `Dataset.arrays` was taken of; `names` are its `group_names` and `vocabulary`.
 
     Raises:
       InputError: an array of a split is missing, or `Dataset` refuses them.
     """
-    splits = dict.fromkeys(array_name.partition("_")[0] for array_name in arrays)
-    missing = [f"{split}_{field}" for split in splits for field in _DTYPES if f"{split}_{field}" not in arrays]
-    if missing:
-        raise InputError(f"{name}: no array {missing[0]!r}")
-    return Dataset(
-        name, class_names, {split: Split(*(arrays[f"{split}_{field}"] for field in _DTYPES)) for split in splits}
-    )
+    splits = {}
+    for split in dict.fromkeys(array_name.partition("_")[0] for array_name in arrays):
+        found = [kind for kind in _INPUTS if f"{split}_{kind}" in arrays] or _INPUTS[:1]
+        missing = [f"{split}_{f}" for f in (found[0], "label", "example_id") if f"{split}_{f}" not in arrays]
+        if missing:
+            raise InputError(f"{name}: no array {missing[0]!r}")
+        fields = (arrays[f"{split}_{field}"] for field in (found[0], "label", "example_id"))
+        splits[split] = Split(*fields, group=arrays.get(f"{split}_group"))
+    return Dataset(name, class_names, splits, **names)
 
 
 def data_directory() -> Path:
@@ -116,8 +158,8 @@ def data_directory() -> Path:
     return Path(os.path.expanduser(os.environ.get("SC_JAX_DATA") or "~/.cache/sc_jax"))
 
 
-def load(name: str, directory: str | Path | None = None) -> Dataset:
-    """The data set `name`; a prepared one is read from `directory`, by default `data_directory()`.
+def load(name: str, directory: str | Path | None = None) -> Any:
+    """The data set `name`, a `Dataset` or a `streams.StreamedDataset`; a prepared one is read from `directory`, by default `data_directory()`.
 
     Raises:
       InputError: no data set has this name, it is not prepared, or its file is damaged.

@@ -7,19 +7,14 @@ Official training image i has the id i, official test image i the id 60000 + i.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
-import shlex
-import struct
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from sc_jax import files
-from sc_jax.data import Dataset, data_directory, from_arrays
+from sc_jax.data import Dataset, from_arrays, idx, sources
 from sc_jax.files import InputError
 
 PREPARE = "python -m sc_jax.data.prepare fashion_mnist"
@@ -73,7 +68,7 @@ def load_full(directory: Path) -> Dataset:
       InputError: it is not prepared, or the file is damaged.
     """
     path = directory / FULL_NAME
-    remedy = f"run: {PREPARE}" + ("" if directory == data_directory() else f" --to {shlex.quote(str(directory))}")
+    remedy = f"run: {sources.prepare_command('fashion_mnist', directory)}"
     if not path.exists():
         raise InputError(f"{path}: the data set is not prepared; {remedy}")
     return _load("fashion_mnist_full", path, FULL_FINGERPRINT, remedy)
@@ -121,8 +116,7 @@ def selection_order() -> np.ndarray:
 
     The first 2,000 are the validation split; the subset trains on the next 12,000, the full set on all others.
     """
-    digests = [hashlib.sha256(f"fashion_mnist/{index}".encode()).digest() for index in range(_OFFICIAL_TRAIN)]
-    return np.array(sorted(range(_OFFICIAL_TRAIN), key=digests.__getitem__), np.int64)
+    return sources.hash_order("fashion_mnist", _OFFICIAL_TRAIN)
 
 
 def read_official(folder: str | Path) -> dict[str, np.ndarray]:
@@ -131,16 +125,7 @@ def read_official(folder: str | Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: a file is missing, is not idx, or is not the official one.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; it should hold {', '.join(OFFICIAL)}, gzipped or not")
-    official = {}
-    for name in OFFICIAL:
-        path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-        if path is None:
-            raise InputError(f"{folder}: neither {name} nor {name}.gz is there; all four idx files are needed")
-        official[name] = read_idx(path)
-    return verified(official, str(folder))
+    return verified(idx.read_folder(folder, OFFICIAL), str(folder))
 
 
 def verified(official: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
@@ -150,43 +135,10 @@ def verified(official: Mapping[str, np.ndarray], origin: str) -> dict[str, np.nd
       InputError: names the file whose content differs.
     """
     for name, expected in OFFICIAL.items():
-        found = hashlib.sha256(idx_bytes(official[name])).hexdigest()
+        found = hashlib.sha256(idx.idx_bytes(official[name])).hexdigest()
         if found != expected:
             raise InputError(
                 f"{origin}: {name} is not the official one: its decompressed content has SHA-256 {found[:12]}…, "
                 f"expected {expected[:12]}…; get the file again"
             )
     return dict(official)
-
-
-def read_idx(path: str | Path) -> np.ndarray:
-    """uint8 [d1, …], the array in an idx file, gzipped or not (format: yann.lecun.com/exdb/mnist).
-
-    Raises:
-      InputError: the file is missing, damaged, not idx, or longer or shorter than its header says.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); get the file again") from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or data[3] == 0:
-        raise InputError(f"{path}: starts with {data[:4].hex() or 'nothing'}; an idx file of bytes starts with 000008")
-    start = 4 + 4 * data[3]
-    if len(data) < start:
-        raise InputError(f"{path}: ends within the header of {start} bytes; get the file again")
-    shape = struct.unpack(f">{data[3]}I", data[4:start])
-    if len(data) - start != math.prod(shape):
-        raise InputError(
-            f"{path}: {len(data) - start} bytes of data, but the header says {' x '.join(map(str, shape))} = "
-            f"{math.prod(shape)}; get the file again"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    """A uint8 array of one or more dimensions as the content of an idx file; `read_idx` undoes it."""
-    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    return header + array.astype(np.uint8, casting="no").tobytes()

@@ -1,13 +1,15 @@
-"""Fetches data sets that are too large for the package.
+"""Prepares data sets that are too large for the package, from their original files or from TFDS.
 
-    python -m sc_jax.data.prepare fashion_mnist [--from DIR] [--to DIR]
+    python -m sc_jax.data.prepare NAME [--from DIR] [--to DIR]
 
-What is fetched is verified against pinned checksums, so every source gives the same file.
+Every source of a data set gives the same file. Fashion-MNIST, whose licence allows it, is fetched too, and verified against
+pinned checksums. `docs/data.md` says for each data set which files to get where.
 """
 
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -18,9 +20,15 @@ from typing import NoReturn
 import numpy as np
 
 from sc_jax import data, files
-from sc_jax.data import fashion_mnist
+from sc_jax.data import fashion_mnist, idx, sources
 from sc_jax.files import InputError
 
+ORIGIN = sources.Origin(
+    "fashion_mnist",
+    ", ".join(f"{name}.gz" for name in idx.NAMES),
+    "https://github.com/zalandoresearch/fashion-mnist",
+    "fashion_mnist",
+)
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -44,7 +52,11 @@ def prepare_fashion_mnist(source: Path | None, directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{directory}: cannot be made ({error.strerror}); name another folder with --to") from error
-    official = fashion_mnist.read_official(source) if source else _first_that_works()
+    if source:
+        from_tfds = lambda builder: fashion_mnist.verified(idx.read_tfds(builder), str(source))  # noqa: E731
+        official = sources.read(ORIGIN, source, fashion_mnist.read_official, from_tfds)
+    else:
+        official = _first_that_works()
     files.write_npz(path, fashion_mnist.full_arrays(official))
     return path
 
@@ -59,8 +71,8 @@ def _first_that_works() -> dict[str, np.ndarray]:
         except Exception as error:  # TFDS, and what it calls, raise anything
             print(f"  no: {type(error).__name__}: {error}")
     raise InputError(
-        f"no source of Fashion-MNIST works here; put {', '.join(f'{file}.gz' for file in fashion_mnist.OFFICIAL)} "
-        f"in a folder and run: {fashion_mnist.PREPARE} --from DIR"
+        f"no source of Fashion-MNIST works here; get {ORIGIN.files} from {ORIGIN.page} "
+        f"and run: {fashion_mnist.PREPARE} --from DIR"
     )
 
 
@@ -89,31 +101,7 @@ def _call(*command: str, folder: str) -> None:
 
 
 def _tfds_prepared() -> dict[str, np.ndarray]:
-    import tensorflow_datasets as tfds
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)  # or TFDS warns that the folder is not there
-    builder = tfds.builder("fashion_mnist", file_format="array_record")
-    if not builder.is_prepared():
-        raise InputError(f"{builder.data_path}: not there")
-    official = {}
-    for split, part in (("train", "train"), ("test", "t10k")):
-        source = builder.as_data_source(split=split)
-        image, label = np.empty((len(source), 28, 28), np.uint8), np.empty(len(source), np.uint8)
-        for index, record in zip(tfds_order(split, len(source)), source, strict=True):
-            image[index], label[index] = record["image"][..., 0], record["label"]
-        official |= {f"{part}-images-idx3-ubyte": image, f"{part}-labels-idx1-ubyte": label}
-    return official
-
-
-def tfds_order(split: str, size: int) -> list[int]:
-    """The official index of each of the `size` examples in the order in which TFDS stores `split`.
-
-    TFDS sorts examples by a hash of the key that its builder gives them; Fashion-MNIST's keys are the official indices.
-    """
-    from tensorflow_datasets.core.hashing import Hasher
-
-    return sorted(range(size), key=Hasher(split).hash_key)
+    return idx.read_tfds(sources.tfds_builder("fashion_mnist"))
 
 
 def _tfds_downloaded() -> dict[str, np.ndarray]:
@@ -125,7 +113,7 @@ def _tfds_downloaded() -> dict[str, np.ndarray]:
     urllib.request.urlopen(url["t10k-labels-idx1-ubyte"], timeout=20).close()
     with tempfile.TemporaryDirectory() as folder:
         paths = tfds.download.DownloadManager(download_dir=folder).download(url)
-        return {name: fashion_mnist.read_idx(path) for name, path in paths.items()}
+        return {name: idx.read_idx(path) for name, path in paths.items()}
 
 
 SOURCES = {
@@ -136,8 +124,22 @@ SOURCES = {
 }
 """Tried in this order; each gives the official arrays by file name, or raises."""
 
-PREPARERS = {"fashion_mnist": prepare_fashion_mnist}
-"""Data set -> function of (folder given with --from or None, folder to write to) that returns the file."""
+PREPARERS = {
+    "fashion_mnist": "sc_jax.data.prepare:prepare_fashion_mnist",
+    "mnist": "sc_jax.data.mnist:prepare",
+    "cifar10": "sc_jax.data.cifar:prepare_cifar10",
+    "cifar10_jpeg": "sc_jax.data.cifar:prepare_cifar10_jpeg",
+    "cifar100": "sc_jax.data.cifar:prepare_cifar100",
+    "imdb": "sc_jax.data.text:prepare_imdb",
+    "sst2": "sc_jax.data.text:prepare_sst2",
+    "trec": "sc_jax.data.text:prepare_trec",
+    "adult": "sc_jax.data.tabular:prepare_adult",
+    "bank_marketing": "sc_jax.data.tabular:prepare_bank_marketing",
+    "online_shoppers": "sc_jax.data.tabular:prepare_online_shoppers",
+    "imagenet": "sc_jax.data.imagenet:prepare",
+    "cityscapes": "sc_jax.data.cityscapes:prepare",
+}
+"""Data set -> "module:function" of (folder given with --from or None, folder to write to) that returns the path."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,7 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = _Parser(prog="python -m sc_jax.data.prepare", description=__doc__.partition("\n")[0])
     parser.add_argument("dataset", help=f"one of: {', '.join(PREPARERS)}")
-    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help="folder that holds the original files")
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="folder of the original files, or TFDS's"
+    )
     parser.add_argument(
         "--to", type=Path, metavar="DIR", help="folder to write to (default: $SC_JAX_DATA, else ~/.cache/sc_jax)"
     )
@@ -157,7 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         if options.dataset not in PREPARERS:
             raise data.unknown_name(options.dataset, PREPARERS)
-        print(f"{options.dataset}: {PREPARERS[options.dataset](options.source, options.to or data.data_directory())}")
+        prepare = pkgutil.resolve_name(PREPARERS[options.dataset])
+        print(f"{options.dataset}: {prepare(options.source, options.to or data.data_directory())}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

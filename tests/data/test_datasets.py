@@ -14,7 +14,7 @@ from sc_jax.files import InputError
 
 def split(n=3, first=0, **changes):
     arrays = {
-        "image": np.zeros((n, 2, 2), np.uint8),
+        "inputs": np.zeros((n, 2, 2), np.uint8),
         "label": np.arange(n, dtype=np.int32) % 2,
         "example_id": first + np.arange(n, dtype=np.int64),
     }
@@ -51,21 +51,46 @@ def test_data_directory(monkeypatch):
     assert data.data_directory() == Path("/home/someone/data")
 
 
-def test_arrays_round_trip_with_the_same_fingerprint():
-    made = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=3)})
+INPUTS = {
+    "image": np.zeros((3, 2, 2), np.uint8),
+    "token": np.ones((3, 4), np.int32),
+    "row": np.ones((3, 4), np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("group", [None, np.array([0, 1, 1], np.int32)])
+def test_arrays_round_trip_with_the_same_fingerprint(kind, group):
+    def make(first):
+        changes = {"inputs": INPUTS[kind], "group": group}
+        return Dataset("made", ("a", "b"), {"train": split(**changes), "test": split(first=first, **changes)})
+
+    made = make(3)
+    fields = {kind, "label", "example_id"} | (set() if group is None else {"group"})
+    assert set(made.arrays()) == {f"{name}_{field}" for name in ("train", "test") for field in fields}
     again = data.from_arrays("made", ("a", "b"), dict(reversed(made.arrays().items())))
     assert set(again.splits) == {"train", "test"}
-    assert again.fingerprint == made.fingerprint
-    other = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=4)})
-    assert other.fingerprint != made.fingerprint
+    assert again.fingerprint == made.fingerprint != make(4).fingerprint
+    np.testing.assert_array_equal(again.splits["test"].inputs, INPUTS[kind], strict=True)
+    assert (again.splits["test"].group is None) == (group is None)
+
+
+@pytest.mark.parametrize("name", ["train_image", "train_label", "test_example_id"])
+def test_a_missing_array_is_named(name):
+    made = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=3)})
+    with pytest.raises(InputError, match=f"made: no array '{name}'"):
+        data.from_arrays("made", ("a", "b"), {key: value for key, value in made.arrays().items() if key != name})
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"image": np.zeros((3, 2, 2), np.float32)}, "train_image is float32"),
-        ({"image": np.zeros((3, 4), np.uint8)}, r"train_image is uint8 \[3, 4\]"),
-        ({"image": np.zeros((4, 2, 2), np.uint8)}, "train differ in length"),
+        ({"inputs": np.zeros((3, 2, 2), np.float32)}, r"inputs of train are float32 \[3, 2, 2\]"),
+        ({"inputs": np.zeros((3, 4), np.uint8)}, r"inputs of train are uint8 \[3, 4\]"),
+        ({"inputs": np.zeros((3, 4), np.float64)}, r"inputs of train are float64 \[3, 4\]"),
+        ({"inputs": np.zeros((4, 2, 2), np.uint8)}, "train differ in length"),
+        ({"group": np.zeros(3, np.int64)}, "train_group is int64"),
+        ({"group": np.zeros(2, np.int32)}, "inputs and group of train differ in length"),
         ({"label": np.zeros(3, np.int64)}, "train_label is int64"),
         ({"label": np.array([0, 1, 2], np.int32)}, r"label of train is outside 0\.\.1"),
         ({"label": np.array([0, 1, -1], np.int32)}, r"label of train is outside 0\.\.1"),

@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from sc_jax import data, files
-from sc_jax.data import fashion_mnist, prepare
+from sc_jax.data import cifar, fashion_mnist, idx, prepare
 from sc_jax.files import InputError
 
 COMMAND = "python -m sc_jax.data.prepare fashion_mnist"
@@ -32,7 +35,7 @@ def originals(tmp_path_factory):
     """A folder of made-up idx files."""
     folder = tmp_path_factory.mktemp("originals")
     for name, array in made_up().items():
-        (folder / name).write_bytes(fashion_mnist.idx_bytes(array))
+        (folder / name).write_bytes(idx.idx_bytes(array))
     return folder
 
 
@@ -77,7 +80,7 @@ def test_from_a_folder(originals, tmp_path, capsys):
     np.testing.assert_array_equal(np.sort(seen), np.arange(60_000))
     for split in splits.values():
         assert np.all(np.diff(split.example_id) > 0)
-        index = split.image.reshape(-1).view("<u4")
+        index = split.inputs.reshape(-1).view("<u4")
         np.testing.assert_array_equal(index, split.example_id % 60_000)
         np.testing.assert_array_equal(split.label, index % 7)
 
@@ -149,6 +152,16 @@ def test_wrong_arguments(tmp_path, capsys):
     assert "--form" in fails_with(capsys, "fashion_mnist", "--form", tmp_path)
 
 
+def test_the_docs_say_how_each_data_set_comes_and_how_large_it_is():
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.M))
+    assert set(rows) == set(data.LOADERS)
+    splits = data.load("fashion_mnist").splits
+    assert " / ".join(f"{len(splits[name]):,}" for name in ("train", "validation", "test")) in rows["fashion_mnist"]
+    pinned = re.findall(r"`(cifar-\d+-binary\.tar\.gz)` \| `(\w{64})`", text)
+    assert pinned == [(variant.archive, variant.sha256) for variant in (cifar.CIFAR10, cifar.CIFAR100)]
+
+
 def test_without_apt_and_with_a_failing_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="there is no apt-get on this machine"):
@@ -160,13 +173,19 @@ def test_without_apt_and_with_a_failing_one(tmp_path, monkeypatch):
         prepare._debian_downloaded()
 
 
-def test_tfds_order_is_the_order_tfds_writes_in(tmp_path):
-    shuffle = pytest.importorskip("tensorflow_datasets.core.shuffle")
-    for split in ("train", "test"):
-        shuffler = shuffle.Shuffler(tmp_path, split)
-        for index in range(300):
-            shuffler.add(index, b"%d" % index)
-        assert [int(value) for _, value in shuffler] == prepare.tfds_order(split, 300)
+def test_every_name_has_a_preparer_and_every_loader_a_name():
+    for name in prepare.PREPARERS:
+        assert callable(pkgutil.resolve_name(prepare.PREPARERS[name]))
+    assert set(data.LOADERS) - set(prepare.PREPARERS) == {"fashion_mnist_full"}  # prepared as fashion_mnist
+
+
+@pytest.mark.parametrize("name", [name for name in prepare.PREPARERS if name != "fashion_mnist"])
+def test_without_files_the_error_says_what_to_get_and_what_to_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "tfds"))
+    for arguments in ([], ["--from", tmp_path / "absent"]):
+        error = fails_with(capsys, name, *arguments, "--to", tmp_path / "data")
+        assert f"python -m sc_jax.data.prepare {name}" in error
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
 
 
 def test_command_line_shows_no_traceback(tmp_path):
@@ -186,8 +205,8 @@ def test_real_files(tmp_path):
     assert prepare.main(["fashion_mnist", "--from", str(prepare.DEBIAN_FOLDER), "--to", str(tmp_path)]) == 0
     full, subset = data.load("fashion_mnist_full", tmp_path), data.load("fashion_mnist")
     for name in ("validation", "test"):
-        np.testing.assert_array_equal(full.splits[name].image, subset.splits[name].image)
+        np.testing.assert_array_equal(full.splits[name].inputs, subset.splits[name].inputs)
         np.testing.assert_array_equal(full.splits[name].label, subset.splits[name].label)
     row = np.searchsorted(full.splits["train"].example_id, subset.splits["train"].example_id)
-    np.testing.assert_array_equal(full.splits["train"].image[row], subset.splits["train"].image)
+    np.testing.assert_array_equal(full.splits["train"].inputs[row], subset.splits["train"].inputs)
     np.testing.assert_array_equal(full.splits["train"].label[row], subset.splits["train"].label)

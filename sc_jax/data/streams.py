@@ -1,0 +1,304 @@
+"""Data sets too large for memory: records read by index, transformed by threads, in batches that follow from the step.
+
+    dataset = data.load("imagenet")
+    crop = functools.partial(images.train_record, size=224)
+    stream = batches(dataset.splits["train"], crop, batch_size=256, seed=0, first_step=1000, total_steps=5000)
+    next(stream)    # {"image": uint8 [256, 224, 224, 3], "label": int32 [256], "example_id": int64 [256]}
+
+Batch k is a function of the seed and k, whoever reads it and by how many threads, workers or processes, so a
+restart needs no saved position; Grain's own `get_state` and `set_state` work too. Threads read ahead while the device
+computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from sc_jax import files
+from sc_jax.data import sources
+from sc_jax.files import InputError
+
+if TYPE_CHECKING:
+    import grain
+
+Record = dict[str, Any]
+"""One example: "image", the bytes of its file; "label", an int or a uint8 [h, w] map of classes; "example_id", an int."""
+
+
+class Source(Protocol):
+    """One split: records by index. It can be pickled, for worker processes, and read by many threads at once."""
+
+    example_id: np.ndarray
+    """int64 [n], unique within the split."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`; `InputError` if its file cannot be read."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Which file that is, for messages."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedDataset:
+    """A data set whose examples stay on disk, checked when it is made.
+
+    Attributes:
+      name: the name it is loaded by.
+      class_names: the name of class i at place i.
+      splits: by name; some may be parts of others. An example has the same id in every split it is in.
+      fingerprint: SHA-256 of the names and labels of the files, independent of where and how they are stored.
+      ignore_label: the label of pixels that are not scored, or None.
+
+    Raises:
+      InputError: an example id comes twice in a split, or a split is empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Source]
+    fingerprint: str
+    ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, source in self.splits.items():
+            if not len(source):
+                raise InputError(f"{self.name}: the split {name} is empty")
+            if len(np.unique(source.example_id)) != len(source):
+                raise InputError(f"{self.name}: an example id comes twice in {name}")
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+
+def batches(
+    source: Source,
+    transform: Callable[[Record, np.random.Generator], Record],
+    *,
+    batch_size: int,
+    seed: int,
+    total_steps: int,
+    first_step: int = 0,
+    shuffle: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+    workers: int = 0,
+) -> grain.DatasetIterator[Record]:
+    """Training batches of steps `first_step` to `total_steps` − 1: a new order every epoch, no example left out.
+
+    Step k takes the places k·batch_size to (k + 1)·batch_size − 1 of the epochs written one after the other; a batch may
+    lie in two. Process p of P takes every P-th of them, from the p-th on. What `transform` draws depends on the seed, the
+    epoch and the example.
+
+    Args:
+      source: the split, of n examples.
+      transform: record, generator → record of equally shaped arrays; it must be picklable if there are workers.
+      batch_size: examples per step in all processes together.
+      seed: of the orders and of `transform`, 0 or more.
+      total_steps: where the stream ends.
+      first_step: where it begins.
+      shuffle: whether the order is random.
+      process_index, process_count: p and P.
+      threads: that read and transform, in each worker; without, as many as the machine has cores.
+      workers: processes that do it instead of this one. Threads suffice where `transform` lets go of the GIL.
+
+    Returns:
+      Grain's iterator over dicts of arrays [batch_size / P, …], to be closed when it is left early. An error in a record is
+      raised by `next`.
+
+    Raises:
+      InputError: `batch_size` cannot be divided over the processes, or a step is negative.
+    """
+    import grain
+
+    share = _share(batch_size, process_count)
+    if not 0 <= first_step <= total_steps:
+        raise InputError(f"first_step = {first_step}; it should be in 0..total_steps = {total_steps}")
+    order_seed, transform_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    # Drawn before it is shuffled: Grain counts the examples of epoch e from e·n on, and draws for that number.
+    dataset = grain.MapDataset.range(len(source)).random_map(_Read(source, transform), seed=transform_seed)
+    if shuffle:
+        dataset = dataset.shuffle(seed=order_seed)
+    dataset = dataset.repeat()[process_index::process_count][first_step * share : total_steps * share]
+    return _iterate(dataset, share, threads, workers)
+
+
+def evaluation_batches(
+    source: Source,
+    transform: Callable[[Record], Record],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+    workers: int = 0,
+) -> grain.DatasetIterator[Record]:
+    """All examples once, in order, in ⌈n / batch_size⌉ batches of one shape: places beyond the end have the id −1.
+
+    What else stands there is the last example again; leave out rows whose `example_id` is negative. Arguments and errors
+    are those of `batches`; `transform` gets no generator.
+    """
+    import grain
+
+    share = _share(batch_size, process_count)
+    padded = -(-len(source) // batch_size) * batch_size
+    dataset = grain.MapDataset.range(padded).map(_ReadPadded(source, transform))
+    return _iterate(dataset[process_index::process_count], share, threads, workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """Index → transformed record, with types that stack alike everywhere."""
+
+    source: Source
+    transform: Callable[..., Record]
+
+    def __call__(self, index: int, *generator: np.random.Generator) -> Record:
+        try:
+            record = self.transform(self.source[index], *generator)
+        except InputError as error:
+            raise InputError(f"{self.source.describe(index)}: {error}") from error
+        label = record["label"] if isinstance(record["label"], np.ndarray) else np.int32(record["label"])
+        return {**record, "label": label, "example_id": np.int64(record["example_id"])}
+
+
+class _ReadPadded(_Read):
+    def __call__(self, index: int) -> Record:
+        last = len(self.source) - 1
+        record = super().__call__(min(index, last))
+        return record if index <= last else {**record, "example_id": np.int64(-1)}
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(f"batch_size = {batch_size}; it should be a positive multiple of {process_count} processes")
+    return batch_size // process_count
+
+
+def _iterate(
+    dataset: grain.MapDataset[Record], share: int, threads: int | None, workers: int
+) -> grain.DatasetIterator[Record]:
+    import grain
+
+    threads = threads or os.cpu_count() or 1
+    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if workers:  # before batches are made, or what is in a batch would depend on how many workers there are
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # Grain's workers ask for its flags, which absl refuses before; the defaults do
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=threads))
+    # One more thread stacks the next two batches while the caller is busy with this one.
+    return iter(grain.experimental.ThreadPrefetchIterDataset(stream.batch(share), prefetch_buffer_size=2))
+
+
+class TfdsSplit:
+    """The records of a split that TFDS wrote as array_record, by index, images as the bytes of their files.
+
+    It is opened when it is first read, and again in each process.
+    """
+
+    def __init__(self, folder: str | Path, split: str, images: tuple[str, ...]) -> None:
+        """Args: `folder`, that of the version; `split`, TFDS's name of it; `images`, the features not to be decoded."""
+        self.folder, self.split, self.images = str(folder), split, images
+        self._records: Any = None
+
+    def _opened(self) -> Any:
+        if self._records is None:
+            import tensorflow_datasets as tfds
+
+            try:
+                self._records = tfds.builder_from_directory(self.folder).as_data_source(
+                    self.split, decoders={name: tfds.decode.SkipDecoding() for name in self.images}
+                )
+            except Exception as error:  # TFDS, and what it calls, raise anything
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise InputError(
+                    f"{self.folder}: no array_record of the split {self.split} ({reason}); prepare it with "
+                    "--file_format=array_record"
+                ) from error
+        return self._records
+
+    def __len__(self) -> int:
+        return len(self._opened())
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._opened()[int(index)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": None}
+
+
+def write_list(arrays: Mapping[str, np.ndarray], location: Path, directory: Path, origin: sources.Origin) -> Path:
+    """Writes what is known of the files of a data set that stays where it is, to `directory`/<name>.npz.
+
+    Args:
+      arrays: what it lists.
+      location: where the files are; kept relative if within `directory`, so that both can be moved together.
+      directory: where to write.
+      origin: of the data set.
+
+    Returns:
+      The path.
+
+    Raises:
+      InputError: `directory` cannot be written.
+    """
+    location, root = location.resolve(), directory.resolve()
+    place = location.relative_to(root) if location.is_relative_to(root) else location
+    path = directory / f"{origin.dataset}.npz"
+    files.write_npz(path, {**arrays, "location": np.array([str(place)])})
+    return path
+
+
+def read_list(directory: Path, origin: sources.Origin, names: Iterable[str]) -> tuple[dict[str, np.ndarray], Path]:
+    """The arrays that `write_list` wrote, among them `names`, and where the files are.
+
+    Raises:
+      InputError: the data set is not prepared, its list is damaged, or its folder has gone.
+    """
+    path = directory / f"{origin.dataset}.npz"
+    command = sources.prepare_command(origin.dataset, directory)
+    if not path.exists():
+        raise InputError(
+            f"{path}: the data set is not prepared; get {origin.files} from {origin.page} and run: {command} --from DIR"
+        )
+    try:
+        arrays = files.read_npz(path)
+        missing = [name for name in (*names, "location") if name not in arrays]
+        if missing:
+            raise InputError(f"no array {missing[0]!r}")
+    except InputError as error:
+        raise InputError(f"{path}: not readable ({error}); run: {command} --from DIR") from error
+    location = directory / str(arrays.pop("location")[0])
+    if not location.is_dir():
+        raise InputError(
+            f"{location}: the files of {origin.dataset} have gone; run: {command} --from DIR, with their folder"
+        )
+    return arrays, location
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file of a record; the caller says which.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror}); prepare the data set again") from error

@@ -1,0 +1,194 @@
+"""CIFAR from made-up files in the binary version's format, from TFDS, and from the JPEG copies where they are."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sc_jax import data
+from sc_jax.data import cifar, sources
+from sc_jax.files import InputError
+
+VARIANTS = [cifar.CIFAR10, cifar.CIFAR100]
+EXTRA = os.environ.get("SC_JAX_EXTRA_DATA")
+
+
+def images(n, seed):
+    return np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+
+
+def binary(variant, per_file=30):
+    """Content of the files as the home page describes them, and the images and labels in it."""
+    content, parts = {}, {}
+    for split, names in variant.parts.items():
+        found = []
+        for seed, name in enumerate(names):
+            image = images(per_file, seed)
+            label = (np.arange(per_file) % len(variant.class_names)).astype(np.uint8)
+            records = b""
+            for i in range(per_file):
+                # <superclass, of CIFAR-100> <class> <1024 red> <1024 green> <1024 blue>, each channel row by row
+                superclass = bytes([label[i] // 5]) if variant is cifar.CIFAR100 else b""
+                records += superclass + bytes([label[i]]) + b"".join(image[i, :, :, c].tobytes() for c in range(3))
+            content[name] = records
+            found.append((image, label))
+        parts[split] = tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return content, parts
+
+
+def write_folder(folder, content):
+    folder.mkdir(parents=True)
+    for name, records in content.items():
+        (folder / name).write_bytes(records)
+
+
+def write_archive(variant, path, content):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, records in content.items():
+            member = tarfile.TarInfo(f"{variant.folder}/{name}")
+            member.size = len(records)
+            archive.addfile(member, io.BytesIO(records))
+
+
+def assert_same(parts, expected):
+    for split in ("train", "test"):
+        for found, array in zip(parts[split], expected[split], strict=True):
+            np.testing.assert_array_equal(found, array, strict=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_folder_and_archive_are_read_as_the_format_says(variant, tmp_path):
+    content, parts = binary(variant)
+    write_folder(tmp_path / "here" / variant.folder, content)
+    for place in (tmp_path / "here", tmp_path / "here" / variant.folder):
+        assert_same(cifar.read_binary(variant, place), parts)
+    archive = tmp_path / variant.archive
+    write_archive(variant, archive, content)
+    with pytest.raises(InputError, match=r"SHA-256 .* the published archive has .*get the binary version"):
+        cifar.read_binary(variant, archive)
+    published = dataclasses.replace(variant, sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    for place in (archive, tmp_path):
+        assert_same(cifar.read_binary(published, place), parts)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_split_of_all_images(variant, tmp_path, monkeypatch):
+    k = len(variant.class_names)
+    train, test = (np.random.default_rng(0).permutation(n) % k for n in (50_000, 10_000))
+    # The images are their own indices; 32 x 32 would only take time.
+    made = {
+        split: (np.arange(len(label), dtype="<u4").view(np.uint8).reshape(-1, 2, 2, 1), label.astype(np.uint8))
+        for split, label in (("train", train), ("test", test))
+    }
+    monkeypatch.setattr(cifar, "_read", lambda variant, source: made)
+    assert cifar._prepare(variant, tmp_path, tmp_path) == tmp_path / f"{variant.name}.npz"
+    dataset = data.load(variant.name, tmp_path)
+    assert dataset.class_names == variant.class_names
+    sizes = {name: len(split) for name, split in dataset.splits.items()}
+    assert sizes == {"train": 45_000, "validation": 5_000, "test": 10_000}
+    expected = np.sort(sources.hash_order(variant.name, 50_000)[:5_000])
+    np.testing.assert_array_equal(dataset.splits["validation"].example_id, expected)
+    for name, split in dataset.splits.items():
+        index = split.inputs.reshape(-1).view("<u4")
+        np.testing.assert_array_equal(split.example_id, index + (50_000 if name == "test" else 0))
+        np.testing.assert_array_equal(split.label, (test if name == "test" else train)[index])
+
+
+def test_class_names():
+    for variant, k in zip(VARIANTS, (10, 100), strict=True):
+        assert len(set(variant.class_names)) == k
+        assert list(variant.class_names) == sorted(variant.class_names)
+
+
+def test_less_than_all_images_are_refused(tmp_path):
+    write_folder(tmp_path / "in", binary(cifar.CIFAR10)[0])
+    with pytest.raises(InputError, match=r"cifar10: train: 15 examples of class 0 .*have 5000"):
+        cifar.prepare_cifar10(tmp_path / "in", tmp_path / "to")
+    cifar.write_small_cifar10(tmp_path)
+    with pytest.raises(InputError, match=r"cifar10: train: 24 examples of class 0 .*have 5000"):
+        cifar.prepare_cifar10(tmp_path / "tfds", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_the_python_version_is_refused(tmp_path):
+    for name in ("data_batch_1", "batches.meta"):
+        (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(InputError, match=r"Python version, which is pickled .*get the binary version, cifar-10-binary"):
+        cifar.prepare_cifar10(tmp_path, tmp_path)
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(InputError, match=r"SHA-256 .*get the binary version, cifar-100-binary"):
+        cifar.prepare_cifar100(tmp_path / "cifar-100-python.tar.gz", tmp_path)
+
+
+def test_files_of_another_length_are_refused(tmp_path):
+    content, _ = binary(cifar.CIFAR100)
+    write_folder(tmp_path / "in", content | {"test.bin": content["test.bin"][:-1]})
+    with pytest.raises(InputError, match=r"test\.bin: 92219 bytes, not records of 3074"):
+        cifar.prepare_cifar100(tmp_path / "in", tmp_path)
+    (tmp_path / "in" / "train.bin").unlink()
+    with pytest.raises(InputError, match=r"train\.bin: No such file or directory; get the binary version"):
+        cifar.prepare_cifar100(tmp_path / "in", tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_tfds_gives_the_official_order(variant, tmp_path):
+    getattr(cifar, f"write_small_{variant.name}")(tmp_path)
+    k = len(variant.class_names)
+    builder = sources.tfds_builder(variant.name, tmp_path / "tfds")
+    stored = [record["id"] for record in builder.as_data_source(split="train")]
+    assert stored != sorted(stored)  # TFDS shuffles
+    parts = cifar.read_tfds(builder)
+    for image, label in parts.values():
+        np.testing.assert_array_equal(label, np.arange(len(label)) % k)
+        np.testing.assert_array_equal(image, cifar._made_up(len(label), k)[0])
+    assert tuple(builder.info.features["label"].names) == variant.class_names
+
+
+def test_small_sets_can_be_learnt(tmp_path):
+    for name in ("cifar10", "cifar10_jpeg"):
+        getattr(cifar, f"write_small_{name}")(tmp_path)
+        train, test = (data.load(name, tmp_path).splits[split] for split in ("train", "test"))
+        mean = np.stack([train.inputs[train.label == k].mean(0).ravel() for k in range(10)])
+        image = test.inputs.reshape(len(test), -1).astype(float)
+        assert np.mean(np.argmin((mean**2).sum(1) - 2 * image @ mean.T, axis=1) == test.label) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "reason"),
+    [
+        ("cifar10_test_images", "x", np.zeros((60, 32, 32), np.uint8), r"x is \[60, 32, 32\]"),
+        ("cifar10_train_jpeg", "offsets", np.zeros(7, np.int64), "offsets are not n . 1 integers"),
+        ("cifar10_train_jpeg", "offsets", np.zeros(241, np.int64), "image 0 cannot be decoded"),
+        ("cifar10_train_jpeg", "blob", None, "no array 'blob'"),
+    ],
+)
+def test_jpeg_files_that_are_not_as_they_should_be(name, field, value, reason, tmp_path):
+    cifar.write_small_cifar10_jpeg(tmp_path)
+    path = tmp_path / "originals" / f"{name}.npz"
+    arrays = dict(np.load(path)) | {field: value}
+    np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    with pytest.raises(InputError, match=reason):
+        cifar.prepare_cifar10_jpeg(tmp_path / "originals", tmp_path / "to")
+
+
+@pytest.mark.skipif(not EXTRA, reason="SC_JAX_EXTRA_DATA is not set: the JPEG copies of CIFAR-10 are not here")
+def test_jpeg_copies(tmp_path):
+    folder = Path(EXTRA, "images")
+    cifar.prepare_cifar10_jpeg(folder, tmp_path)
+    splits = data.load("cifar10_jpeg", tmp_path).splits
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 45_000,
+        "validation": 5_000,
+        "test": 10_000,
+    }
+    with np.load(folder / "cifar10_test_images.npz") as test:
+        np.testing.assert_array_equal(splits["test"].inputs, test["x"])
+        np.testing.assert_array_equal(splits["test"].label, test["y"])
+    # Published channel means of the 50,000 originals (they stand in many recipes); JPEG moves them by less than a grey level.
+    mean = np.concatenate([splits[name].inputs for name in ("train", "validation")]).mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=1 / 255)
