@@ -7,13 +7,16 @@ into the frozen dataclasses below, checking the name and type of every field.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import math
+import os
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +25,53 @@ from sc_jax.files import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What is learned from: the name of a data set known to `sc_jax.data`."""
+    """What is learned from, and how it comes to the model.
+
+    `name` is known to `sc_jax.data`; `small` is the made-up small set of that name, in the same form on disk. `train_split`
+    is trained on. Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
+    decoded on the way: the side of the crop in training and at test, the share of the shorter side that the crop at test
+    covers, how Pillow resamples, and how many threads read.
+    """
 
     name: str
+    small: bool = False
+    train_split: str = "train"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    train_size: int = 224
+    test_size: int = 224
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    threads: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is drawn anew at every step of training; nothing by default.
+
+    `crop_padding` pixels of zeros around, then a random crop of the old size; `flip` half of the images left to right;
+    `resized_crop` (smallest, largest) share of the area, of Cityscapes scale of the sides; `rand_augment` (layers, magnitude);
+    `mixup` and `cutmix` the parameter of their beta distribution (both: one of them at each step, by a fair coin).
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    resized_crop: tuple[float, ...] = ()
+    rand_augment: tuple[int, ...] = ()
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """The network: a name known to `sc_jax.models`, its widths, and the rate of dropout before the head."""
+    """The network: a name known to `sc_jax.models`; its widths and its rate of dropout, by default its own; what it computes
+    in ("float32", "bfloat16"; parameters stay float32); and a file of weights to start from (`sc_jax.models.pretrained`)."""
 
     name: str
-    hidden: tuple[int, ...]
-    dropout: float
+    hidden: tuple[int, ...] = ()
+    dropout: float | None = None
+    dtype: str = "float32"
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +84,14 @@ class MemberGrid:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """AdamW with linear warm-up and cosine decay; `log_every` and `checkpoint_every` count steps."""
+    """The optimiser and its schedule; `sc_jax.training.optimizers` says what each field does.
+
+    Rates go linearly from `warmup_factor`·`learning_rate` to `learning_rate` in `warmup_epochs`, then by `schedule`: "cosine" to
+    0, "step" by `decay_factor` at each of `milestones` (epochs), "poly" with `power`, or "constant". `weight_decay` is of
+    "kernels" or of "all" parameters. `gradient_clip` (global norm), `ema` (decay of averaged parameters, which predict) and
+    `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends after so many, whatever `epochs` says. `log_every` and
+    `checkpoint_every` count steps.
+    """
 
     batch_size: int
     epochs: int
@@ -56,14 +101,29 @@ class Training:
     log_every: int
     checkpoint_every: int
     checkpoints_kept: int
+    optimizer: str = "adamw"
+    decay: str = "kernels"
+    momentum: float = 0.9
+    betas: tuple[float, ...] = (0.9, 0.999)
+    schedule: str = "cosine"
+    warmup_factor: float = 0.0
+    milestones: tuple[float, ...] = ()
+    decay_factor: float = 0.1
+    power: float = 0.9
+    gradient_clip: float = 0.0
+    ema: float = 0.0
+    sam: float = 0.0
+    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Which named splits are predicted, and how many examples at a time on all devices together."""
+    """Which named splits are predicted, how many examples at a time on all devices together, and, of segmentation, how many
+    labelled pixels of each image are kept with their logits."""
 
     splits: tuple[str, ...]
     batch_size: int
+    pixels: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +132,12 @@ class Evaluation:
 
     test_split: str
     calibration_split: str
-    scores: tuple[str, ...]
-    p_grid: tuple[int, ...]
-    ece_bins: int
-    resamples: int
-    level: float
-    seed: int
+    scores: tuple[str, ...] = ("msp", "max_logit_pnorm", "max_logit_pnorm_or_msp")
+    p_grid: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    ece_bins: int = 15
+    resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +170,7 @@ class Config:
     prediction: Prediction
     evaluation: Evaluation
     primary: tuple[Contrast, ...]
+    augmentation: Augmentation = Augmentation()
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -142,7 +203,8 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
     spec = importlib.util.spec_from_file_location("sc_jax_study_config", path)
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _importing_from(Path(path).resolve().parent):
+            spec.loader.exec_module(module)
         values = module.get_config(variant or "default").to_dict()
     except (
         ArithmeticError,
@@ -161,6 +223,20 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
     return _checked_values(_build(Config, values, path, ""), path)
 
 
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """A config may import the Python files beside it; they are forgotten again, since every study has its own."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
+
+
 def _override(values: dict[str, Any], field: str, text: str, path: str) -> None:
     *parents, last = field.split(".")
     kind: Any = Config
@@ -171,7 +247,7 @@ def _override(values: dict[str, Any], field: str, text: str, path: str) -> None:
             raise InputError(_unknown(f"--config.{field}", name, hints, prefix))
         kind, prefix = hints[name], f"{prefix}{name}."
     for name in parents:
-        values = values[name]
+        values = values.setdefault(name, {})
     values[last] = text if kind is str else _literal(text, field, path)
 
 
@@ -200,10 +276,13 @@ def _build(kind: Any, value: Any, path: str, field: str) -> Any:
         for name in value:
             if name not in hints:
                 raise InputError(_unknown(path, name, hints, prefix))
-        missing = [name for name in hints if name not in value]
+        optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+        missing = [name for name in hints if name not in value and name not in optional]
         if missing:
             raise InputError(f"{path}: field {prefix}{missing[0]} is missing")
-        return kind(**{name: _build(hint, value[name], path, f"{prefix}{name}") for name, hint in hints.items()})
+        return kind(**{name: _build(hints[name], value[name], path, f"{prefix}{name}") for name in value})
+    if isinstance(kind, types.UnionType):  # x | None
+        return None if value is None else _build(typing.get_args(kind)[0], value, path, field)
     if isinstance(kind, types.GenericAlias):  # tuple[x, ...]
         if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
             raise InputError(f"{path}, field {field}: {value!r} ({type(value).__name__}) is not a tuple; write (…,)")
@@ -223,8 +302,10 @@ def _checked_values(config: Config, path: str) -> Config:
         if not holds:
             raise InputError(f"{path}, field {field}: {value!r}; it must be {needed}")
 
-    require(0 <= config.model.dropout < 1, "model.dropout", config.model.dropout, "in [0, 1)")
-    require(all(h > 0 for h in config.model.hidden), "model.hidden", config.model.hidden, "positive widths")
+    d, a, b = config.data, config.augmentation, config.model
+    require(b.dropout is None or 0 <= b.dropout < 1, "model.dropout", b.dropout, "in [0, 1)")
+    require(b.dtype in ("float32", "bfloat16"), "model.dtype", b.dtype, "float32 or bfloat16")
+    require(all(h > 0 for h in b.hidden), "model.hidden", b.hidden, "positive widths")
     require(
         len(m.alphas) > 0 and all(-math.inf < a < 1 for a in m.alphas),
         "members.alphas",
@@ -237,11 +318,68 @@ def _checked_values(config: Config, path: str) -> Config:
         len(m.seeds) > 0 and all(0 <= s < 2**32 for s in m.seeds), "members.seeds", m.seeds, "at least one, in 0..2³²−1"
     )
     require(len(set(m.seeds)) == len(m.seeds), "members.seeds", m.seeds, "without repetition")
-    for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "checkpoints_kept"):
+    require(d.name != "", "data.name", d.name, "a data set")
+    for name in ("mean", "std"):
+        require(
+            len(getattr(d, name)) in (1, 3),
+            f"data.{name}",
+            getattr(d, name),
+            "one number, or one for each of 3 channels",
+        )
+    require(all(x > 0 for x in d.std), "data.std", d.std, "positive")
+    for name in ("train_size", "test_size", "threads"):
+        require(getattr(d, name) > 0, f"data.{name}", getattr(d, name), "positive")
+    require(0 < d.crop_pct <= 1, "data.crop_pct", d.crop_pct, "in (0, 1]")
+    require(d.interpolation in ("bilinear", "bicubic"), "data.interpolation", d.interpolation, "bilinear or bicubic")
+    require(a.crop_padding >= 0, "augmentation.crop_padding", a.crop_padding, "≥ 0")
+    area = a.resized_crop
+    require(
+        area == () or (len(area) == 2 and 0 < area[0] <= area[1]),
+        "augmentation.resized_crop",
+        area,
+        "(), or (smallest, largest)",
+    )
+    layers = a.rand_augment
+    require(
+        layers == () or (len(layers) == 2 and min(layers) >= 0),
+        "augmentation.rand_augment",
+        layers,
+        "(), or (layers, magnitude)",
+    )
+    for name in ("mixup", "cutmix"):
+        require(0 <= getattr(a, name) < math.inf, f"augmentation.{name}", getattr(a, name), "≥ 0 and finite")
+    for name in ("batch_size", "log_every", "checkpoint_every", "checkpoints_kept"):
         require(getattr(t, name) > 0, f"training.{name}", getattr(t, name), "positive")
     require(0 < t.learning_rate < math.inf, "training.learning_rate", t.learning_rate, "positive and finite")
-    require(0 <= t.weight_decay < math.inf, "training.weight_decay", t.weight_decay, "≥ 0 and finite")
-    require(0 <= t.warmup_epochs < t.epochs, "training.warmup_epochs", t.warmup_epochs, "≥ 0 and below training.epochs")
+    for name in ("weight_decay", "gradient_clip", "sam", "steps"):
+        require(0 <= getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "≥ 0 and finite")
+    require(
+        t.epochs > 0 or (t.epochs == 0 and b.weights != ""),
+        "training.epochs",
+        t.epochs,
+        "positive, or 0 with model.weights",
+    )
+    below = 0 <= t.warmup_epochs < t.epochs or t.warmup_epochs == t.epochs == 0
+    require(below, "training.warmup_epochs", t.warmup_epochs, "≥ 0 and below training.epochs")
+    optimizers, schedules = ("adamw", "adam", "sgd", "nesterov"), ("cosine", "step", "poly", "constant")
+    require(t.optimizer in optimizers, "training.optimizer", t.optimizer, f"one of {optimizers}")
+    require(t.schedule in schedules, "training.schedule", t.schedule, f"one of {schedules}")
+    require(t.decay in ("kernels", "all"), "training.decay", t.decay, "kernels or all")
+    for name in ("momentum", "ema"):
+        require(0 <= getattr(t, name) < 1, f"training.{name}", getattr(t, name), "in [0, 1)")
+    require(len(t.betas) == 2 and all(0 <= x < 1 for x in t.betas), "training.betas", t.betas, "two numbers in [0, 1)")
+    require(0 <= t.warmup_factor <= 1, "training.warmup_factor", t.warmup_factor, "in [0, 1]")
+    ascending = list(t.milestones) == sorted(set(t.milestones)) and all(x > 0 for x in t.milestones)
+    require(ascending, "training.milestones", t.milestones, "positive and ascending")
+    require(
+        (t.schedule == "step") == (t.milestones != ()),
+        "training.milestones",
+        t.milestones,
+        "given for the schedule step alone",
+    )
+    for name in ("decay_factor", "power"):
+        require(0 < getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "positive and finite")
+    require(config.prediction.pixels > 0, "prediction.pixels", config.prediction.pixels, "positive")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):
         require(
@@ -258,7 +396,6 @@ def _checked_values(config: Config, path: str) -> Config:
     require(e.resamples >= 20, "evaluation.resamples", e.resamples, "at least 20")
     require(0 < e.level < 1, "evaluation.level", e.level, "in (0, 1)")
     require(e.seed >= 0, "evaluation.seed", e.seed, "≥ 0")
-    require(len(config.primary) > 0, "primary", config.primary, "at least one contrast")
     for i, c in enumerate(config.primary):
         for side in ("treatment", "control"):
             alpha, score = getattr(c, f"{side}_alpha"), getattr(c, f"{side}_score")

@@ -19,8 +19,7 @@ class DivergedError(RuntimeError):
 
 def fit(
     state: TrainState,
-    advance: Callable[[TrainState, jax.Array], tuple[TrainState, Meters]],
-    order_of: Callable[[int], jax.Array],
+    advance: Callable[[TrainState, int], tuple[TrainState, Meters]],
     *,
     first_step: int,
     total_steps: int,
@@ -40,7 +39,7 @@ def fit(
     a checkpoint the meters are fetched too, so no state that is not finite is ever saved.
 
     Args:
-      state: at `first_step`; advance: (state, order) → (state, meters); order_of: epoch → order of its examples.
+      state: at `first_step`; advance: (state, number of steps taken before) → (state, meters), which finds its own batch.
       first_step, total_steps, steps_per_epoch, log_every, save_every: counts of steps.
       names: of the members, for messages.
       log: receives {"step", "epoch", "loss": [m], "accuracy": [m]}.
@@ -73,11 +72,8 @@ def fit(
         )
         progress(step, f"loss {np.mean(meters.loss / meters.examples):.3f}")
 
-    order = order_of(first_step // steps_per_epoch) if first_step < total_steps else None
     for step in range(first_step + 1, total_steps + 1):
-        if (step - 1) % steps_per_epoch == 0 and step > first_step + 1:
-            order = order_of((step - 1) // steps_per_epoch)
-        state, meters = advance(state, order)
+        state, meters = advance(state, step - 1)
         settle()
         last = step == total_steps
         if step % log_every == 0 or last:

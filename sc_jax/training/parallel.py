@@ -27,6 +27,11 @@ def split_batch(batch: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
 
 
+def divide(batch: Any, mesh: Mesh, axis: int) -> Any:
+    """Every array of `batch` from the host, with `axis` divided over the devices."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
+
+
 def keep_whole(tree: Any, mesh: Mesh) -> Any:
     """Inside `jit`: every leaf whole on every device (gradients are summed over the devices to get there)."""
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
@@ -55,6 +60,7 @@ def map_over_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh) -> C
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec("data")),
         out_specs=PartitionSpec(None, "data"),
+        check_vma=False,  # a recurrent network starts its scan from zeros, which the check takes for shared by all devices
     )
     return jax.jit(mapped)
 

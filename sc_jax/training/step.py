@@ -9,81 +9,82 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sc_jax.data.pipelines import scale
+from sc_jax.data.pipelines import Transform
 from sc_jax.models import Model, map_members
 from sc_jax.ops.losses import smoothed_cross_entropy
 from sc_jax.training import parallel
+from sc_jax.training.optimizers import sam_gradient
 from sc_jax.training.state import Members, Meters, TrainState
 
-
-def make_optimizer(
-    *, learning_rate: float, weight_decay: float, warmup_steps: int, total_steps: int
-) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay to 0; biases and scales (arrays of rank < 2) are not decayed."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
-    return optax.adamw(
-        schedule, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    )
+Step = Callable[[TrainState, Members, jax.Array, jax.Array], tuple[TrainState, Meters]]
 
 
 def make_step(
     model: Model,
     optimizer: optax.GradientTransformation,
+    transform: Transform,
     mesh: parallel.Mesh,
     *,
-    batch_size: int,
     log_every: int,
-) -> Callable[[TrainState, Members, jax.Array, jax.Array, jax.Array], tuple[TrainState, Meters]]:
-    """Builds the jitted step.
+    sam: float = 0.0,
+    ignore_label: int | None = None,
+) -> Step:
+    """Builds the step.
 
     Args:
       model, optimizer: as built.
+      transform: a seed's raw inputs and labels → what the model takes and its targets (`sc_jax.data.pipelines`).
       mesh: the devices; a batch is divided over them.
-      batch_size: examples per member and step.
       log_every: meters start anew after this many steps.
+      sam: ρ of sharpness-aware minimisation, 0 for none.
+      ignore_label: of segmentation, the label of pixels that do not count.
 
     Returns:
-      (state, members, order, images, labels) → (state, meters). `members` are data: other α or seeds do not compile
-      anew. `order` int32 [s, n] is the epoch's order for each distinct
-      seed, `images` uint8 [n, …] and `labels` int32 [n] are on the device. `state` is donated; `meters` is a copy that
-      outlives it.
+      (state, members, inputs [s, b, …], labels [s, b, …]) → (state, meters), to be jitted by `from_memory` or `from_stream`.
+      `members` are data: other α or seeds do not compile anew. Members of a seed see the same batch, augmented alike.
     """
 
     def member_loss(
-        params: Any, model_state: Any, alpha: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array
+        params: Any, model_state: Any, alpha: jax.Array, key: jax.Array, inputs: jax.Array, targets: Any
     ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-        outputs, model_state = model.apply(params, model_state, scale(images), train=True, key=key)
-        correct = jnp.sum(jnp.argmax(outputs["logits"], axis=-1) == labels).astype(jnp.float32)
-        return jnp.mean(smoothed_cross_entropy(outputs["logits"], labels, alpha)), (model_state, correct)
+        outputs, model_state = model.apply(params, model_state, inputs, train=True, key=key)
+
+        def loss(logits: jax.Array) -> jax.Array:
+            values = targets.loss(lambda label: smoothed_cross_entropy(logits, label, alpha))
+            return jnp.mean(values) if ignore_label is None else _mean_where(values, targets.label, ignore_label)
+
+        exits = outputs.get("exit_logits")
+        total = loss(outputs["logits"]) if exits is None else sum(loss(logits) for logits in exits)
+        hits = jnp.argmax(outputs["logits"], axis=-1) == targets.label
+        if ignore_label is not None:  # an image counts by the share of its batch's labelled pixels that are right
+            hits = len(inputs) * _mean_where(hits, targets.label, ignore_label)
+        return total, (model_state, jnp.sum(hits).astype(jnp.float32))
 
     def member_step(
-        params: Any,
-        model_state: Any,
-        opt_state: Any,
-        alpha: jax.Array,
-        key: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
+        params: Any, model_state: Any, opt_state: Any, alpha: jax.Array, key: jax.Array, inputs: jax.Array, targets: Any
     ) -> tuple[Any, ...]:
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
-        (loss, (model_state, correct)), grads = value_and_grad(params, model_state, alpha, key, images, labels)
+        if sam:
+            value_and_grad = sam_gradient(value_and_grad, sam)
+        (loss, (model_state, correct)), grads = value_and_grad(params, model_state, alpha, key, inputs, targets)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite
 
     all_members = map_members(member_step, model.member_mapping)
 
-    def step(
-        state: TrainState, members: Members, order: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> tuple[TrainState, Meters]:
-        steps_per_epoch = order.shape[1] // batch_size
-        start = (state.step % steps_per_epoch) * batch_size
-        index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]
-        batch = parallel.split_batch(images[index], mesh, axis=1)[members.seed_index]  # [m, b, …]
-        target = parallel.split_batch(labels[index], mesh, axis=1)[members.seed_index]
-        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 2), state.step))(members.key)
+    def step(state: TrainState, members: Members, inputs: jax.Array, labels: jax.Array) -> tuple[TrainState, Meters]:
+        batch_size = inputs.shape[1]
+
+        def keys_for(seed_keys: jax.Array, purpose: int) -> jax.Array:
+            return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, purpose), state.step))(seed_keys)
+
+        batch = jax.vmap(transform)(keys_for(members.seed_key, 3), inputs, labels)
+        batch, targets = jax.tree.map(
+            lambda array: parallel.split_batch(array, mesh, axis=1)[members.seed_index], batch
+        )
         params, model_state, opt_state, loss, correct, finite = all_members(
-            state.params, state.model_state, state.opt_state, members.alpha, keys, batch, target
+            state.params, state.model_state, state.opt_state, members.alpha, keys_for(members.key, 2), batch, targets
         )
         past = jnp.where(state.step % log_every == 0, 0, 1)
         meters = Meters(
@@ -95,4 +96,33 @@ def make_step(
         state = TrainState(state.step + 1, params, model_state, opt_state, meters)
         return parallel.keep_whole(state, mesh), parallel.keep_whole(meters, mesh)
 
+    return step
+
+
+def _mean_where(values: jax.Array, label: jax.Array, ignore_label: int) -> jax.Array:
+    """The mean over pixels that have a label; 0 if none has."""
+    labelled = label != ignore_label
+    return jnp.sum(jnp.where(labelled, values, 0)) / jnp.maximum(jnp.sum(labelled), 1)
+
+
+def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Callable[..., tuple[TrainState, Meters]]:
+    """The jitted step on data that lie whole on the devices.
+
+    Returns:
+      (state, members, order int32 [s, n], inputs [n, …], labels [n]) → (state, meters): `order` is the epoch's order for each
+      distinct seed. `state` is donated; `meters` is a copy that outlives it.
+    """
+
+    def advance(
+        state: TrainState, members: Members, order: jax.Array, inputs: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Meters]:
+        start = (state.step % (order.shape[1] // batch_size)) * batch_size
+        index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]
+        return step(state, members, *(parallel.split_batch(array[index], mesh, axis=1) for array in (inputs, labels)))
+
+    return jax.jit(advance, donate_argnums=0)
+
+
+def from_stream(step: Step) -> Callable[..., tuple[TrainState, Meters]]:
+    """The jitted step on batches that come one by one: (state, members, inputs [s, b, …], labels [s, b, …]) → (state, meters)."""
     return jax.jit(step, donate_argnums=0)

@@ -20,8 +20,8 @@ class Recorder:
         self.bad = bad or {}  # member → first step that is not finite
         self.step = 0
 
-    def advance(self, state: int, order: int) -> tuple[int, Meters]:
-        self.events.append(("step", (state + 1, order)))
+    def advance(self, state: int, taken: int) -> tuple[int, Meters]:
+        self.events.append(("step", (state + 1, taken)))
         bad = np.array([self.bad[m] if m in self.bad and self.bad[m] <= state + 1 else 0 for m in range(3)])
         return state + 1, Meters(np.full(3, 6.0), np.array([1.0, 2.0, 3.0]), np.int32(4), bad)
 
@@ -39,19 +39,19 @@ class Recorder:
             "save": lambda step, state: self.events.append(("save", (step, state))),
             "fetch": self.fetch,
         }
-        return fit(first, self.advance, lambda epoch: epoch, first_step=first, total_steps=total, **(options | changed))
+        return fit(first, self.advance, first_step=first, total_steps=total, **(options | changed))
 
 
-def test_takes_every_step_once_with_the_order_of_its_epoch() -> None:
+def test_takes_every_step_once_and_says_how_many_were_taken() -> None:
     recorder = Recorder()
     assert recorder.run() == 12
-    assert [value for name, value in recorder.events if name == "step"] == [(s, (s - 1) // 4) for s in range(1, 13)]
+    assert [value for name, value in recorder.events if name == "step"] == [(s, s - 1) for s in range(1, 13)]
 
 
 def test_resumes_in_the_middle_of_an_epoch() -> None:
     recorder = Recorder()
     assert recorder.run(first=6) == 12
-    assert [value for name, value in recorder.events if name == "step"] == [(s, (s - 1) // 4) for s in range(7, 13)]
+    assert [value for name, value in recorder.events if name == "step"] == [(s, s - 1) for s in range(7, 13)]
 
 
 def test_fetches_a_step_late_and_no_more_than_needed() -> None:
