@@ -27,6 +27,9 @@ from sc_jax.training.logs import Progress
 
 SCHEMA = 1
 
+PICTURE_COVERAGE = 0.9
+"""Of the pixels of the calibration split, the share that is accepted where pictures of segmentation are drawn."""
+
 
 def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictions) -> None:
     """Refuses a calibration file that holds examples of the test file.
@@ -132,7 +135,7 @@ def evaluate_files(
     document = _document(settings)
     for done, test in enumerate(tests, 1):
         known = evaluation.Split.of(test).known.combined
-        counts = resampling.resample_counts(settings.seed, len(known), settings.resamples)
+        counts = evaluation.resampled(known, settings, settings.seed)
         results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
         document["runs"] += study.run_rows(known, results)
         document["left_out"] += [study.left_out_row(test, *item) for item in left_out.items()]
@@ -180,7 +183,7 @@ def evaluate_long(
             )
         m = len(streamed.scored.score)
         rows = streaming.evaluate_scored(streamed.scored, settings, lambda done: progress(done, m, "evaluating scores"))
-    provenance = opened.provenance
+    provenance, covered = opened.provenance, evaluation.covered(opened.cluster)
     for row in rows:
         score, fitted = row["score"], streamed.fitted.get(row["score"])
         document["curves"].append(_curve(opened.source, score, row.pop("curve"), None, None))
@@ -188,7 +191,7 @@ def evaluate_long(
             row["metrics"] |= streamed.classifier
         about = {"predictions": opened.source, "split": provenance.get("split"), "tags": provenance.get("tags", {})}
         how = {
-            "intervals_cover": "test examples",
+            "intervals_cover": covered,
             **streamed.about,
             "fitted_on": fitted and fitted["on"],
             "fitted": fitted,
@@ -220,6 +223,7 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         )
     finally:
         progress.close()
+    document |= _segmented(config, workdir)
     files.write_json(target, {"schema": SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
 
@@ -233,6 +237,34 @@ def _paths(config: Config, workdir: Path, alpha: float, seed: int) -> tuple[Path
     return folder / f"{config.evaluation.test_split}.npz", folder / f"{config.evaluation.calibration_split}.npz"
 
 
+def _beside(path: Path, kind: str) -> Path:
+    """The file of `kind` that segmentation has beside the sample of pixels."""
+    return path.with_name(f"{path.stem}_{kind}.npz")
+
+
+def _segmented(config: Config, workdir: Path) -> dict[str, Any]:
+    """Of segmentation: metrics of all pixels and of images, and the threshold its pictures are drawn with; else nothing."""
+    settings, document = settings_of(config), {}
+    for member in _members(config):
+        test, calibration = _paths(config, workdir, *member)
+        for kind in ("pixels", "images"):
+            path = _beside(test, kind)
+            if path.exists():
+                print(f"evaluate: {path.relative_to(workdir)}")
+                found = evaluate_long(predictions.load_scored(path), None, settings)
+                part = document.setdefault(kind, {"runs": [], "curves": []})
+                for name, rows in part.items():
+                    rows += found[name]
+        path = _beside(test, "pictures")
+        if path.exists():
+            tuning = predictions.load(calibration)
+            threshold = ops.threshold_at_coverage(ops.msp(tuning.logits), PICTURE_COVERAGE, weight=tuning.weight)
+            row = {"alpha": member[0], "seed": member[1], "predictions": str(path), "score": "msp"}
+            row |= {"threshold": float(threshold), "coverage": PICTURE_COVERAGE}
+            document.setdefault("pictures", []).append({**row, "fitted_on": config.evaluation.calibration_split})
+    return document
+
+
 def _built_from(config: Config, workdir: Path) -> str:
     """One hash over the fingerprints of all predictions that an evaluation reads, and how it reads them."""
     found = {}
@@ -244,6 +276,10 @@ def _built_from(config: Config, workdir: Path) -> str:
                     f"{sidecar}: not predicted yet; run `python -m sc_jax.predict` with the same config first"
                 )
             found[str(path.relative_to(workdir))] = files.read_json(sidecar).get("fingerprint")
+        for kind in ("pixels", "images", "pictures"):
+            sidecar = _beside(_paths(config, workdir, *member)[0], kind).with_suffix(".json")
+            if sidecar.exists():
+                found[str(sidecar.relative_to(workdir))] = files.read_json(sidecar).get("fingerprint")
     how = {
         "code": files.fingerprint_sources("ops", "methods", "predictions.py"),
         "settings": dataclasses.asdict(settings_of(config)),

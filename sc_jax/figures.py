@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from sc_jax import files
 
@@ -128,10 +129,10 @@ def _points(
 ) -> None:
     x = np.array([row["alpha"] for row in rows])
     y = np.array([value["estimate"] for value in values], float)
-    ends = np.array([value["interval"] for value in values], float)
-    axes.errorbar(
-        x, y, yerr=[y - ends[:, 0], ends[:, 1] - y], color=colour, label=label, marker="o", ms=5, capsize=3, lw=1.4
-    )
+    low, high = np.array([value["interval"] for value in values], float).T
+    axes.plot(x, y, color=colour, label=label, marker="o", ms=5, lw=1.4)
+    # From end to end, not from the estimate: an interval of few examples need not hold it.
+    axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, color=colour, fmt="none", capsize=3, lw=1.4)
 
 
 def suppression(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -247,6 +248,55 @@ def reliability(tables: Sequence[dict[str, Any]]) -> Figure:
     if tables:
         panels[0].legend(loc="upper left", fontsize=8)
     return figure
+
+
+PIXEL_COLOURS = {
+    "accepted, right": "#cfe0ee",
+    "accepted, wrong": RED,
+    "rejected, right": "#b3b3b3",
+    "rejected, wrong": BLUE,
+    "no label": "#1a1a1a",
+}
+
+
+def pixels(images: Sequence[np.ndarray], maps: dict[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> Figure:
+    """What happens to each pixel: a row per image, the image and beside it a map for each classifier.
+
+    Args:
+      images: uint8 [h, w, 3] each; maps: by title of the column, for each image its outcome, uint8 [h, w], 0 right, 1 wrong, 255
+        without a label, and whether a pixel is accepted, bool [h, w].
+    """
+    shade = np.array(
+        [[round(255 * c) for c in mpl.colors.to_rgb(colour)] for colour in PIXEL_COLOURS.values()], np.uint8
+    )
+    columns, width = 1 + len(maps), 3.9
+    heights = [width * image.shape[0] / image.shape[1] + 0.25 for image in images]
+    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(width * columns, sum(heights) + 0.7), layout="constrained")
+        grid = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (line, image) in enumerate(zip(grid, images, strict=True)):
+        line[0].imshow(image, interpolation="nearest")
+        line[0].set_title(" ", fontsize=8.5, pad=3)  # so that the maps lie beside it
+        for axes, (title, pairs) in zip(line[1:], maps.items(), strict=True):
+            outcome, accepted = pairs[row]
+            axes.imshow(shade[np.where(outcome == 255, 4, outcome + 2 * ~accepted)], interpolation="nearest")
+            axes.set_title(_shares(outcome, accepted), fontsize=8.5, loc="left", pad=3)
+            if row == 0:
+                axes.text(0, 1.16, _plain(title), transform=axes.transAxes, fontsize=10.5, va="bottom")
+    patches = [Patch(facecolor=c, edgecolor=GREY, lw=0.5, label=name) for name, c in PIXEL_COLOURS.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9)
+    return figure
+
+
+def _shares(outcome: np.ndarray, accepted: np.ndarray) -> str:
+    labelled = outcome != 255
+    n, taken = labelled.sum(), (labelled & accepted).sum()
+    if not n:
+        return "no pixel has a label"
+    risk = f", {100 * (outcome == 1)[labelled & accepted].mean():.1f} % of them wrong" if taken else ""
+    return f"{100 * taken / n:.1f} % accepted{risk}; of all {100 * (outcome == 1).sum() / n:.1f} % wrong"
 
 
 def training(lines: Sequence[dict[str, Any]], alphas: Sequence[float]) -> Figure:

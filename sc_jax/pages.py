@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from sc_jax import figures, files
@@ -146,7 +147,11 @@ MOST_CURVES = 6
 
 STUDY_PICTURES = ("finding.png", "suppression.png", "max_logit_gap.png")
 FILES_PICTURES = ("risk_coverage.png", "reliability.png")
+GRID_PICTURES = ("risk_coverage.png",)
 """The pictures beside the pages of a study, and beside those of any files."""
+
+PIXEL_PICTURES = ("pixels.png", "pixels_risk_coverage.png", "images_risk_coverage.png")
+"""The further ones of a study of segmentation."""
 
 _FACTOR = {name: factor for name, _, factor in (*TABLE, *(c for _, _, columns in FILES_TABLES for c in columns))}
 _HEADING = {name: heading for name, heading, _ in (*(c for _, _, columns in FILES_TABLES for c in columns), *TABLE)}
@@ -471,6 +476,87 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     return pictures, "\n".join(body), "\n\n".join(text) + "\n"
 
 
+def of_grid(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
+    """The pages of a study that contrasts nothing: every α and score with its curve; returns as `of_study`."""
+    seeds, n = document["aggregates"][0]["seeds"], document["runs"][0]["n"]
+    several = len({row["alpha"] for row in document["curves"]}) > 1
+    curves = [{**row, "predictions": f"α = {row['alpha']:g}" if several else ""} for row in document["curves"]]
+    pictures = {"risk_coverage.png": figures.risk_coverage(curves)}
+    title = f"{len(document['aggregates'])} rows of {seeds} seed{'s' * (seeds > 1)} on {n:,} test examples"
+    how = f"Means over the seeds. Brackets: {_level(document)} intervals from a crossed bootstrap over seeds and test examples."
+    table, settings = _aggregate_table(document), _settings_table(workdir, document)
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        figures.to_svg(pictures["risk_coverage.png"]),
+        f'<p class="note">{html.escape(how)}</p>',
+        table.html(),
+        f"<details><summary>Settings and versions</summary>{settings.html()}</details>",
+    ]
+    text = [f"# {title}", "![Risk-coverage curves](figures/risk_coverage.png)", how, table.markdown()]
+    text += ["## Settings and versions", settings.markdown()]
+    return pictures, "\n".join(body), "\n\n".join(text) + "\n"
+
+
+def of_pixels(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
+    """What segmentation adds to the pages of a study: all pixels, images, and some of them to look at; returns as `of_study`."""
+    first = {row["alpha"]: row for row in reversed(document["pictures"])}  # the first seed of each α
+    shown = [first[alpha] for alpha in sorted(first)][:3]
+    threshold = shown[0]
+    coverage = f"{100 * threshold['coverage']:g} %"
+    pictures = {"pixels.png": _pixel_figure(workdir, shown)}
+    members = [_member(row) for row in shown]
+    for kind, scores in (("pixels", ("msp",)), ("images", ("msp", "mean_max_probability"))):
+        curves = [{**row, "predictions": _member(row)} for row in document[kind]["curves"]]
+        chosen = [row for row in curves if row["predictions"] in members and row["score"] in scores]
+        pictures[f"{kind}_risk_coverage.png"] = figures.risk_coverage(chosen)
+    pixels, images = (document[kind]["runs"] for kind in ("pixels", "images"))
+    clusters = document["runs"][0]["intervals_cover"]
+    notes = {
+        "sample": f"The tables above are of a sample of pixels of each image, weighted to stand for all labelled pixels. Pixels of an image are not "
+        f"independent: resamples draw images whole ({clusters}), in these tables and wherever they speak of test examples.",
+        "pixels.png": f"A pixel is accepted where its MSP reaches the threshold that accepts {coverage} of the pixels of the split "
+        f"{threshold['fitted_on']}. Every d-th pixel is drawn and counted. Pixels without a label count nowhere.",
+        "pixels": f"Every labelled pixel of the test images, {pixels[0]['n']:,} of them, for each member. Intervals: {pixels[0]['intervals_by']}.",
+        "images": f"Abstention from whole images, {images[0]['n']:,} of them: the loss is the share of labelled pixels that are wrong, a score the "
+        "mean of the pixels' score over them, or of their p_max (mean max probability). "
+        f"Intervals: {images[0]['intervals_by']}.",
+    }
+    body, text = ["<h2>Segmentation</h2>", _note(notes["sample"])], ["## Segmentation", notes["sample"]]
+    body += [figures.to_svg(pictures["pixels.png"]), _note(notes["pixels.png"])]
+    text += ["![Accepted, rejected and wrong pixels](figures/pixels.png)", notes["pixels.png"]]
+    for kind, title, rows in (("pixels", "All pixels", pixels), ("images", "Images", images)):
+        rows = [{**row, "predictions": _member(row)} for row in rows]
+        tables = [table for _, _, columns in FILES_TABLES[:2] if (table := _file_table(rows, columns)) is not None]
+        picture = f"{kind}_risk_coverage.png"
+        body += [f"<h2>{title}</h2>", figures.to_svg(pictures[picture]), _note(notes[kind])]
+        body += [table.html() for table in tables]
+        text += [f"## {title}", f"![Risk-coverage curves](figures/{picture})", notes[kind]]
+        text += [table.markdown() for table in tables]
+    return pictures, "\n".join(body), "\n\n".join(text) + "\n"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def _member(row: dict[str, Any]) -> str:
+    return Path(row["predictions"]).parent.name
+
+
+def _pixel_figure(workdir: Path, shown: Sequence[dict[str, Any]]) -> Figure:
+    """The pictures of some members, whose rows of "pictures" these are."""
+    images: list[np.ndarray] = []
+    maps = {}
+    for row in shown:
+        arrays = files.read_npz(workdir / "predictions" / _member(row) / Path(row["predictions"]).name)
+        order = range(sum(name.startswith("image_") for name in arrays))
+        images = [arrays[f"image_{i}"] for i in order]
+        maps[f"α = {row['alpha']:g}"] = [
+            (arrays[f"outcome_{i}"], arrays[f"msp_{i}"] >= row["threshold"]) for i in order
+        ]
+    return figures.pixels(images, maps)
+
+
 def _is(row: dict[str, Any], metric: str, treatment: tuple[float, str], control: tuple[float, str]) -> bool:
     sides = tuple((row[side]["alpha"], row[side]["score"]) for side in ("treatment", "control"))
     return row["metric"] == metric and sides == (treatment, control)
@@ -625,9 +711,13 @@ def as_csv(document: dict[str, Any]) -> str:
     """Every metric of every run as a row: tags, score, metric, value and interval."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    tags = sorted({tag for row in document["runs"] for tag in row["tags"]})
+    rows = [
+        *document["runs"],
+        *(row for kind in ("pixels", "images") for row in document.get(kind, {}).get("runs", ())),
+    ]
+    tags = sorted({tag for row in rows for tag in row["tags"]})
     writer.writerow(["predictions", "split", *tags, "score", "n", "metric", "value", "low", "high", "fitted_on"])
-    for row in document["runs"]:
+    for row in rows:
         for metric, value in row["metrics"].items():
             given = [row["tags"].get(tag, "") for tag in tags]
             writer.writerow(

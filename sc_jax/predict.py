@@ -1,9 +1,14 @@
-"""`python -m sc_jax.predict`: every member's last checkpoint on every named split → `predictions/<member>/<split>.npz`."""
+"""`python -m sc_jax.predict`: every member's last checkpoint on every named split → `predictions/<member>/<split>.npz`.
+
+Of segmentation that file holds a sample of pixels; beside it stand all pixels, the images, and some pictures.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +18,19 @@ import numpy as np
 import sc_jax
 from sc_jax import cli, files, predictions
 from sc_jax.config import Config
-from sc_jax.data.pipelines import scale
 from sc_jax.files import InputError
+from sc_jax.methods import pixels
 from sc_jax.models import Model, map_members
 from sc_jax.training import job as job_lib
-from sc_jax.training import parallel, state
+from sc_jax.training import optimizers, parallel, state
+from sc_jax.training.logs import Progress
 
 
-def member_logits(model: Model, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
-    """Logits of every member: images uint8 [b, …] → float32 [m, b, k]."""
+def member_logits(model: Model, params: Any, model_state: Any, inputs: jax.Array) -> jax.Array:
+    """Logits of every member: inputs as the model takes them [b, …] → float32 [m, b, k]."""
 
     def one(params: Any, model_state: Any) -> jax.Array:
-        return model.apply(params, model_state, scale(images))[0]["logits"]
+        return model.apply(params, model_state, inputs)[0]["logits"]
 
     return map_members(one, model.member_mapping)(params, model_state)
 
@@ -52,35 +58,140 @@ def predict(config: Config, workdir: Path) -> None:
         like = parallel.replicate(state.initial_state(job.model, job.optimizer, job.members), mesh)
         trained = saved.restore(job.total_steps, like)
 
-    mapped = parallel.map_over_devices(lambda weights, images: member_logits(job.model, *weights, images), mesh)
-    weights = (trained.params, trained.model_state)
+    averaged = optimizers.averaged(trained.opt_state)
+    weights = (trained.params if averaged is None else averaged, trained.model_state)
+
+    def logits_of(weights: Any, inputs: jax.Array) -> jax.Array:
+        return member_logits(job.model, *weights, job.evaluation_transform(inputs))
+
+    def measured(weights: Any, batch: tuple[jax.Array, jax.Array, jax.Array]) -> pixels.Measured:
+        inputs, label, places = batch
+        return pixels.measure(logits_of(weights, inputs), label, places)
+
+    segmentation = job.ignore_label is not None
+    mapped = parallel.map_over_devices(measured if segmentation else logits_of, mesh)
+    write = _write_segmented if segmentation else _write
     for split in missing:
-        examples = job.dataset.splits[split]
-        logits = parallel.in_batches(
-            lambda images: mapped(weights, images), examples.image, config.prediction.batch_size, axis=1
+        about = [
+            {
+                "dataset": job.dataset.name,
+                "split": split,
+                "tags": tags,
+                "study": config.study,
+                "variant": config.variant,
+                "step": job.total_steps,
+                "checkpoint": content,
+                "data_fingerprint": job.dataset.fingerprint,
+                "versions": versions(),
+            }
+            for tags in job.tags
+        ]
+        n = write(job, workdir, split, lambda batch: mapped(weights, batch), about)
+        print(f"predict: {len(job.tags)} members on {split} ({n} {'images' if segmentation else 'examples'})")
+
+
+def _write(
+    job: job_lib.Job,
+    workdir: Path,
+    split: str,
+    logits_of: Callable[[np.ndarray], jax.Array],
+    about: Sequence[dict[str, Any]],
+) -> int:
+    """Predicts a split and writes a file for each member; how many examples it has."""
+    examples = _outputs(job, split, logits_of)
+    for name, logits, provenance in zip(job.names, examples.logits, about, strict=True):
+        predictions.save(
+            _path(workdir, name, split),
+            dataclasses.replace(examples, logits=logits, provenance=provenance),
+            expected_id=examples.example_id,
         )
-        for member, tags in enumerate(job.tags):
-            predictions.save(
-                _path(workdir, job.names[member], split),
-                predictions.Predictions(
-                    label=np.asarray(examples.label),
-                    logits=logits[member],
-                    example_id=examples.example_id,
-                    provenance={
-                        "dataset": job.dataset.name,
-                        "split": split,
-                        "tags": tags,
-                        "study": config.study,
-                        "variant": config.variant,
-                        "step": job.total_steps,
-                        "checkpoint": content,
-                        "data_fingerprint": job.dataset.fingerprint,
-                        "versions": versions(),
-                    },
-                ),
-                expected_id=examples.example_id,
-            )
-        print(f"predict: {len(job.tags)} members on {split} ({len(examples.label)} examples)")
+    return len(examples)
+
+
+def _write_segmented(
+    job: job_lib.Job,
+    workdir: Path,
+    split: str,
+    measure: Callable[[tuple[np.ndarray, np.ndarray, np.ndarray]], pixels.Measured],
+    about: Sequence[dict[str, Any]],
+) -> int:
+    """The same of segmentation, images for examples, with the logits of one batch in memory at a time."""
+    source, ignore, wanted = job.dataset.splits[split], job.ignore_label, job.config.prediction.pixels
+    if source.example_id.min() < 0 or source.example_id.max() >= 1 << 31:
+        raise InputError(
+            f"{job.dataset.name}: an image id of {split} lies outside 0..2³¹ − 1, which ids of pixels need"
+        )
+    unfinished = workdir / "predictions" / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    collectors = [pixels.Collector(unfinished / name, ignore) for name in job.names]
+    pictures: list[dict[str, np.ndarray]] = [{} for _ in job.names]
+    shown = pixels.PICTURES if split == job.config.evaluation.test_split else 0
+    seen: list[int] = []
+    progress = Progress(len(source), 0, f"predicting {split}")
+    try:
+        for batch in job_lib.evaluation_batches(job, split):
+            drawn = [
+                pixels.sample(label, ignore, max(0, int(i)), wanted)
+                for label, i in zip(batch["label"], batch["example_id"], strict=True)
+            ]
+            # Of one shape, so that there is one program; images with fewer labelled pixels fill less of it.
+            places = np.zeros((len(drawn), wanted), np.int32)
+            for row, place in zip(places, drawn, strict=True):
+                row[: len(place)] = place
+            outputs = jax.device_get(measure((batch["image"], batch["label"], places)))
+            for i, example_id in enumerate(batch["example_id"].tolist()):
+                if example_id < 0:
+                    continue
+                for member, collector in enumerate(collectors):
+                    one = jax.tree.map(lambda array, at=(member, i): array[at], outputs)
+                    collector.add(example_id, batch["label"][i], drawn[i], one)
+                    if len(seen) < shown:
+                        kept = pixels.picture(batch["image"][i], batch["label"][i], ignore, one)
+                        pictures[member] |= {f"{name}_{len(seen)}": array for name, array in kept.items()}
+                seen.append(example_id)
+            progress.update(len(seen))
+        if collectors[0].empty:
+            raise InputError(f"{job.dataset.name}: no pixel of {split} has a label; nothing can be evaluated on it")
+        if sorted(seen) != sorted(source.example_id.tolist()):
+            raise InputError(f"{job.dataset.name}: not every image of {split} came out exactly once; predict again")
+        for name, collector, shots, provenance in zip(job.names, collectors, pictures, about, strict=True):
+            path = {kind: _path(workdir, name, f"{split}{kind}") for kind in ("", "_pixels", "_images", "_pictures")}
+            if shots:
+                files.write_npz(path["_pictures"], shots)
+                stated = {**provenance, "fingerprint": files.fingerprint(shots)}
+                files.write_json(path["_pictures"].with_suffix(".json"), stated)
+            for kind, written in (
+                ("_pixels", collector.pixels()),
+                ("_images", collector.images()),
+                ("", collector.sampled()),
+            ):
+                predictions.save(path[kind], dataclasses.replace(written, provenance=provenance))
+    finally:
+        progress.close()
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return len(seen)
+
+
+def _outputs(job: job_lib.Job, split: str, logits_of: Callable[[np.ndarray], jax.Array]) -> predictions.Predictions:
+    """What all members say about a split, logits [m, n, k], whether it lies in memory or is decoded on the way."""
+    examples = job.dataset.splits[split]
+    if not job.streamed:
+        logits = parallel.in_batches(logits_of, examples.inputs, job.config.prediction.batch_size, axis=1)
+        names = getattr(job.dataset, "group_names", ())
+        group = None if examples.group is None else np.asarray(names)[examples.group]
+        return predictions.Predictions(np.asarray(examples.label), logits, examples.example_id, group=group)
+    parts = []
+    progress = Progress(len(examples), 0, f"predicting {split}")
+    try:
+        for batch in job_lib.evaluation_batches(job, split):
+            real = batch["example_id"] >= 0
+            logits = np.asarray(logits_of(batch["image"]))[:, real]
+            parts.append((batch["label"][real], logits, batch["example_id"][real]))
+            progress.update(sum(len(part[0]) for part in parts))
+    finally:
+        progress.close()
+    labels, logits, ids = zip(*parts, strict=True)
+    return predictions.Predictions(np.concatenate(labels), np.concatenate(logits, axis=1), np.concatenate(ids))
 
 
 def versions() -> dict[str, str]:
@@ -94,15 +205,16 @@ def _path(workdir: Path, member: str, split: str) -> Path:
 
 
 def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
-    """Whether every member's file is there, whole, and from this checkpoint."""
-    for member in job.names:
-        path = _path(workdir, member, split)
+    """Whether every member's files are there, whole, and from this checkpoint."""
+    kinds = [""]
+    if job.ignore_label is not None:
+        kinds += ["_pixels", "_images"] + ["_pictures"] * (split == job.config.evaluation.test_split)
+    for path in [_path(workdir, member, f"{split}{kind}") for member in job.names for kind in kinds]:
         try:
             sidecar = files.read_json(path.with_suffix(".json"))
-            if sidecar.get("checkpoint") != content or sidecar["fingerprint"] != files.fingerprint(
-                files.read_npz(path)
-            ):
-                return False
+            with files.open_npz(path) as arrays:
+                if sidecar.get("checkpoint") != content or sidecar["fingerprint"] != files.fingerprint(arrays):
+                    return False
         except (InputError, KeyError, AttributeError):
             return False
     return True

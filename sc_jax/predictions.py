@@ -24,7 +24,7 @@ import numpy as np
 from sc_jax import files
 from sc_jax.files import InputError, Member
 
-_OPTIONAL = ("example_id", "group", "is_ood", "weight")  # [n], in both forms
+_OPTIONAL = ("example_id", "group", "is_ood", "weight", "cluster")  # [n], in both forms
 _PER_EXAMPLE = ("label", "features", *_OPTIONAL)
 _KNOWN = (*_PER_EXAMPLE, "logits", "probs", "head_kernel", "head_bias")
 
@@ -42,6 +42,7 @@ class Predictions:
       group: int or str [n], for reports per group.
       is_ood: bool [n], true where the example is from outside the training distribution.
       weight: float [n], finite, ≥ 0 and not all 0: how many examples of the population this one stands for.
+      cluster: int or str [n], for examples that come together (pixels of one image): resamples draw clusters whole.
       log_probabilities: `logits` are log-probabilities (the file gave `probs`); scores of true logits do not apply.
       ids_given: the file named its examples.
       provenance: what the JSON sidecar says (dataset, split, tags, step, versions …); empty without one.
@@ -57,6 +58,7 @@ class Predictions:
     group: np.ndarray | None = None
     is_ood: np.ndarray | None = None
     weight: np.ndarray | None = None
+    cluster: np.ndarray | None = None
     log_probabilities: bool = False
     ids_given: bool = True
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -111,6 +113,7 @@ class Scored:
       group: int or str [n], for reports per group.
       is_ood: bool [n], true where the example is from outside the training distribution.
       weight: float [n], finite, ≥ 0 and not all 0: how many examples of the population this one stands for.
+      cluster: int or str [n], for examples that come together (pixels of one image): resamples draw clusters whole.
       provenance: what the JSON sidecar says; empty without one.
       source: where it was read from, for messages.
     """
@@ -121,6 +124,7 @@ class Scored:
     group: np.ndarray | None = None
     is_ood: np.ndarray | None = None
     weight: np.ndarray | None = None
+    cluster: np.ndarray | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str = "scored"
 
@@ -225,6 +229,7 @@ def _check_columns(p: Predictions | Scored, names: tuple[str, ...], like: str, n
         ("group", "biuUS", "give n integers or strings"),
         ("is_ood", "b", "save booleans [n]"),
         ("weight", "f", "save floats [n]"),
+        ("cluster", "iuUS", "give n integers or strings"),
     ):
         array = getattr(p, name)
         if array is not None and (array.ndim != 1 or array.dtype.kind not in kinds):
@@ -419,7 +424,7 @@ class Stream:
     """`Predictions` of a file that need not fit into memory; see `open_stream`.
 
     Attributes:
-      label, example_id, group, is_ood, weight: [n], validated.
+      label, example_id, group, is_ood, weight, cluster: [n], validated.
       shape: of the logits, (n, k) or (m, n, k).
       log_probabilities, ids_given, provenance, source: as in `Predictions`.
     """
@@ -429,6 +434,7 @@ class Stream:
     group: np.ndarray | None
     is_ood: np.ndarray | None
     weight: np.ndarray | None
+    cluster: np.ndarray | None
     shape: tuple[int, ...]
     log_probabilities: bool
     ids_given: bool

@@ -24,14 +24,22 @@ def report(workdir: Path) -> None:
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
     built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'figures.py')}"
     page = workdir / "report.html"
-    study = "contrasts" in document
+    make, names = lambda: pages.of_files(document), pages.FILES_PICTURES
+    if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
+        make, names = lambda: pages.of_study(workdir, document), pages.STUDY_PICTURES
+    elif "aggregates" in document:
+        make, names = lambda: pages.of_grid(workdir, document), pages.GRID_PICTURES
+    segmentation = "pictures" in document
+    names = (*names, *pages.PIXEL_PICTURES) if segmentation else names
     marker = f"<!-- built from {built_from} -->"
-    names = pages.STUDY_PICTURES if study else pages.FILES_PICTURES
     written = [page, workdir / "report.md", workdir / "metrics.csv", *(workdir / "figures" / name for name in names)]
     if all(path.exists() for path in written) and marker in page.read_text(encoding="utf-8"):
         print("report: done")
         return
-    pictures, body, text = pages.of_study(workdir, document) if study else pages.of_files(document)
+    pictures, body, text = make()
+    if segmentation:
+        more, more_body, more_text = pages.of_pixels(workdir, document)
+        pictures, body, text = {**pictures, **more}, f"{body}\n{more_body}", f"{text}\n{more_text}"
     for name, picture in pictures.items():
         figures.save_png(picture, workdir / "figures" / name)
     files.write_text(workdir / "metrics.csv", pages.as_csv(document))

@@ -53,7 +53,16 @@ DRAWN = {
     "risk_coverage": lambda d: figures.risk_coverage([curve(), curve(score="max_logit")]),
     "reliability": lambda d: figures.reliability([table(), table("b.npz")]),
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
+    "pixels": lambda d: figures.pixels(*pixel_maps()),
 }
+
+
+def pixel_maps(images=2):
+    """Pixels of every kind: one accepted and right, two accepted and wrong, three rejected and right, four rejected and wrong."""
+    outcome = np.repeat(np.array([0, 1, 0, 1, 255], np.uint8), [1, 2, 3, 4, 5]).reshape(3, 5)
+    accepted = np.arange(15).reshape(3, 5) < 3
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    return [image] * images, {"CE": [(outcome, accepted)] * images, "LS": [(outcome, ~accepted)] * images}
 
 
 def legend(axes):
@@ -82,7 +91,7 @@ def test_a_figure_becomes_a_picture_and_an_element(tmp_path, document, name):
     svg = figures.to_svg(figure)
     assert svg.startswith("<svg")
     assert svg.rstrip().endswith("</svg>")
-    for axes in figure.axes:
+    for axes in [axes for axes in figure.axes if axes.axison]:
         assert axes.get_xlabel()
         assert axes.get_ylabel()
 
@@ -102,10 +111,12 @@ def test_finding_shows_three_curves_and_naurc_by_alpha(document):
         np.testing.assert_allclose(line.get_xdata(), 100 * np.array(row["coverage"]))
         np.testing.assert_allclose(line.get_ydata(), 100 * np.array(row["risk"]))
     assert len(left.collections) == 3  # bands
-    for container, score in zip(right.containers, ("msp", "max_logit_pnorm"), strict=True):
+    for line, score in zip(
+        [line for line in right.lines if line.get_marker() == "o"], ("msp", "max_logit_pnorm"), strict=True
+    ):
         told = [row["metrics"]["naurc"]["estimate"] for row in document["aggregates"] if row["score"] == score]
-        np.testing.assert_allclose(container.lines[0].get_xdata(), ALPHAS)
-        np.testing.assert_allclose(container.lines[0].get_ydata(), told)
+        np.testing.assert_allclose(line.get_xdata(), ALPHAS)
+        np.testing.assert_allclose(line.get_ydata(), told)
 
 
 def test_suppression_draws_dots_on_lines(document):
@@ -121,9 +132,17 @@ def test_suppression_draws_dots_on_lines(document):
 def test_the_gap_is_drawn_with_its_intervals(document):
     last = figures.max_logit_gap(document["max_logit_gap"], 0.2).axes[2]
     told = [row["centred"] for row in document["max_logit_gap"]]
-    np.testing.assert_allclose(last.containers[0].lines[0].get_ydata(), [row["estimate"] for row in told])
+    np.testing.assert_allclose(last.lines[0].get_ydata(), [row["estimate"] for row in told])
     bars = last.containers[0].lines[2][0].get_segments()
     np.testing.assert_allclose([bar[:, 1] for bar in bars], [row["interval"] for row in told], atol=1e-12)
+
+
+def test_an_interval_need_not_hold_its_estimate(document):
+    """That of a bootstrap of a few examples may lie beside it, and is drawn where it lies."""
+    rows = [{**row, "centred": {"estimate": 1.0, "interval": [2.0, 3.0]}} for row in document["max_logit_gap"]]
+    last = figures.max_logit_gap(rows, 0.2).axes[2]
+    for bar in last.containers[0].lines[2][0].get_segments():
+        np.testing.assert_allclose(bar[:, 1], [2, 3])
 
 
 def test_an_alpha_that_was_not_trained_leaves_its_panel_empty(document):
@@ -231,3 +250,23 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
         figures.save_png(figures.risk_coverage([curve(score="max_logit")]), path)
     assert path.read_bytes() == before
     assert Image.open(io.BytesIO(before)).format == "PNG"
+
+
+def test_pixels_have_the_colour_of_what_happens_to_them():
+    images, maps = pixel_maps()
+    figure = figures.pixels(images, maps)
+    line = figure.axes[:3]
+    np.testing.assert_array_equal(line[0].images[0].get_array(), images[0])
+    drawn = np.asarray(line[1].images[0].get_array()).reshape(-1, 3)
+    colours = [tuple(round(255 * c) for c in mpl.colors.to_rgb(c)) for c in figures.PIXEL_COLOURS.values()]
+    assert [tuple(pixel) for pixel in drawn.tolist()] == [
+        c for c, n in zip(colours, range(1, 6), strict=True) for _ in range(n)
+    ]
+    assert line[1].get_title(loc="left") == "30.0 % accepted, 66.7 % of them wrong; of all 60.0 % wrong"
+    assert line[2].get_title(loc="left") == "70.0 % accepted, 57.1 % of them wrong; of all 60.0 % wrong"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(figures.PIXEL_COLOURS)
+    nothing = np.full((3, 5), 255, np.uint8)
+    blank = figures.pixels(images[:1], {"CE": [(nothing, np.ones((3, 5), bool))]})
+    assert blank.axes[1].get_title(loc="left") == "no pixel has a label"
+    rejected = figures.pixels(images[:1], {"CE": [(np.ones((3, 5), np.uint8), np.zeros((3, 5), bool))]})
+    assert rejected.axes[1].get_title(loc="left") == "0.0 % accepted; of all 100.0 % wrong"

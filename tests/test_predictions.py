@@ -86,6 +86,7 @@ def any_predictions(draw):
         group=maybe(text | hnp.arrays(np.int16, n)),
         is_ood=maybe(hnp.arrays(bool, n)),
         weight=maybe(weights(n)),
+        cluster=maybe(hnp.arrays(np.int16, n)),
         provenance={"dataset": "made up", "split": "test", "tags": {"alpha": 0.5}},
     )
 
@@ -174,6 +175,8 @@ def test_labels_outside_the_classes_are_counted(refusal, label, count, first):
         ({"weight": put(np.ones(N), 5, np.nan)}, "weight", "1 of 6 are negative or not finite, first in row 5"),
         ({"weight": put(np.ones(N), 0, np.inf)}, "weight", "1 of 6 are negative or not finite, first in row 0"),
         ({"weight": np.zeros(N)}, "weight", "all are 0"),
+        ({"cluster": np.zeros(N)}, "cluster", "dtype float64"),
+        ({"cluster": np.zeros(5, int)}, "cluster", "shape (5,), label has 6 examples"),
         ({"is_ood": np.zeros(7, bool)}, "is_ood", "shape (7,), label has 6 examples"),
         ({"features": np.zeros(N)}, "features", "shape (6,)"),
         ({"features": np.zeros((N, 2)), "head_kernel": np.zeros((3, K))}, "head_kernel", "shape (3, 4)"),
@@ -476,7 +479,7 @@ def test_a_stream_gives_the_rows_that_load_gives(tmp_path_factory, given, writer
     files.write_json(path.with_suffix(".json"), {"split": "dev"})
     whole, stream = predictions.load(path), predictions.open_stream(path)
     assert (len(stream), stream.num_classes, stream.shape) == (len(whole), whole.num_classes, whole.logits.shape)
-    for name in ("label", "example_id", "group", "is_ood", "weight", "ids_given", "provenance", "source"):
+    for name in ("label", "example_id", "group", "is_ood", "weight", "cluster", "ids_given", "provenance", "source"):
         np.testing.assert_array_equal(getattr(stream, name), getattr(whole, name))
     assert stream.log_probabilities == whole.log_probabilities == probs
     for _ in range(2):  # a stream can be read again
@@ -638,6 +641,7 @@ def any_scored(draw):
         group=maybe(hnp.arrays("U2", n, elements=st.text("ab", max_size=2)) | hnp.arrays(np.int16, n)),
         is_ood=maybe(hnp.arrays(bool, n)),
         weight=maybe(weights(n)),
+        cluster=maybe(hnp.arrays(np.int16, n)),
         provenance={"split": "test"},
     )
 

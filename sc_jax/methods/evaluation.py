@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sc_jax import ops
+from sc_jax import files, ops
+from sc_jax.files import InputError
 from sc_jax.methods import logit_norm
 from sc_jax.methods import scores as scores_lib
 from sc_jax.ops import resampling
@@ -79,6 +80,30 @@ def combined(predictions: Predictions) -> Predictions:
         return predictions
     logits = ops.ensemble_log_probabilities(predictions.logits)
     return dataclasses.replace(predictions, logits=logits, log_probabilities=True)
+
+
+def resampled(known: Predictions, settings: Settings, seed: int) -> np.ndarray:
+    """Counts uint8 [resamples, n] of the examples `known`, drawn singly, or by whole clusters where the file has them.
+
+    Raises:
+      InputError: all are of one cluster.
+    """
+    if known.cluster is not None and (known.cluster == known.cluster[0]).all():
+        raise InputError(
+            f"{known.source}, field 'cluster': all examples are of one cluster, which gives no interval; "
+            "predict more, or leave the field out"
+        )
+    return resampling.resample_counts(seed, len(known), settings.resamples, known.cluster)
+
+
+def covered(cluster: np.ndarray | None) -> str:
+    """What intervals over examples cover, in words."""
+    if cluster is None:
+        return "test examples"
+    names = np.unique(
+        np.concatenate([np.unique(part) for part in files.chunks(cluster)])
+    )  # there may be very many rows
+    return f"{len(names)} clusters of test examples"
 
 
 def evaluate(

@@ -58,12 +58,13 @@ def evaluate_scored(
     weight = None if scored.weight is None else np.asarray(scored.weight)
     inside = loss if known is None else loss[known]
     inside_weight = weight if weight is None or known is None else weight[known]
+    cluster = scored.cluster if scored.cluster is None or known is None else scored.cluster[known]
     hard = inside.dtype == bool or bool(((inside == 0) | (inside == 1)).all())
     inside = inside.astype(bool) if hard else inside
     rows = []
     for done, name in enumerate(scored.score, 1):
         score = np.asarray(scored.score[name])
-        row = _row(name, score if known is None else score[known], inside, inside_weight, hard, settings)
+        row = _row(name, score if known is None else score[known], inside, inside_weight, cluster, hard, settings)
         if known is not None:
             row["metrics"] |= evaluation.ood_metrics(score, loss, ~known, weight)
         rows.append(row)
@@ -72,16 +73,22 @@ def evaluate_scored(
 
 
 def _row(
-    name: str, score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None, hard: bool, settings: Settings
+    name: str,
+    score: np.ndarray,
+    loss: np.ndarray,
+    weight: np.ndarray | None,
+    cluster: np.ndarray | None,
+    hard: bool,
+    settings: Settings,
 ) -> dict[str, Any]:
     ranking = ops.rank(score, loss, weight)
     optimum = ops.optimal_aurc(loss, weight=weight)
     metrics = _metrics(ranking, optimum, hard)
     n, at_0 = len(loss), {}
     if n * settings.resamples <= MOST_COUNTS:
-        by = "percentile bootstrap over examples"
+        by = f"percentile bootstrap over {'examples' if cluster is None else 'clusters'}"
         replicates: dict[str, list[np.ndarray]] = {key: [] for key in metrics}
-        for counts in resampling.draws(n, settings.resamples, settings.seed):
+        for counts in resampling.draws(n, settings.resamples, settings.seed, groups=cluster):
             rows = counts if weight is None else counts * weight
             drawn = _metrics(ops.rank(score, loss, rows), ops.optimal_aurc(loss, weight=rows), hard)
             for key, values in drawn.items():
@@ -89,13 +96,14 @@ def _row(
         joined = {key: np.concatenate(values) for key, values in replicates.items()}
         intervals = {key: resampling.percentile_interval(v, settings.level) for key, v in joined.items()}
         at_0 = {"resamples_at_coverage_0": evaluation.resamples_at_coverage_0(joined)}
-    elif weight is None and hard and n > 1:
+    elif weight is None and cluster is None and hard and n > 1:
         by = "jackknife over examples"
         z = stats.norm.ppf((1 + settings.level) / 2)
         errors = standard_errors(score, loss)
         intervals = {key: metrics[key] + np.array([-z, z]) * error for key, error in errors.items()}
     else:
-        by, intervals = "none: so many weighted examples, or soft losses, are not resampled; give fewer --resamples", {}
+        by = "none: so many examples with weights, clusters or soft losses are not resampled; give fewer --resamples"
+        intervals = {}
     accepted = evaluation.accepted_at_coverages(ranking.total_weight)
     return {
         "score": name,
@@ -180,7 +188,7 @@ def score_stream(
     where = None if stream.is_ood is None else ~stream.is_ood
     ece = ops.expected_calibration_error(confidence, error, bins=settings.ece_bins, weight=stream.weight, where=where)
     classifier = {"nll": totals[1] / totals[0], "brier": totals[2] / totals[0], "ece": float(ece)}
-    shared = {name: getattr(stream, name) for name in ("group", "is_ood", "weight", "provenance", "source")}
+    shared = {name: getattr(stream, name) for name in ("group", "is_ood", "weight", "cluster", "provenance", "source")}
     return Streamed(Scored(error, columns, stream.example_id, **shared), classifier, about, fitted, left_out)
 
 

@@ -86,8 +86,8 @@ def evaluate(
     Returns:
       {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}.
     """
-    counts = resampling.resample_counts(settings.seed, len(runs[0].test), settings.resamples)
-    calibration_counts = resampling.resample_counts(settings.seed + 1, len(runs[0].calibration), settings.resamples)
+    counts = evaluation.resampled(runs[0].test, settings, settings.seed)
+    calibration_counts = evaluation.resampled(runs[0].calibration, settings, settings.seed + 1)
     seeds = sorted({run.seed for run in runs})
     seed_counts = resampling.resample_counts(settings.seed + 2, len(seeds), settings.resamples)
 
@@ -137,7 +137,7 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
             "n": len(predictions),
             "metrics": result.metrics,
             "intervals": result.intervals,
-            "intervals_cover": "test examples",
+            "intervals_cover": evaluation.covered(predictions.cluster),
             "resamples_at_coverage_0": evaluation.resamples_at_coverage_0(result.replicates),
             **about,
             "fitted_on": result.fitted and result.fitted["on"],
@@ -271,12 +271,13 @@ def _curves(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[st
 def _suppression(runs: Sequence[Run], bins: int = 10) -> list[dict[str, Any]]:
     """The gradient identity, in bins of confidence: autodiff's extra gradient on the max logit against the error rate.
 
-    For each α > 0, over all seeds: test examples in `bins` bins of equal mass of MSP.
+    For each α > 0, over all seeds: test examples in `bins` bins of MSP, as many in each; means with their weights.
     """
     rows = []
     for alpha in sorted({run.alpha for run in runs if run.alpha != 0}):
         tests = [run.test for run in runs if run.alpha == alpha]
         logits, label = np.concatenate([t.logits for t in tests]), np.concatenate([t.label for t in tests])
+        weight = np.concatenate([np.ones(len(t)) if t.weight is None else t.weight for t in tests])
 
         def extra(v: jax.Array, y: jax.Array, alpha: float = alpha) -> jax.Array:
             return smoothed_cross_entropy(v, y, alpha) - smoothed_cross_entropy(v, y, 0.0)
@@ -286,12 +287,12 @@ def _suppression(runs: Sequence[Run], bins: int = 10) -> list[dict[str, Any]]:
         autodiff = gradient[np.arange(len(label)), predicted]
         wrong = predicted != label
         order = np.array_split(np.argsort(ops.msp(logits), kind="stable"), bins)
-        error = np.array([wrong[part].mean() for part in order])
+        error = np.array([np.average(wrong[part], weights=weight[part]) for part in order])
         rows.append(
             {
                 "alpha": alpha,
                 "error": error.tolist(),
-                "autodiff": [float(autodiff[part].mean()) for part in order],
+                "autodiff": [float(np.average(autodiff[part], weights=weight[part])) for part in order],
                 "closed_form": ops.expected_suppression(error, alpha, logits.shape[-1]).tolist(),
                 "largest_difference_per_example": float(
                     np.abs(autodiff - ops.max_logit_suppression(logits, label, alpha)).max()
@@ -337,10 +338,12 @@ def _top(logits: np.ndarray, kind: str) -> np.ndarray:
 def _gap(test: Predictions, kind: str, counts: np.ndarray) -> tuple[float, np.ndarray]:
     logits = test.logits.astype(np.float64)
     given = (ops.msp(logits), _top(logits, kind), ops.predicted_class(logits) == test.label)
+    survey = 1 if test.weight is None else test.weight
     replicates = [
-        ops.difference_at_equal(*given, standardized=True, weight=counts[part]) for part in resampling.chunks(counts)
+        ops.difference_at_equal(*given, standardized=True, weight=counts[part] * survey)
+        for part in resampling.chunks(counts)
     ]
-    return float(ops.difference_at_equal(*given, standardized=True)), np.concatenate(replicates)
+    return float(ops.difference_at_equal(*given, standardized=True, weight=test.weight)), np.concatenate(replicates)
 
 
 def _profile(test: Predictions, bins: int = 10) -> dict[str, np.ndarray]:
@@ -350,12 +353,14 @@ def _profile(test: Predictions, bins: int = 10) -> dict[str, np.ndarray]:
     top = _top(logits, "centred")
     top = (top - top.mean()) / top.std()
 
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean()) if len(values) >= 5 else float("nan")
+    weight = np.ones(len(top)) if test.weight is None else test.weight
+
+    def mean(rows: np.ndarray) -> float:
+        return float(np.average(top[rows], weights=weight[rows])) if len(rows) >= 5 else float("nan")
 
     parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
     return {
         "msp": np.array([np.median(1 / (1 + np.exp(-confidence[part]))) for part in parts]),
-        "right": np.array([mean(top[part][right[part]]) for part in parts]),
-        "wrong": np.array([mean(top[part][~right[part]]) for part in parts]),
+        "right": np.array([mean(part[right[part]]) for part in parts]),
+        "wrong": np.array([mean(part[~right[part]]) for part in parts]),
     }

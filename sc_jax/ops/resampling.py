@@ -275,13 +275,16 @@ def crossed_bootstrap(
     return crossed(a - b, a_drawn - b_drawn, seed_counts)
 
 
-def resample_counts(seed: int, n: int, resamples: int) -> np.ndarray:
-    """How often each example is drawn in `resamples` resamples of n out of n.
+def resample_counts(seed: int, n: int, resamples: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """How often each example is drawn in `resamples` resamples of n out of n, or of its cluster in `groups` [n].
 
     Returns:
-      uint8 [resamples, n]; rows sum to n. (A count beyond 255 has probability below n·10⁻⁵⁰⁰.)
+      uint8 [resamples, n]; rows sum to n, unless clusters are drawn. (A count beyond 255 has probability below n·10⁻⁵⁰⁰.)
+
+    Raises:
+      ValueError: fewer than 2 clusters.
     """
-    return np.concatenate(list(draws(n, resamples, seed)))
+    return np.concatenate(list(draws(n, resamples, seed, groups=groups)))
 
 
 CHUNK = 500_000

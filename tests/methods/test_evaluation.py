@@ -12,6 +12,7 @@ from made_up import best_p, errors, metrics_of, predictions, resampled, score_of
 from sklearn.metrics import average_precision_score
 
 from sc_jax import ops
+from sc_jax.files import InputError
 from sc_jax.methods import evaluation
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import Settings
@@ -621,3 +622,20 @@ def test_a_few_examples_are_evaluated(n):
     for result in results.values():
         assert 0 <= result.metrics["aurc"] <= 1
         assert result.curve[-1] == pytest.approx(errors(test).mean())
+
+
+@pytest.mark.filterwarnings("ignore:only 12 clusters")
+def test_examples_of_a_cluster_are_drawn_together():
+    given = predictions(0, cluster=np.repeat(np.arange(12), 5))
+    counts = evaluation.resampled(given, SETTINGS, 0)
+    assert counts.shape == (SETTINGS.resamples, len(given))
+    np.testing.assert_array_equal(counts, np.repeat(counts[:, ::5], 5, axis=1))
+    assert (counts.sum(axis=1) == len(given)).all()
+    alone = dataclasses.replace(given, cluster=None)
+    np.testing.assert_array_equal(
+        evaluation.resampled(alone, SETTINGS, 3), resampling.resample_counts(3, 60, SETTINGS.resamples)
+    )
+    assert evaluation.covered(given.cluster) == "12 clusters of test examples"
+    assert evaluation.covered(None) == "test examples"
+    with pytest.raises(InputError, match="field 'cluster': all examples are of one cluster"):
+        evaluation.resampled(dataclasses.replace(given, cluster=np.zeros(60, int)), SETTINGS, 0)

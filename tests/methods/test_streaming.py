@@ -132,6 +132,22 @@ def test_metrics_and_bootstrap_are_those_of_the_definitions(digits):
     assert row["intervals_by"] == "percentile bootstrap over examples"
 
 
+@pytest.mark.filterwarnings("ignore:only 12 clusters")
+def test_clusters_are_drawn_whole(long):
+    cluster = np.arange(N) // 5
+    given = scored(cluster=cluster)
+    (row,) = streaming.evaluate_scored(given, SETTINGS)
+    assert row["intervals_by"].startswith("none: so many examples with weights, clusters")
+    assert row["intervals"] == {}
+    streaming.MOST_COUNTS = N * SETTINGS.resamples  # undone by the fixture
+    (row,) = streaming.evaluate_scored(given, SETTINGS)
+    drawn = resampling.resample_counts(SETTINGS.seed, N, SETTINGS.resamples, cluster)
+    assert (drawn == np.repeat(drawn[:, ::5], 5, axis=1)).all()
+    errors = [np.repeat(given.loss, counts).mean() for counts in drawn]
+    np.testing.assert_allclose(row["intervals"]["error"], np.quantile(errors, [0.05, 0.95]))
+    assert row["intervals_by"] == "percentile bootstrap over clusters"
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_weight_is_as_many_rows(soft):
     weight = np.random.default_rng(1).integers(0, 4, N)

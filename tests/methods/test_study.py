@@ -373,3 +373,26 @@ def test_a_metric_that_no_evaluation_computes_is_refused(changes, message):
 
 def test_metrics_of_probabilities_can_be_contrasted_between_msp_and_msp():
     study.refuse_unknown(SETTINGS.scores, (dataclasses.replace(PRIMARY[0], metric="nll"),))
+
+
+def test_weights_enter_the_suppression_and_the_gap():
+    """Means of bins are weighted ones, so that together they give the weighted error; a common factor changes nothing."""
+    rng = np.random.default_rng(0)
+    members = runs(alphas=(0.0, 0.2), seeds=(3,))
+    weight = 0.5 + rng.random(len(members[0].test))
+    weighed = [dataclasses.replace(r, test=dataclasses.replace(r.test, weight=weight)) for r in members]
+    (row,) = study._suppression(weighed)
+    test = weighed[1].test
+    bins = np.array_split(np.argsort(ops.msp(test.logits), kind="stable"), 10)
+    wrong = ops.predicted_class(test.logits) != test.label
+    total = np.average(row["error"], weights=[weight[part].sum() for part in bins])
+    assert total == pytest.approx(np.average(wrong, weights=weight))
+    counts, seeds = np.ones((4, len(weight)), np.uint8), np.ones((4, 1), np.uint8)
+    three = [
+        dataclasses.replace(r, test=dataclasses.replace(r.test, weight=np.full(len(weight), 3.0))) for r in members
+    ]
+    plain, same, other = (study._max_logit_gap(given, counts, seeds, 0.9) for given in (members, three, weighed))
+    for before, after, changed in zip(plain, same, other, strict=True):
+        assert after["centred"]["estimate"] == pytest.approx(before["centred"]["estimate"])
+        np.testing.assert_allclose(after["profile"]["right"], before["profile"]["right"])
+        assert changed["centred"]["estimate"] != pytest.approx(before["centred"]["estimate"])
