@@ -6,13 +6,16 @@ TORCH   ?=
 BIN     := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench lock docs clean
+.PHONY: run test smoke lint bench lock docs clean
 
 run: .venv/.runtime  ## train, predict, evaluate, report; prints where the report is
 	$(BIN)/python -m sc_jax.run --config=$(CONFIG) $(if $(WORKDIR),--workdir=$(WORKDIR))
 
-test: .venv/.test lint  ## the whole suite; with TORCH=<version> metrics of PyTorch tensors too
-	$(BIN)/python -m pytest
+test: .venv/.test lint  ## the whole suite; with TORCH=<version> also metrics of PyTorch tensors and parity with timm
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+smoke: .venv/.test  ## the smoke run of every recipe, about a minute each
+	$(BIN)/python -m pytest tests/integration/test_recipes.py --recipes=all --durations=0
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -23,6 +26,7 @@ bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage
+	$(BIN)/python -m benchmarks.models
 
 docs: .venv/.test  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
 	$(BIN)/python docs/build.py
@@ -45,7 +49,7 @@ lock: .venv/bin/python  ## remakes constraints.txt from the ranges, for Python 3
 .venv/.test: .venv/.runtime
 	@echo "installing the test tools into .venv"
 	$(INSTALL) --editable ".[test]"
-	-$(if $(TORCH),$(INSTALL) torch==$(TORCH))
+	-$(if $(TORCH),$(INSTALL) torch==$(TORCH) && $(INSTALL) --no-deps timm==1.0.31)
 	@touch $@
 
 .venv-peers/.done: .venv/.runtime benchmarks/peers/requirements.txt

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks import machine
 from sc_jax import config as config_lib
-from sc_jax.data.pipelines import epoch_order
+from sc_jax.data.pipelines import epoch_order, train_transform
 from sc_jax.training import job as job_lib
 from sc_jax.training import parallel, state, step
 
@@ -29,8 +29,10 @@ def program(job: job_lib.Job, members: state.Members) -> tuple[Callable[[], floa
     """A function that takes `STEPS` steps of these members and returns the seconds; and the seconds to compile."""
     mesh = parallel.data_mesh()
     split = job.dataset.splits["train"]
-    members, images, labels = parallel.replicate((members, split.image, split.label), mesh)
-    advance = step.make_step(job.model, job.optimizer, mesh, batch_size=job.config.training.batch_size, log_every=STEPS)
+    members, images, labels = parallel.replicate((members, split.inputs, split.label), mesh)
+    transform = train_transform(job.config.data.mean, job.config.data.std)
+    one = step.make_step(job.model, job.optimizer, transform, mesh, log_every=STEPS)
+    advance = step.from_memory(one, mesh, job.config.training.batch_size)
     start = time.perf_counter()
     current = parallel.replicate(state.initial_state(job.model, job.optimizer, members), mesh)
     order = epoch_order(members.seed_key, 0, len(images))

@@ -153,6 +153,50 @@ def _metric_figures() -> dict[str, Any]:
     return figures | {"targets": benchmark_of_metrics.targets(figures["cases"], figures["report"])}
 
 
+def models() -> str:
+    """What each backbone costs, whether it equals timm's, and which weights it reads."""
+    sizes, parity = _benchmark("models"), _benchmark("parity")
+    rows = []
+    for name, row in sizes["models"].items():
+        equal, published = parity["timm"].get(name), parity["published_weights"].get(name)
+        if equal:
+            figure, weights = f"{equal['relative_error']:.1e}", _WEIGHTS.get(name, "timm, torchvision")
+        elif published:
+            figure, weights = f"accuracy {published['accuracy']:.4f}", "akamaster/pytorch_resnet_cifar10"
+        else:
+            figure, weights = "–", _WEIGHTS.get(name, "ours")
+        shape = "×".join(map(str, row["input_shape"]))
+        rows.append([f"`{name}`", shape, f"{row['parameters']:,}", _amount(row["macs"]), figure, weights])
+    table = pages.Table(["backbone", "input", "parameters", "MACs", "parity", "weights it reads"], rows)
+    without = "; ".join(f"{name}: {reason}" for name, reason in parity["without"].items())
+    peers, date = parity["machine"]["peers"], parity["machine"]["date"]
+    return (
+        f"{table.markdown()}\n\nParity: largest difference of logits from timm's PyTorch model with the same random weights and batch "
+        f"statistics, over its largest logit, at its own resolution (aim {parity['limit']:.0e}; parameter counts are equal, and the export is equal bit "
+        f"for bit). The last norm of each block is scaled by 0.2, as training leaves it: at 1 rounding is amplified, and ResNet-152 differs by "
+        f"{parity['timm_unscaled']['resnet152']['relative_error']:.0e}, timm's own float32 from its float64 by "
+        f"{parity['timm_unscaled']['resnet152']['rounding_of_timm']:.0e}. Of the CIFAR-10 ResNets it is the accuracy of published weights on 10,000 JPEG copies of the test images, PyTorch's own to four decimals. "
+        f"Without parity: {without}. `python -m benchmarks.parity`, timm {peers['timm']}, torch {peers['torch']}, {date}."
+    )
+
+
+_WEIGHTS = {
+    "densenet_bc_100": "timm's naming",
+    "wide_resnet16_4": "xternalz/WideResNet-pytorch's naming",
+    "wide_resnet28_10": "xternalz/WideResNet-pytorch's naming",
+    "resnet110_cifar": "akamaster/pytorch_resnet_cifar10",
+    "mobilenetv2_130": "timm's naming",
+}
+"""Where it is not timm's and torchvision's files."""
+
+
+def _amount(macs: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if macs >= size:
+            return f"{macs / size:.3g} {unit}"
+    return str(macs)
+
+
 def claims(variant: str) -> str:
     """The primary contrasts of a variant, with their verdicts."""
     path = STUDY / "results" / variant / "metrics.json"
@@ -167,6 +211,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finding": finding,
     "stages": stages,
     "training": training,
+    "models": models,
     "metrics": metrics,
     "metric_aims": metric_aims,
     "interval_coverage": interval_coverage,

@@ -15,6 +15,11 @@ CONFIG = str(ROOT / "experiments/label_smoothing/config.py")
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a shape that broadcasts by accident is an error
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--recipes=all` runs the smoke variant of every recipe, not of those alone that take seconds."""
+    parser.addoption("--recipes", choices=("short", "all"), default="short", help="smoke runs: short ones, or all")
+
+
 def run_door(door: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Runs `python -m sc_jax.<door>` in a process of its own."""
     command = [sys.executable, "-m", f"sc_jax.{door}", *map(str, arguments)]

@@ -77,15 +77,15 @@ def test_what_no_stage_could_use_is_refused_at_the_door(override, parts):
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ('"naurc", (0.2, "msp")', '"narc", (0.2, "msp")', ["primary[0].metric", "'narc'", "'naurc'"]),
-        ('"naurc",\n            (0.2, "max_logit_pnorm")', '"ece",\n            (0.2, "max_logit_pnorm")',
-         ["primary[2].metric", "'ece'"]),
+        ('"naurc", smooth', '"narc", smooth', ["primary[0].metric", "'narc'", "'naurc'"]),
+        ('"naurc", normed', '"ece", normed', ["primary[2].metric", "'ece'"]),
     ],
-)  # fmt: skip
+)
 def test_a_primary_contrast_of_an_unknown_metric_is_refused_before_anything_is_trained(tmp_path, old, new, parts):
-    text = Path(CONFIG).read_text(encoding="utf-8")
+    text = Path(CONFIG).with_name("recipe.py").read_text(encoding="utf-8")
     assert old in text
-    (tmp_path / "config.py").write_text(text.replace(old, new, 1), encoding="utf-8")
+    (tmp_path / "recipe.py").write_text(text.replace(old, new, 1), encoding="utf-8")
+    (tmp_path / "config.py").write_text(Path(CONFIG).read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(InputError) as caught:
         parse(f"--config={tmp_path / 'config.py'}")
     for part in parts:

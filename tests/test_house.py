@@ -90,7 +90,6 @@ def test_every_module_has_its_tests(name: str) -> None:
         "sc_jax.pages": "test_report.py",
         "sc_jax.data.pipelines": "training/test_step.py",
         "sc_jax.data.build_fashion_mnist": "data/test_fashion_mnist.py",
-        "sc_jax.training.job": "integration/test_pipe.py",
         "sc_jax.training.state": "training/test_step.py",
         "sc_jax.models.mlp": "models/test_models.py",
         "sc_jax.models.cnn": "models/test_models.py",

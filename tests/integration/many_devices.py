@@ -16,12 +16,13 @@ import numpy as np
 import shared_metrics
 
 from sc_jax import models, ops
-from sc_jax.data.pipelines import epoch_order
+from sc_jax.data.pipelines import epoch_order, evaluation_transform, train_transform
 from sc_jax.ops.ranking import rank_over_axis
 from sc_jax.predict import member_logits
-from sc_jax.training import parallel, state, step
+from sc_jax.training import optimizers, parallel, state, step
 
 N, BATCH, STEPS = 203, 32, 12
+scale = evaluation_transform((0.5,), (0.5,))
 
 
 def main() -> None:
@@ -31,13 +32,22 @@ def main() -> None:
     labels = rng.integers(0, 4, N).astype(np.int32)
     mesh = parallel.data_mesh()
     results = {}
-    for name in ("mlp", "cnn"):
-        model = models.build(name, image_shape=(8, 8, 1), num_classes=4, hidden=(12, 9), dropout=0.1)
-        optimizer = step.make_optimizer(learning_rate=0.01, weight_decay=0.1, warmup_steps=2, total_steps=STEPS)
+    for name, augmentation in (
+        ("mlp", {}),
+        ("cnn", {}),
+        ("augmented", {"crop_padding": 1, "flip": True, "mixup": 0.2}),
+    ):
+        model = models.build(
+            "mlp" if name == "augmented" else name, input_shape=(8, 8, 1), num_classes=4, hidden=(12, 9), dropout=0.1
+        )
+        optimizer = optimizers.make_optimizer(
+            optimizer="adamw", learning_rate=0.01, weight_decay=0.1, warmup_steps=2, total_steps=STEPS
+        )
         members, _ = state.make_members((0.0, 0.3), (0, 1))
         members, data, target = parallel.replicate((members, images, labels), mesh)
         current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
-        advance = step.make_step(model, optimizer, mesh, batch_size=BATCH, log_every=4)
+        one = step.make_step(model, optimizer, train_transform((0.5,), (0.5,), **augmentation), mesh, log_every=4)
+        advance = step.from_memory(one, mesh, BATCH)
         losses = []
         for s in range(STEPS):
             order = epoch_order(members.seed_key, s // (N // BATCH), N)
@@ -46,11 +56,11 @@ def main() -> None:
         results[f"{name}_loss"] = np.stack(losses)
 
         weights = (current.params, current.model_state)
-        mapped = parallel.map_over_devices(lambda w, x, model=model: member_logits(model, *w, x), mesh)
+        mapped = parallel.map_over_devices(lambda w, x, model=model: member_logits(model, *w, scale(x)), mesh)
         results[f"{name}_logits"] = parallel.in_batches(lambda x: mapped(weights, x), images, BATCH, axis=1)  # noqa: B023
         if jax.device_count() > 1:
             shares = jnp.asarray(images[:BATCH]).reshape(jax.device_count(), -1, 8, 8)
-            pmapped = jax.pmap(lambda w, x, model=model: member_logits(model, *w, x), in_axes=(None, 0))(
+            pmapped = jax.pmap(lambda w, x, model=model: member_logits(model, *w, scale(x)), in_axes=(None, 0))(
                 weights, shares
             )
             results[f"{name}_pmap"] = np.moveaxis(np.asarray(pmapped), 0, 1).reshape(4, BATCH, 4)

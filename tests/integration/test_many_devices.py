@@ -36,6 +36,12 @@ def test_eight_devices_train_as_one(outputs: dict[int, dict[str, np.ndarray]], n
     np.testing.assert_allclose(eight, one, atol=TOLERANCE)
 
 
+def test_eight_devices_augment_as_one(outputs: dict[int, dict[str, np.ndarray]]) -> None:
+    one, eight = (outputs[devices]["augmented_loss"] for devices in (1, 8))
+    assert not np.allclose(one, outputs[1]["mlp_loss"], atol=0.01)
+    np.testing.assert_allclose(eight, one, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_eight_devices_predict_as_one(outputs: dict[int, dict[str, np.ndarray]], name: str) -> None:
     one, eight = (outputs[devices][f"{name}_logits"] for devices in (1, 8))

@@ -156,7 +156,7 @@ def test_another_config_is_refused_and_nothing_is_touched(copy: Path) -> None:
     [
         ("--config.model.name=mlpp", "did you mean 'mlp'"),
         ("--config.data.name=fashion", "fashion_mnist"),
-        ("--config.training.batch_size=20000", "exceeds the 12000 images"),
+        ("--config.training.batch_size=20000", "exceeds the 12000 examples of train"),
         ("--config.prediction.splits=('validation','test','tst')", "there is no split 'tst'"),
     ],
 )
