@@ -221,6 +221,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims cnn": lambda: claims("cnn"),
     "claims cnn-first": lambda: claims("cnn-first"),
     "claims full": lambda: claims("full"),
+    "claims online_shoppers": lambda: claims("online_shoppers"),
 }
 
 

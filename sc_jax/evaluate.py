@@ -36,7 +36,7 @@ def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictio
 
     Raises:
       InputError: the files are the same, name the same split or another model, or share examples: by id, or by rows of
-        label and logits that are one of a kind in both.
+        label and logits that are one of a kind in both, unless their sidecars name one data set, whose ids then decide.
     """
     here, there = test.provenance, calibration.provenance
     if Path(test.source).resolve() == Path(calibration.source).resolve() or (
@@ -65,6 +65,11 @@ def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictio
     _refuse_shared_ids(test, calibration)
     if isinstance(test, predictions.Stream):
         return  # too long to compare row by row
+    one_data_set = here.get("data_fingerprint") is not None and here["data_fingerprint"] == there.get(
+        "data_fingerprint"
+    )
+    if one_data_set and test.ids_given and calibration.ids_given:
+        return  # ids name the examples; rows alike are examples alike, which tables of few columns have
     repeated = predictions.shared_rows(test, calibration)
     if repeated > max(1, len(calibration) // 100):
         raise InputError(

@@ -335,6 +335,20 @@ def test_ids_that_both_files_give_are_no_calibration_examples(shared):
     assert f"val.npz, field 'example_id': {shared} ids are in test.npz too (first {60 - shared})" in message
 
 
+@pytest.mark.parametrize("one_data_set", [True, False])
+def test_rows_alike_are_allowed_where_ids_of_one_data_set_name_them(one_data_set):
+    """A table may hold the same row twice; each has its id, and its split."""
+    test = predictions(0)
+    save("test.npz", test, dataset="d", split="test", data_fingerprint="a")
+    alike = dataclasses.replace(test, example_id=test.example_id + 1000)
+    save("val.npz", alike, dataset="d", split="val", data_fingerprint="a" if one_data_set else "b")
+    command = ("--predictions=test.npz", "--calibration=val.npz")
+    if one_data_set:
+        assert run(*command)["runs"]
+    else:
+        assert "60 of its 60 rows" in refusal(*command)
+
+
 def test_a_part_of_the_test_file_without_ids_is_no_calibration_file():
     write("test.npz", predictions(0))
     write("part.npz", predictions_lib.select(predictions(0), np.arange(20, 40)))

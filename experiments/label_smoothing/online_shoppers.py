@@ -6,7 +6,7 @@
 Data: `python -m sc_jax.data.prepare online_shoppers --from DIR` first. Two classes: logit normalisation is not defined.
 As there, 80 % of the rows are the test split; of the rest we train on nine tenths and validate on one, they train on all of it.
 Published, error % and AURC %: CE/MSP 11.3, 2.98; LS/MSP 11.5, 3.56.
-Cost: not measured yet. Ours: not run to the end yet.
+Cost: 13 s on 2 cores of an AMD EPYC. Ours, 5 seeds, error % and AURC %: CE/MSP 10.86, 3.21; LS/MSP 11.34, 4.06 (intervals and verdicts: README.md).
 The paper's network has one logit and a sigmoid; ours two and a softmax.
 Source of recipe and figures: Xia, Laurent, Franchi & Bouganis, ICLR 2025 (arXiv 2403.14715), their configs and figure legends.
 """
