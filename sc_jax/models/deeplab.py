@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
-from sc_jax.models.resnet import ResNet, batch_norm, convolution
+from sc_jax.models.resnet import ResNet, batch_norm, convolution, spatial_mean
 
 WIDTH, LOW_WIDTH, RATES, STRIDE = 256, 48, (6, 12, 18), 16
 """Channels of pyramid and decoder, and of what the decoder takes from the first stage; dilations at output stride 16."""
@@ -43,7 +43,7 @@ class ASPP(nnx.Module):
         self.project = ConvNorm((len(RATES) + 2) * WIDTH, WIDTH, 1, **options)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        mean = spatial_mean(x, keepdims=True).astype(x.dtype)
         maps = [branch(x, train=train) for branch in self.branches]
         maps.append(jnp.broadcast_to(self.pool(mean, train=train), maps[0].shape))
         return self.project(jnp.concatenate(maps, axis=-1), train=train)

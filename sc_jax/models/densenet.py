@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
-from sc_jax.models.resnet import batch_norm, convolution, linear_head
+from sc_jax.models.resnet import batch_norm, convolution, linear_head, spatial_mean
 
 
 class DenseLayer(nnx.Module):
@@ -149,5 +149,5 @@ class DenseNet(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
         x = self.features(images, train=train, streams=None if key is None else nnx.Rngs(dropout=key))
-        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        features = spatial_mean(x)
         return {"logits": self.classifier(features), "features": features}

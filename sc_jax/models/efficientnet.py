@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sc_jax.models.resnet import batch_norm, convolution
+from sc_jax.models.resnet import batch_norm, convolution, spatial_mean
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -81,7 +81,7 @@ class SqueezeExcite(nnx.Module):
         self.conv_expand = nnx.Conv(reduced, channels, (1, 1), kernel_init=he, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        squeezed = x.mean((1, 2), keepdims=True)
+        squeezed = spatial_mean(x, keepdims=True).astype(x.dtype)
         return x * jax.nn.sigmoid(self.conv_expand(self.activation(self.conv_reduce(squeezed))))
 
 
@@ -223,7 +223,7 @@ class InvertedResidualNetwork(nnx.Module):
             for block in stage:
                 x = block(x, train=train, rngs=rngs)
         x = self.activation(self.bn2(self.conv_head(x), use_running_average=not train))
-        features = x.astype(jnp.float32).mean((1, 2))
+        features = spatial_mean(x)
         x = self.dropout(features, deterministic=not train, rngs=rngs)
         return {"logits": self.classifier(x), "features": features}
 

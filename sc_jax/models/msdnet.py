@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sc_jax.models.resnet import spatial_mean
+
 
 class MSDNet(nnx.Module):
     """Dense layers at several scales at once, and an exit after every block, which classifies from the coarsest scale.
@@ -169,6 +171,6 @@ class Exit(nnx.Module):
         self.head = nnx.Linear(width, num_classes, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool, streams: nnx.Rngs | None) -> dict[str, jax.Array]:
-        features = self.second(self.first(x, train), train).astype(jnp.float32).mean(axis=(1, 2))
+        features = spatial_mean(self.second(self.first(x, train), train))
         dropped = self.dropout(features, deterministic=not train, rngs=streams)
         return {"logits": self.head(dropped), "features": features}

@@ -83,6 +83,14 @@ def batch_norm(
     )
 
 
+def spatial_mean(x: jax.Array, *, keepdims: bool = False) -> jax.Array:
+    """The mean over places in float32, [b, h, w, c] → [b, c], or [b, 1, 1, c] with `keepdims`.
+
+    The barrier keeps XLA from fusing it with a convolution in bfloat16: on a CPU, jax 0.12.0 then gives wrong sums and NaN.
+    """
+    return jnp.mean(jax.lax.optimization_barrier(x), axis=(1, 2), keepdims=keepdims, dtype=jnp.float32)
+
+
 def linear_head(features: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """Last layer in float32: weights uniform on ±1/√features, as PyTorch's models are left, and bias zero.
 
@@ -290,6 +298,6 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
         _, x = self.stages(images, train=train)
-        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        features = spatial_mean(x)
         x = self.dropout(features, deterministic=not train, rngs=None if key is None else nnx.Rngs(dropout=key))
         return {"logits": self.fc(x), "features": features}

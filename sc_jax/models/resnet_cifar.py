@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
-from sc_jax.models.resnet import batch_norm, convolution, linear_head
+from sc_jax.models.resnet import batch_norm, convolution, linear_head, spatial_mean
 
 
 class Block(nnx.Module):
@@ -83,6 +83,6 @@ class ResNetCIFAR(nnx.Module):
         x = jax.nn.relu(self.bn1(self.conv1(images), use_running_average=not train))
         for block in (*self.layer1, *self.layer2, *self.layer3):
             x = block(x, train=train)
-        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        features = spatial_mean(x)
         x = self.dropout(features, deterministic=not train, rngs=None if key is None else nnx.Rngs(dropout=key))
         return {"logits": self.linear(x), "features": features}

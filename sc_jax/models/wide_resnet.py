@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
-from sc_jax.models.resnet import batch_norm, convolution, linear_head
+from sc_jax.models.resnet import batch_norm, convolution, linear_head, spatial_mean
 
 
 class Block(nnx.Module):
@@ -109,5 +109,5 @@ class WideResNet(nnx.Module):
         for stage in (self.block1, self.block2, self.block3):
             x = stage(x, train=train, streams=streams)
         x = jax.nn.relu(self.bn1(x, use_running_average=not train))
-        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        features = spatial_mean(x)
         return {"logits": self.fc(features), "features": features}
