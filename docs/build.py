@@ -186,6 +186,9 @@ _WEIGHTS = {
     "wide_resnet28_10": "xternalz/WideResNet-pytorch's naming",
     "resnet110_cifar": "akamaster/pytorch_resnet_cifar10",
     "mobilenetv2_130": "timm's naming",
+    "mobilenetv2_140": "timm",
+    "vit_tiny_patch16": "timm",
+    "vit_small_patch16": "timm",
 }
 """Where it is not timm's and torchvision's files."""
 

@@ -5,7 +5,8 @@
 
 Data: `python -m sc_jax.data.prepare imagenet --from DIR` first. As in the paper all official training images are trained on; p is chosen on
 10,000 images of the official validation set and everything is reported on the other 40,000 (ours are not the paper's 10,000).
-Cost: not measured yet; the paper used 4 GPUs × 256. One α alone: --config.members.alphas=(0.2,) --config.primary=().
+Cost: not measured yet; the paper used 4 GPUs × 256. One α alone:
+`python -m sc_jax.run --config=experiments/label_smoothing/imagenet_resnet50.py '--config.members.alphas=(0.2,)' '--config.primary=()'`.
 Published, error % and AURC %: CE/MSP 23.0, 6.53; LS/MSP 22.5, 7.55; on the 40,000: CE/p-norm 23.0, 6.56; LS/p-norm 22.6, 6.22.
 Ours: not run to the end yet.
 Source of recipe and figures: Xia, Laurent, Franchi & Bouganis, ICLR 2025 (arXiv 2403.14715), their configs and figure legends.

@@ -5,7 +5,8 @@
 
 Data and splits as in imagenet_resnet50.py. Adam's rate, decay, clipping and ρ are the paper's; clipping follows SAM's gradient. The
 normalisation and the crop at test are ours.
-Cost: not measured yet; the paper used 4 GPUs × 512. One α alone: --config.members.alphas=(0.2,) --config.primary=().
+Cost: not measured yet; the paper used 4 GPUs × 512. One α alone:
+`python -m sc_jax.run --config=experiments/label_smoothing/imagenet_vit_s16.py '--config.members.alphas=(0.2,)' '--config.primary=()'`.
 Published, error % and AURC %: CE/MSP 25.8, 7.43; LS/MSP 24.9, 7.86. Ours: not run to the end yet.
 Source of recipe and figures: Xia, Laurent, Franchi & Bouganis, ICLR 2025 (arXiv 2403.14715), their configs and figure legends.
 """

@@ -220,10 +220,10 @@ def eval_pair_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open(data: bytes) -> Image.Image:
-    """The image, of which only the header is read."""
+    """The image, of which only the header is read; of other formats than ours none is tried (PostScript runs a program)."""
     from PIL import Image
 
-    return _refusing(lambda: Image.open(io.BytesIO(data)))
+    return _refusing(lambda: Image.open(io.BytesIO(data), formats=("JPEG", "PNG")))
 
 
 def _loaded(image: Image.Image) -> Image.Image:

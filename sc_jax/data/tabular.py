@@ -1,4 +1,4 @@
-"""Three tables of two classes: Adult, Bank Marketing and Online Shoppers, all from UCI, which states CC BY 4.0.
+"""Three tables of two classes: Adult, Bank Marketing and Online Shoppers, all from UCI (CC BY 4.0, from memory).
 
     dataset = load_adult(directory)
     dataset.splits["train"].inputs      # float32 [29305, 107]

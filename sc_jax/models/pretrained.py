@@ -200,10 +200,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: not readable as torch tensors alone, without running its code ({reason[:120]}); "
             "fetch it again, or save its state_dict as safetensors"
         ) from error
-    while isinstance(found, Mapping) and (
-        inner := [found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
-    ):
-        found = inner[0]
+    for _ in range(2):  # a table may be wrapped twice, and one that holds itself for ever
+        inner = (
+            [found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
+            if isinstance(found, Mapping)
+            else []
+        )
+        found = inner[0] if inner else found
     if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         raise InputError(f"{path}: it holds no table of named tensors; save the model's state_dict")
     try:

@@ -243,3 +243,8 @@ def test_records_keep_what_is_not_an_image():
         np.testing.assert_array_equal(array, expected_array)
     with pytest.raises(InputError, match="the image is 40 x 60, its label map 40 x 59"):
         images.eval_pair_record({**record, "label": NOISE[:, 1:, 0]})
+
+
+def test_postscript_is_no_image() -> None:
+    with pytest.raises(InputError, match=r"^no image;"):  # not: an image that could not be drawn
+        images.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")

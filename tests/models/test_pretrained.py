@@ -465,3 +465,12 @@ def test_published_resnet20_has_its_accuracy() -> None:
     ours, theirs, label = real("resnet20_cifar", 10_000)
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
     assert round(float((ours.argmax(1) == label).mean()), 4) == 0.8103
+
+
+def test_a_torch_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    found: dict[str, object] = {}
+    found["model"] = found
+    torch.save(found, tmp_path / "endless.pt")
+    with pytest.raises(InputError, match="no table of named tensors"):
+        pretrained.read_tensors(tmp_path / "endless.pt")
