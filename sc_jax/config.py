@@ -30,7 +30,9 @@ class Data:
     `name` is known to `sc_jax.data`; `small` is the made-up small set of that name, in the same form on disk. `train_split`
     is trained on. Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
     decoded on the way: the side of the crop in training and at test, the share of the shorter side that the crop at test
-    covers, how Pillow resamples, and how many threads read.
+    covers, how Pillow resamples, and how many threads read. `preprocessing` says whose published weights these images are
+    for ("timm", "torchvision", "akamaster": mean, std, test size, crop and interpolation are then theirs), or that the fields
+    here are meant ("given", as without it; where weights predict untrained it has to be said).
     """
 
     name: str
@@ -43,6 +45,7 @@ class Data:
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     threads: int = 16
+    preprocessing: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +68,15 @@ class Augmentation:
 @dataclasses.dataclass(frozen=True)
 class Backbone:
     """The network: a name known to `sc_jax.models`; its widths and its rate of dropout, by default its own; what it computes
-    in ("float32", "bfloat16"; parameters stay float32); and a file of weights to start from (`sc_jax.models.pretrained`)."""
+    in ("float32", "bfloat16"; parameters stay float32); and a file of weights to start from (`sc_jax.models.pretrained`), of
+    which is taken all, or the backbone and not the head."""
 
     name: str
     hidden: tuple[int, ...] = ()
     dropout: float | None = None
     dtype: str = "float32"
     weights: str = ""
+    weights_part: str = "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +94,8 @@ class Training:
     Rates go linearly from `warmup_factor`·`learning_rate` to `learning_rate` in `warmup_epochs`, then by `schedule`: "cosine" to
     0, "step" by `decay_factor` at each of `milestones` (epochs), "poly" with `power`, or "constant". `weight_decay` is of
     "kernels" or of "all" parameters. `gradient_clip` (global norm), `ema` (decay of averaged parameters, which predict) and
-    `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends after so many, whatever `epochs` says. `log_every` and
-    `checkpoint_every` count steps.
+    `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends
+    after so many, whatever `epochs` says. `log_every` and `checkpoint_every` count steps.
     """
 
     batch_size: int
@@ -295,6 +300,23 @@ def _build(kind: Any, value: Any, path: str, field: str) -> Any:
     return value
 
 
+def refuse_idle(path: str, group: str, values: Any, field: str, where: str) -> None:
+    """Refuses a field that would do nothing and yet is not what it is by default.
+
+    Args:
+      path: of the config, for the message; group: the name of `values`, a group of fields; field: one of them.
+      where: when it does something.
+
+    Raises:
+      InputError: the field differs from its default.
+    """
+    default = next(f.default for f in dataclasses.fields(values) if f.name == field)
+    if getattr(values, field) != default:
+        raise InputError(
+            f"{path}, field {group}.{field}: {getattr(values, field)!r} does nothing; it acts where {where}: leave it out"
+        )
+
+
 def _checked_values(config: Config, path: str) -> Config:
     t, e, m = config.training, config.evaluation, config.members
 
@@ -329,6 +351,7 @@ def _checked_values(config: Config, path: str) -> Config:
     require(all(x > 0 for x in d.std), "data.std", d.std, "positive")
     for name in ("train_size", "test_size", "threads"):
         require(getattr(d, name) > 0, f"data.{name}", getattr(d, name), "positive")
+    require(b.weights_part in ("all", "backbone"), "model.weights_part", b.weights_part, "all or backbone")
     require(0 < d.crop_pct <= 1, "data.crop_pct", d.crop_pct, "in (0, 1]")
     require(d.interpolation in ("bilinear", "bicubic"), "data.interpolation", d.interpolation, "bilinear or bicubic")
     require(a.crop_padding >= 0, "augmentation.crop_padding", a.crop_padding, "≥ 0")
@@ -341,10 +364,10 @@ def _checked_values(config: Config, path: str) -> Config:
     )
     layers = a.rand_augment
     require(
-        layers == () or (len(layers) == 2 and min(layers) >= 0),
+        layers == () or (len(layers) == 2 and layers[0] > 0 and 0 <= layers[1] <= 30),
         "augmentation.rand_augment",
         layers,
-        "(), or (layers, magnitude)",
+        "(), or (layers, magnitude in 0..30)",
     )
     for name in ("mixup", "cutmix"):
         require(0 <= getattr(a, name) < math.inf, f"augmentation.{name}", getattr(a, name), "≥ 0 and finite")
@@ -359,7 +382,15 @@ def _checked_values(config: Config, path: str) -> Config:
         t.epochs,
         "positive, or 0 with model.weights",
     )
-    below = 0 <= t.warmup_epochs < t.epochs or t.warmup_epochs == t.epochs == 0
+    sources = ("timm", "torchvision", "akamaster", "given")
+    known = d.preprocessing in sources or (d.preprocessing == "" and t.epochs > 0)
+    require(known, "data.preprocessing", d.preprocessing, f"one of {sources}")
+    if t.epochs == 0:
+        require(t.steps == 0, "training.steps", t.steps, "0 where training.epochs is 0")
+        require(b.weights_part == "all", "model.weights_part", b.weights_part, "all where training.epochs is 0")
+        for name in ("alphas", "seeds"):
+            require(len(getattr(m, name)) == 1, f"members.{name}", getattr(m, name), "one where training.epochs is 0")
+    below = 0 <= t.warmup_epochs < t.epochs or t.epochs == 0
     require(below, "training.warmup_epochs", t.warmup_epochs, "≥ 0 and below training.epochs")
     optimizers, schedules = ("adamw", "adam", "sgd", "nesterov"), ("cosine", "step", "poly", "constant")
     require(t.optimizer in optimizers, "training.optimizer", t.optimizer, f"one of {optimizers}")
@@ -371,6 +402,8 @@ def _checked_values(config: Config, path: str) -> Config:
     require(0 <= t.warmup_factor <= 1, "training.warmup_factor", t.warmup_factor, "in [0, 1]")
     ascending = list(t.milestones) == sorted(set(t.milestones)) and all(x > 0 for x in t.milestones)
     require(ascending, "training.milestones", t.milestones, "positive and ascending")
+    within = t.epochs == 0 or all(t.warmup_epochs < x < t.epochs for x in t.milestones)
+    require(within, "training.milestones", t.milestones, "after training.warmup_epochs and below training.epochs")
     require(
         (t.schedule == "step") == (t.milestones != ()),
         "training.milestones",
@@ -379,6 +412,18 @@ def _checked_values(config: Config, path: str) -> Config:
     )
     for name in ("decay_factor", "power"):
         require(0 < getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "positive and finite")
+    for field, acts, where in (
+        ("momentum", t.optimizer in ("sgd", "nesterov"), "training.optimizer is sgd or nesterov"),
+        ("betas", t.optimizer in ("adamw", "adam"), "training.optimizer is adamw or adam"),
+        ("decay", t.weight_decay > 0, "training.weight_decay is positive"),
+        ("warmup_factor", t.warmup_epochs > 0, "training.warmup_epochs is positive"),
+        ("decay_factor", t.schedule == "step", "training.schedule is step"),
+        ("power", t.schedule == "poly", "training.schedule is poly"),
+    ):
+        if not acts:
+            refuse_idle(path, "training", t, field, where)
+    if not b.weights:
+        refuse_idle(path, "model", b, "weights_part", "model.weights names a file")
     require(config.prediction.pixels > 0, "prediction.pixels", config.prediction.pixels, "positive")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):

@@ -525,6 +525,19 @@ def fingerprint_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(_finite(value), sort_keys=True).encode()).hexdigest()
 
 
+def fingerprint_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+
+
 def fingerprint_sources(*places: str) -> str:
     """SHA-256 of our own modules at these places of the package ("ops", "pages.py" …): results of other code are stale."""
     digest = hashlib.sha256()

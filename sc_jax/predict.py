@@ -82,6 +82,7 @@ def predict(config: Config, workdir: Path) -> None:
                 "step": job.total_steps,
                 "checkpoint": content,
                 "data_fingerprint": job.dataset.fingerprint,
+                "weights_hash": job.weights_hash,
                 "versions": versions(),
             }
             for tags in job.tags
@@ -123,9 +124,10 @@ def _write_segmented(
         )
     unfinished = workdir / "predictions" / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    collectors = [pixels.Collector(unfinished / name, ignore) for name in job.names]
+    kinds = _kinds(job, split)
+    collectors = [pixels.Collector(unfinished / name if "_pixels" in kinds else None, ignore) for name in job.names]
     pictures: list[dict[str, np.ndarray]] = [{} for _ in job.names]
-    shown = pixels.PICTURES if split == job.config.evaluation.test_split else 0
+    shown = pixels.PICTURES if "_pictures" in kinds else 0
     seen: list[int] = []
     progress = Progress(len(source), 0, f"predicting {split}")
     try:
@@ -155,17 +157,15 @@ def _write_segmented(
         if sorted(seen) != sorted(source.example_id.tolist()):
             raise InputError(f"{job.dataset.name}: not every image of {split} came out exactly once; predict again")
         for name, collector, shots, provenance in zip(job.names, collectors, pictures, about, strict=True):
-            path = {kind: _path(workdir, name, f"{split}{kind}") for kind in ("", "_pixels", "_images", "_pictures")}
+            path = {kind: _path(workdir, name, f"{split}{kind}") for kind in kinds}
             if shots:
                 files.write_npz(path["_pictures"], shots)
                 stated = {**provenance, "fingerprint": files.fingerprint(shots)}
                 files.write_json(path["_pictures"].with_suffix(".json"), stated)
-            for kind, written in (
-                ("_pixels", collector.pixels()),
-                ("_images", collector.images()),
-                ("", collector.sampled()),
-            ):
-                predictions.save(path[kind], dataclasses.replace(written, provenance=provenance))
+            of_kind = {"_pixels": collector.pixels, "_images": collector.images, "": collector.sampled}
+            for kind, written in of_kind.items():
+                if kind in kinds:
+                    predictions.save(path[kind], dataclasses.replace(written(), provenance=provenance))
     finally:
         progress.close()
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -204,11 +204,15 @@ def _path(workdir: Path, member: str, split: str) -> Path:
     return workdir / "predictions" / member / f"{split}.npz"
 
 
+def _kinds(job: job_lib.Job, split: str) -> list[str]:
+    """The files of a split; of segmentation the test split has more than the sample, which is all that is calibrated on."""
+    more = job.ignore_label is not None and split == job.config.evaluation.test_split
+    return ["", "_pixels", "_images", "_pictures"] if more else [""]
+
+
 def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
     """Whether every member's files are there, whole, and from this checkpoint."""
-    kinds = [""]
-    if job.ignore_label is not None:
-        kinds += ["_pixels", "_images"] + ["_pictures"] * (split == job.config.evaluation.test_split)
+    kinds = _kinds(job, split)
     for path in [_path(workdir, member, f"{split}{kind}") for member in job.names for kind in kinds]:
         try:
             sidecar = files.read_json(path.with_suffix(".json"))

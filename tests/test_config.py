@@ -228,12 +228,16 @@ def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem)
         ("augmentation.crop_padding", "-1"),
         ("augmentation.resized_crop", "(0.5, 0.1)"),
         ("augmentation.rand_augment", "(2,)"),
+        ("augmentation.rand_augment", "(0, 9)"),
+        ("augmentation.rand_augment", "(2, 31)"),
         ("augmentation.mixup", "-0.1"),
         ("training.optimizer", "adagrad"),
         ("training.schedule", "linear"),
         ("training.schedule", "step"),
         ("training.decay", "some"),
         ("training.momentum", "1.0"),
+        ("data.preprocessing", "torch"),
+        ("model.weights_part", "head"),
         ("training.betas", "(0.9,)"),
         ("training.milestones", "(2.0, 1.0)"),
         ("training.ema", "1.0"),
@@ -250,6 +254,67 @@ def test_a_value_out_of_range_names_the_field(field, text):
     }
     assert re.search(rf"field ({re.escape(field)}|{re.escape(blamed.get(field, field))})\b.*: ", message)
     assert "it must be" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "where"),
+    [
+        ("training.momentum", "0.8", "training.optimizer is sgd or nesterov"),
+        ("training.betas", "(0.8, 0.9)", "training.optimizer is adamw or adam"),
+        ("training.decay", "all", "training.weight_decay is positive"),
+        ("training.warmup_factor", "0.1", "training.warmup_epochs is positive"),
+        ("training.decay_factor", "0.5", "training.schedule is step"),
+        ("training.power", "0.8", "training.schedule is poly"),
+        ("model.weights_part", "backbone", "model.weights names a file"),
+    ],
+)
+def test_a_field_that_does_nothing_is_refused_and_named(field, text, where):
+    idle = {
+        "training.betas": {"training.optimizer": "sgd"},
+        "training.decay": {"training.weight_decay": "0.0"},
+        "training.warmup_factor": {"training.warmup_epochs": "0.0"},
+    }.get(field, {})
+    config_lib.load(str(STUDY), idle)
+    message = refused(STUDY, {field: text, **idle})
+    assert f"field {field}: " in message
+    assert f"does nothing; it acts where {where}" in message
+
+
+@pytest.mark.parametrize("milestones", ["(15.0,)", "(2.0, 16.0)", "(1.0, 2.0)"])
+def test_milestones_lie_between_the_warm_up_and_the_end(milestones):
+    steps = {"training.schedule": "step", "training.milestones": "(1.5, 14.0)"}
+    assert config_lib.load(str(STUDY), steps).training.milestones == (1.5, 14.0)
+    message = refused(STUDY, {**steps, "training.milestones": milestones})
+    assert "field training.milestones: " in message
+    assert "after training.warmup_epochs and below training.epochs" in message
+
+
+UNTRAINED = {
+    "training.epochs": "0",
+    "model.weights": "a.safetensors",
+    "data.preprocessing": "given",
+    "members.alphas": "(0.0,)",
+    "members.seeds": "(0,)",
+    "primary": "()",
+}
+"""What it takes for weights to predict as they are."""
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("model.weights", ""),
+        ("model.weights_part", "backbone"),
+        ("data.preprocessing", ""),
+        ("members.alphas", "(0.0, 0.2)"),
+        ("members.seeds", "(0, 1)"),
+        ("training.steps", "3"),
+    ],
+)
+def test_weights_predict_as_they_are_once_and_with_their_own_preprocessing(field, text):
+    assert config_lib.load(str(STUDY), UNTRAINED).training.epochs == 0
+    message = refused(STUDY, {**UNTRAINED, field: text})
+    assert f"field {'training.epochs' if field == 'model.weights' else field}: " in message
 
 
 # --- config files -----------------------------------------------------------------------------------------------------

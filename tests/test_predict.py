@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:only 4 clusters")
 IGNORE, K, SHAPE, PIXELS, IMAGES = 255, 4, (8, 12), 9, 5
 ALPHAS = (0.0, 0.2)
 NAMES = [f"alpha={alpha:g}-seed=0" for alpha in ALPHAS]
-KINDS = ("", "_pixels", "_images")
+KINDS = {"validation": ("",), "test": ("", "_pixels", "_images", "_pictures")}
 
 
 class Scenes:
@@ -106,7 +106,7 @@ def test_every_member_has_its_files_and_pictures_of_the_test_split(workdir):
     assert sorted(path.name for path in (workdir / "predictions").iterdir()) == NAMES  # and nothing unfinished
     for name in NAMES:
         found = {path.name for path in (workdir / "predictions" / name).iterdir()}
-        stems = [f"{split}{kind}" for split in ("validation", "test") for kind in KINDS] + ["test_pictures"]
+        stems = [f"{split}{kind}" for split, kinds in KINDS.items() for kind in kinds]
         assert found == {f"{stem}.{ending}" for stem in stems for ending in ("npz", "json")}
 
 
@@ -134,7 +134,7 @@ def test_all_pixels_with_a_label_come_out_once_and_in_order(workdir, scenes):
 
 def test_members_share_their_sample_and_batches_do_not_matter(workdir, scenes, tmp_path):
     write(job_of(scenes, batch_size=5), tmp_path, "test")
-    for kind in (*KINDS, "_pictures"):
+    for kind in KINDS["test"]:
         for name in NAMES:
             one, other = (
                 files.read_npz(folder / "predictions" / name / f"test{kind}.npz") for folder in (workdir, tmp_path)

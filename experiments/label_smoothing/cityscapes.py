@@ -5,7 +5,8 @@
 
 Data: `python -m sc_jax.data.prepare cityscapes --from DIR` first. Pixels labelled 255 count nowhere. The official validation images are the test
 split; our validation split is whole cities of the official training images. Images are tested whole, 1024 × 2048.
-The range of scales before the crop of 512 is from memory. Training starts from nothing: ImageNet weights of the ResNet alone cannot be read into it yet.
+The range of scales before the crop of 512 is from memory. To start from a ResNet-101 trained on ImageNet, add
+`--config.model.weights=resnet101.safetensors --config.model.weights_part=backbone`; without, training starts from nothing.
 Curves and the choice of p rest on 1,000 labelled pixels of each image (theirs: 5,000 of each batch), AURC of all pixels on all.
 Cost: not measured yet; the paper used 2 GPUs × 8. Published, error % and AURC %: CE/MSP 4.7, 0.38; LS/MSP 4.9, 0.67; with p = 8,
 not tuned: CE 4.7, 0.44; LS 4.9, 0.54. Ours: not run to the end yet.

@@ -33,7 +33,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.prediction.splits, config.prediction.batch_size = ("test_tune", "test_report"), 512
     config.evaluation.calibration_split, config.evaluation.test_split = "test_tune", "test_report"
     if variant == "smoke":
-        config.training.warmup_epochs = 0.0
+        config.training.warmup_epochs = config.training.warmup_factor = 0.0
         smoke(config, batch_size=8)
         one_member(config)
     return config

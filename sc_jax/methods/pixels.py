@@ -92,16 +92,20 @@ class Collector:
     Losses and scores of all labelled pixels go to files in `folder`, one per column; the samples stay in memory.
     """
 
-    def __init__(self, folder: Path, ignore_label: int) -> None:
-        """Args: `folder`, where the columns are put, made here; `ignore_label`, of pixels that count nowhere."""
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path | None, ignore_label: int) -> None:
+        """Args: `folder`, where the columns are put, made here, or None if the samples suffice; `ignore_label`, of pixels
+        that count nowhere."""
+        if folder is not None:
+            folder.mkdir(parents=True)
         self._folder, self._ignore_label = folder, ignore_label
         self._types = {
             "loss": np.dtype(bool),
             **dict.fromkeys(SCORES, np.dtype(np.float32)),
             "cluster": np.dtype(np.int32),
         }
-        self._columns: dict[str, IO[bytes]] = {name: open(folder / name, "wb") for name in self._types}  # noqa: SIM115
+        self._columns: dict[str, IO[bytes]] = {}
+        if folder is not None:
+            self._columns = {name: open(folder / name, "wb") for name in self._types}  # noqa: SIM115
         self._samples: list[tuple[np.ndarray, ...]] = []
         self._images: list[tuple[float, ...]] = []
 
@@ -121,8 +125,8 @@ class Collector:
         probability = 1 / (1 + np.exp(-rows["msp"].astype(np.float64)))
         self._images.append((example_id, *means, float(np.mean(probability))))
         rows["cluster"] = np.full(count, example_id)
-        for name, dtype in self._types.items():
-            self._columns[name].write(rows[name].astype(dtype, copy=False))
+        for name, column in self._columns.items():
+            column.write(rows[name].astype(self._types[name], copy=False))
         s = len(places)
         chosen = np.full(s, example_id), places, label.reshape(-1)[places], measured.logits[:s], np.full(s, count / s)
         self._samples.append(chosen)
@@ -136,7 +140,8 @@ class Collector:
         return Predictions(label.astype(np.int32), logits, pixel_id(image, place), weight=weight, cluster=image)
 
     def pixels(self) -> Scored:
-        """All labelled pixels, 0/1 loss and every score: images as they were added, row by row of each; mapped from `folder`."""
+        """All labelled pixels, 0/1 loss and every score: images as they were added, row by row of each; mapped from `folder`,
+        which must have been given."""
         for column in self._columns.values():
             column.close()
         mapped = {name: np.memmap(self._folder / name, dtype, "r") for name, dtype in self._types.items()}

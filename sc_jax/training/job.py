@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 
 from sc_jax import config as config_lib
-from sc_jax import data, models
+from sc_jax import data, files, models
 from sc_jax.config import Config
 from sc_jax.data import images, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
@@ -25,11 +26,15 @@ from sc_jax.training import checkpoints, optimizers, parallel, state, step
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a config amounts to: everything that training and prediction need, built but not run."""
+    """What a config amounts to: everything that training and prediction need, built but not run.
+
+    The config has the numbers of `data.preprocessing` in place; `weights_hash` is the SHA-256 of the file of weights, if any.
+    """
 
     config: Config
     dataset: data.Dataset | StreamedDataset
     model: models.Model
+    weights_hash: str | None
     members: state.Members
     tags: list[dict[str, Any]]
     optimizer: optax.GradientTransformation
@@ -63,6 +68,7 @@ def build(config: Config) -> Job:
     Raises:
       InputError: the data set is not there, or a field does not fit it.
     """
+    config = _preprocessed(config)
     d, b, t = config.data, config.model, config.training
     dataset = data.load(d.name, small.small(d.name) if d.small else None)
     for field, splits in (("data.train_split", (d.train_split,)), ("prediction.splits", config.prediction.splits)):
@@ -73,19 +79,19 @@ def build(config: Config) -> Job:
     parallel.require_divisible(t.batch_size, mesh, "training.batch_size")
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
     train = dataset.splits[d.train_split]
+    _refuse_idle(config, dataset)
     _require_augmentation(config, dataset)
     options: dict[str, Any] = {"hidden": b.hidden} if b.hidden else {}
     options |= {} if b.dropout is None else {"dropout": b.dropout}
     options |= {} if b.dtype == "float32" else {"dtype": jax.numpy.dtype(b.dtype)}
     options |= {"vocabulary_size": len(dataset.vocabulary)} if getattr(dataset, "vocabulary", ()) else {}
     shape = {"input_shape": _input_shape(config, dataset), "num_classes": dataset.num_classes}
-    try:
-        model = models.build(b.name, **shape, **options)
-    except TypeError as error:  # an option that the backbone's constructor does not have
-        raise InputError(f"model: {b.name} does not take what the config gives it: {error}") from error
+    model = models.build(b.name, **shape, **options)
     if b.weights:
-        start = pretrained.load(b.weights, b.name, **shape, **options)
-        model = dataclasses.replace(model, init=lambda key: start)
+        model = dataclasses.replace(
+            model, init=pretrained.initializer(b.weights, b.name, part=b.weights_part, **shape, **options)
+        )
+    _require_fit(config, dataset, model)
     members, tags = state.make_members(config.members.alphas, config.members.seeds)
     steps_per_epoch = len(train) // t.batch_size
     if steps_per_epoch == 0:
@@ -95,6 +101,7 @@ def build(config: Config) -> Job:
         config,
         dataset,
         model,
+        files.fingerprint_file(b.weights) if b.weights else None,
         members,
         tags,
         _optimizer(config, steps_per_epoch, total_steps),
@@ -103,11 +110,100 @@ def build(config: Config) -> Job:
     )
 
 
+def _preprocessed(config: Config) -> Config:
+    """The config with the numbers of `data.preprocessing` in the fields they belong to."""
+    d = config.data
+    if d.preprocessing in ("", "given"):
+        return config
+    published = pretrained.preprocessing(config.model.name, d.preprocessing)
+    theirs = {
+        "mean": published.mean,
+        "std": published.std,
+        "test_size": published.size,
+        "crop_pct": published.crop_pct,
+        "interpolation": published.interpolation,
+    }
+    default = {field.name: field.default for field in dataclasses.fields(d)}
+    for name, value in theirs.items():
+        if getattr(d, name) not in (default[name], value):
+            raise InputError(
+                f"data.{name}: {getattr(d, name)!r}, but {published.weights} wants {value!r}: leave the field out, or say "
+                "data.preprocessing = given"
+            )
+    return dataclasses.replace(config, data=dataclasses.replace(d, **theirs))
+
+
 def _input_shape(config: Config, dataset: data.Dataset | StreamedDataset) -> tuple[int, ...]:
+    """Of one input of the network when it is made: at training, or at test if it is not trained."""
     if isinstance(dataset, StreamedDataset):
-        return (config.data.train_size, config.data.train_size, 3)
+        side = config.data.train_size if config.training.epochs else config.data.test_size
+        return (side, side, 3)
     inputs = dataset.splits[config.data.train_split].inputs
     return (*inputs.shape[1:], 1) if inputs.dtype == np.uint8 and inputs.ndim == 3 else inputs.shape[1:]
+
+
+def _test_shape(config: Config, dataset: data.Dataset | StreamedDataset) -> tuple[int, ...]:
+    """Of one input at test; of segmentation that of the first image of the test split."""
+    if not isinstance(dataset, StreamedDataset):
+        return _input_shape(config, dataset)
+    if dataset.ignore_label is None:
+        return (config.data.test_size, config.data.test_size, 3)
+    return images.eval_pair_record(dataset.splits[config.evaluation.test_split][0])["image"].shape
+
+
+def _require_fit(config: Config, dataset: data.Dataset | StreamedDataset, model: models.Model) -> None:
+    """Refuses a network that does not take the inputs, by its shapes alone."""
+    d = config.data
+    shapes = {"training": _input_shape(config, dataset), "test": _test_shape(config, dataset)}
+    raw = np.uint8 if isinstance(dataset, StreamedDataset) else dataset.splits[d.train_split].inputs.dtype
+    if raw == np.uint8:
+        channels = shapes["training"][-1]
+        for name in ("mean", "std"):
+            if len(getattr(d, name)) not in (1, channels):
+                raise InputError(f"data.{name}: {getattr(d, name)!r}, but images of {d.name} have {channels} channel")
+    dtype = np.float32 if raw == np.uint8 else raw
+    params, model_state = jax.eval_shape(model.init, jax.random.key(0))
+    for when, shape in shapes.items():
+        inputs = jax.ShapeDtypeStruct((2, *shape), dtype)
+        try:
+            outputs, _ = jax.eval_shape(model.apply, params, model_state, inputs)
+        except InputError:
+            raise
+        except (AssertionError, IndexError, TypeError, ValueError) as error:  # whatever layer is the first not to fit
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"model.name: {config.model.name} does not take the inputs of {d.name} at {when}, {'×'.join(map(str, shape))} "
+                f"({reason[:160]}); name another network, or change data.train_size and data.test_size"
+            ) from error
+        segmented = isinstance(dataset, StreamedDataset) and dataset.ignore_label is not None
+        wanted = (*shape[: 2 * segmented], dataset.num_classes)
+        if outputs["logits"].shape[1:] != wanted:
+            found, needed = (", ".join(map(str, ("b", *s))) for s in (outputs["logits"].shape[1:], wanted))
+            raise InputError(
+                f"model.name: {config.model.name} gives logits [{found}], {d.name} has labels for [{needed}]; "
+                "name another network"
+            )
+
+
+def _refuse_idle(config: Config, dataset: data.Dataset | StreamedDataset) -> None:
+    """Refuses fields that would do nothing with this data set."""
+    streamed = isinstance(dataset, StreamedDataset)
+    segmented = streamed and dataset.ignore_label is not None
+    pictures = streamed or dataset.splits[config.data.train_split].inputs.dtype == np.uint8
+    decoded, single = "images are decoded on the way", "images that are decoded on the way have one label each"
+    published = config.data.preprocessing not in ("", "given")
+    for group, field, acts, where in (
+        ("data", "train_size", streamed, decoded),
+        ("data", "threads", streamed, decoded),
+        ("data", "test_size", (streamed and not segmented) or published, single),
+        ("data", "crop_pct", (streamed and not segmented) or published, single),
+        ("data", "interpolation", (streamed and not segmented) or published, single),
+        ("data", "mean", pictures, "inputs are images"),
+        ("data", "std", pictures, "inputs are images"),
+        ("prediction", "pixels", segmented, "pixels are labelled"),
+    ):
+        if not acts:
+            config_lib.refuse_idle(config.study, group, getattr(config, group), field, where)
 
 
 def _require_augmentation(config: Config, dataset: data.Dataset | StreamedDataset) -> None:
@@ -118,14 +214,34 @@ def _require_augmentation(config: Config, dataset: data.Dataset | StreamedDatase
             raise InputError(
                 f"augmentation.resized_crop: images of {dataset.name} differ in size; give (smallest, largest)"
             )
+        if dataset.ignore_label is None and a.resized_crop[1] > 1:
+            raise InputError(
+                f"augmentation.resized_crop: {a.resized_crop!r}; of {dataset.name} they are shares of the area, at most 1"
+            )
         if dataset.ignore_label is not None and dataclasses.replace(a, resized_crop=(), flip=False) != type(a)():
             raise InputError(f"augmentation: {dataset.name} labels pixels; resized_crop and flip alone move labels too")
     elif dataset.splits[config.data.train_split].inputs.dtype != np.uint8 and a != type(a)():
         raise InputError(f"augmentation: {dataset.name} holds no images; leave the group out")
+    elif a.resized_crop and a.resized_crop[1] > 1:
+        raise InputError(f"augmentation.resized_crop: {a.resized_crop!r}; they are shares of the area, at most 1")
 
 
 def _optimizer(config: Config, steps_per_epoch: int, total_steps: int) -> optax.GradientTransformation:
     t = config.training
+    if total_steps == 0:
+        return optax.identity()
+    warmup_steps = round(t.warmup_epochs * steps_per_epoch)
+    milestones = tuple(round(epoch * steps_per_epoch) for epoch in t.milestones)
+    if warmup_steps >= total_steps:
+        raise InputError(
+            f"training.warmup_epochs = {t.warmup_epochs:g} is {warmup_steps} steps, of {total_steps} in all: shorten it"
+        )
+    knots = (warmup_steps, *milestones)
+    if any(a >= b for a, b in itertools.pairwise(knots)):
+        raise InputError(
+            f"training.milestones = {t.milestones} fall on steps {milestones}; they must differ, and come after the "
+            f"{warmup_steps} of the warm-up"
+        )
     return optimizers.make_optimizer(
         optimizer=t.optimizer,
         learning_rate=t.learning_rate,
@@ -134,12 +250,12 @@ def _optimizer(config: Config, steps_per_epoch: int, total_steps: int) -> optax.
         momentum=t.momentum,
         betas=t.betas,
         schedule=t.schedule,
-        warmup_steps=round(t.warmup_epochs * steps_per_epoch),
+        warmup_steps=warmup_steps,
         warmup_factor=t.warmup_factor,
-        milestones=tuple(round(epoch * steps_per_epoch) for epoch in t.milestones),
+        milestones=milestones,
         decay_factor=t.decay_factor,
         power=t.power,
-        total_steps=max(total_steps, 1),
+        total_steps=total_steps,
         gradient_clip=t.gradient_clip,
         ema=t.ema,
     )
@@ -151,7 +267,7 @@ def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
     shaping = {name: whole[name] for name in ("data", "augmentation", "model", "members", "training")}
     return checkpoints.Checkpoints(
         workdir / "checkpoints",
-        {**shaping, "data_fingerprint": job.dataset.fingerprint},
+        {**shaping, "data_fingerprint": job.dataset.fingerprint, "weights_hash": job.weights_hash},
         job.config.training.checkpoints_kept,
     )
 

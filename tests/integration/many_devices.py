@@ -32,32 +32,49 @@ def main() -> None:
     labels = rng.integers(0, 4, N).astype(np.int32)
     mesh = parallel.data_mesh()
     results = {}
-    for name, augmentation in (
-        ("mlp", {}),
-        ("cnn", {}),
-        ("augmented", {"crop_padding": 1, "flip": True, "mixup": 0.2}),
+    hidden = {"hidden": (12, 9), "dropout": 0.1}
+    for name, network, options, augmentation, sam in (
+        ("mlp", "mlp", hidden, {}, 0.0),
+        ("cnn", "cnn", hidden, {}, 0.0),
+        ("augmented", "mlp", hidden, {"crop_padding": 1, "flip": True, "mixup": 0.2}, 0.0),
+        ("streamed", "densenet_bc_100", {"blocks": (1,), "growth": 4}, {}, 0.5),
     ):
-        model = models.build(
-            "mlp" if name == "augmented" else name, input_shape=(8, 8, 1), num_classes=4, hidden=(12, 9), dropout=0.1
-        )
+        model = models.build(network, input_shape=(8, 8, 1), num_classes=4, **options)
         optimizer = optimizers.make_optimizer(
-            optimizer="adamw", learning_rate=0.01, weight_decay=0.1, warmup_steps=2, total_steps=STEPS
+            # Of a scale or shift with next to no gradient, Adam's step is one of rounding.
+            optimizer="sgd" if name == "streamed" else "adamw",
+            learning_rate=0.01,
+            weight_decay=0.1,
+            warmup_steps=2,
+            total_steps=STEPS,
         )
-        members, _ = state.make_members((0.0, 0.3), (0, 1))
+        members, _ = state.make_members((0.0,) if name == "streamed" else (0.0, 0.3), (0, 1))
         members, data, target = parallel.replicate((members, images, labels), mesh)
         current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
-        one = step.make_step(model, optimizer, train_transform((0.5,), (0.5,), **augmentation), mesh, log_every=4)
-        advance = step.from_memory(one, mesh, BATCH)
+        one = step.make_step(
+            model, optimizer, train_transform((0.5,), (0.5,), **augmentation), mesh, log_every=4, sam=sam
+        )
+        advance = step.from_stream(one) if name == "streamed" else step.from_memory(one, mesh, BATCH)
         losses = []
         for s in range(STEPS):
             order = epoch_order(members.seed_key, s // (N // BATCH), N)
-            current, meters = advance(current, members, order, data, target)
+            if name == "streamed":  # from the host
+                start = s % (N // BATCH) * BATCH
+                index = np.asarray(order)[:, start : start + BATCH]
+                batch = parallel.divide((images[index], labels[index]), mesh, axis=1)
+                current, meters = advance(current, members, *batch)
+            else:
+                current, meters = advance(current, members, order, data, target)
             losses.append(np.asarray(meters.loss / meters.examples))
         results[f"{name}_loss"] = np.stack(losses)
 
         weights = (current.params, current.model_state)
         mapped = parallel.map_over_devices(lambda w, x, model=model: member_logits(model, *w, scale(x)), mesh)
         results[f"{name}_logits"] = parallel.in_batches(lambda x: mapped(weights, x), images, BATCH, axis=1)  # noqa: B023
+        if name == "streamed":
+            leaves = jax.tree.leaves(current.model_state)
+            results["streamed_statistics"] = np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
+            continue
         if jax.device_count() > 1:
             shares = jnp.asarray(images[:BATCH]).reshape(jax.device_count(), -1, 8, 8)
             pmapped = jax.pmap(lambda w, x, model=model: member_logits(model, *w, scale(x)), in_axes=(None, 0))(

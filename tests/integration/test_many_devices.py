@@ -42,6 +42,15 @@ def test_eight_devices_augment_as_one(outputs: dict[int, dict[str, np.ndarray]])
     np.testing.assert_allclose(eight, one, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["streamed_loss", "streamed_statistics"])
+def test_batch_statistics_and_sharpness_are_of_the_whole_streamed_batch(
+    outputs: dict[int, dict[str, np.ndarray]], name: str
+) -> None:
+    """Batch statistics and SAM's ascent over each device's 4 examples of 32 would differ by far."""
+    one, eight = (outputs[devices][name] for devices in (1, 8))
+    np.testing.assert_allclose(eight, one, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_eight_devices_predict_as_one(outputs: dict[int, dict[str, np.ndarray]], name: str) -> None:
     one, eight = (outputs[devices][f"{name}_logits"] for devices in (1, 8))

@@ -51,7 +51,7 @@ def test_a_smoke_run_swaps_nothing(recipe: tuple[str, str]) -> None:
     small, whole = (config_lib.load(f"{ROOT}/{reference}") for reference in recipe)
     assert (small.model, small.augmentation) == (whole.model, whole.augmentation)
     assert dataclasses.replace(small.data, small=False) == whole.data
-    size = {"batch_size", "steps", "log_every", "checkpoint_every", "warmup_epochs", "milestones"}
+    size = {"batch_size", "steps", "log_every", "checkpoint_every", "warmup_epochs", "warmup_factor", "milestones"}
     of_small, of_whole = (
         {name: value for name, value in dataclasses.asdict(config.training).items() if name not in size}
         for config in (small, whole)

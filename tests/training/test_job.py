@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sc_jax import config as config_lib
-from sc_jax import models
+from sc_jax import files, models
 from sc_jax.config import Augmentation, Config
 from sc_jax.files import InputError
 from sc_jax.models import pretrained
@@ -94,6 +94,8 @@ def test_averaged_parameters_follow_behind() -> None:
         ("imagenet", Augmentation(), "differ in size"),
         ("cityscapes", Augmentation(resized_crop=(0.5, 2.0), mixup=0.2), "move labels too"),
         ("bank_marketing", Augmentation(flip=True), "holds no images"),
+        ("imagenet", Augmentation(resized_crop=(0.5, 2.0)), "shares of the area, at most 1"),
+        ("cifar10", Augmentation(resized_crop=(0.5, 2.0)), "shares of the area, at most 1"),
     ],
 )
 def test_augmentations_that_the_data_cannot_have_are_refused(
@@ -113,6 +115,137 @@ def test_an_option_that_the_network_does_not_take_is_refused() -> None:
         job_lib.build(config)
 
 
+@pytest.mark.parametrize(
+    ("row", "overrides", "problem"),
+    [
+        (
+            "bank_marketing",
+            {"model.name": "resnet18"},
+            r"resnet18 does not take the inputs of bank_marketing at training",
+        ),
+        (
+            "cifar10",
+            {"model.name": "deeplabv3plus_resnet101"},
+            r"deeplabv3plus_resnet101 gives logits \[b, 32, 32, 10\]",
+        ),
+        ("imagenet_vit_s16", {"data.test_size": "256"}, r"vit_small_patch16 does not take .* at test, 256×256×3"),
+        ("cityscapes", {"data.train_size": "500"}, r"500×500 pixels; crop or pad to multiples of 16"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused_before_any_work(
+    row: str, overrides: dict[str, str], problem: str
+) -> None:
+    config = config_lib.load(f"{RECIPES}/{row}.py:smoke", overrides)
+    with pytest.raises(InputError, match=problem):
+        job_lib.build(config)
+
+
+def test_colours_are_scaled_by_as_many_numbers_as_there_are() -> None:
+    config = config_lib.load(f"{RECIPES}/config.py:smoke", {"data.mean": "(0.4, 0.5, 0.6)"})
+    with pytest.raises(InputError, match=r"data\.mean: .* have 1 channel"):
+        job_lib.build(config)
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "text"),
+    [
+        ("cifar10", "data.train_size", "32"),
+        ("cifar10", "data.test_size", "32"),
+        ("cifar10", "data.crop_pct", "1.0"),
+        ("cifar10", "data.interpolation", "bicubic"),
+        ("cifar10", "data.threads", "2"),
+        ("cifar10", "prediction.pixels", "10"),
+        ("bank_marketing", "data.mean", "(0.4,)"),
+        ("bank_marketing", "data.std", "(0.4,)"),
+        ("cityscapes", "data.test_size", "512"),
+        ("cityscapes", "data.interpolation", "bicubic"),
+        ("imagenet_resnet50", "prediction.pixels", "10"),
+    ],
+)
+def test_a_field_that_does_nothing_with_the_data_is_refused(row: str, field: str, text: str) -> None:
+    config = config_lib.load(f"{RECIPES}/{row}.py:smoke", {field: text})
+    with pytest.raises(InputError, match=f"field {field}: .* does nothing; it acts where"):
+        job_lib.build(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ({"training.milestones": "(0.001,)"}, r"training\.milestones = \(0\.001,\) fall on steps \(0,\)"),
+        ({"training.milestones": "(1.0, 1.001)"}, r"training\.milestones .* must differ"),
+        (
+            {"training.milestones": "(2.0,)", "training.warmup_epochs": "1.0"},
+            r"training\.warmup_epochs = 1 is \d+ steps",
+        ),
+    ],
+)
+def test_schedules_that_the_steps_cannot_have_name_the_configs_fields(overrides: dict[str, str], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        job_lib.build(config_lib.load(f"{RECIPES}/cifar10.py:smoke", overrides))
+
+
+def weights_of(tmp_path: Path, name: str, **options: Any) -> str:
+    params, model_state = models.build(name, **options).init(jax.random.key(7))
+    pretrained.save(tmp_path / "weights.safetensors", params, model_state)
+    return str(tmp_path / "weights.safetensors")
+
+
+def untrained(row: str, weights: str, **fields: str) -> Config:
+    overrides = {"model.weights": weights, "training.epochs": "0", "training.steps": "0", "primary": "()"}
+    overrides |= {"members.alphas": "(0.0,)", "members.seeds": "(0,)"}
+    return config_lib.load(f"{RECIPES}/{row}.py:smoke", overrides | fields)
+
+
+def test_published_weights_bring_their_preprocessing(tmp_path: Path) -> None:
+    weights = weights_of(tmp_path, "resnet18", input_shape=(224, 224, 3), num_classes=1000)
+    options = {"model.name": "resnet18", "model.dtype": "float32"}
+    config = untrained("imagenet_resnet50", weights, **options, **{"data.preprocessing": "timm"})
+    job = job_lib.build(config)
+    published = pretrained.preprocessing("resnet18", "timm")
+    d = job.config.data
+    found = (d.test_size, d.crop_pct, d.interpolation, d.mean, d.std)
+    assert found == dataclasses.astuple(published)[:5]
+    with pytest.raises(InputError, match=r"data\.interpolation: 'bicubic', but torchvision resnet18 wants 'bilinear'"):
+        job_lib.build(dataclasses.replace(config, data=dataclasses.replace(config.data, preprocessing="torchvision")))
+
+
+def test_training_starts_from_a_backbone_with_a_head_of_its_own(tmp_path: Path) -> None:
+    weights = weights_of(tmp_path, "mlp", input_shape=(32, 32, 3), num_classes=7, hidden=(5,))
+    config = config_lib.load(
+        f"{RECIPES}/cifar10.py:smoke",
+        {
+            "model.name": "mlp",
+            "model.hidden": "(5,)",
+            "model.weights": weights,
+            "model.weights_part": "backbone",
+            "members.seeds": "(0, 1)",
+        },
+    )
+    job = job_lib.build(config)
+    start = state.initial_state(job.model, job.optimizer, job.members)
+    found = pretrained.read_tensors(weights)
+    np.testing.assert_array_equal(start.params["hidden"][0]["kernel"][1], found["hidden.0.weight"].T, "the file's")
+    head = np.asarray(start.params["head"]["kernel"])
+    assert head.shape == (4, 5, 10)
+    assert not np.array_equal(head[0], head[1]), "of another seed"
+    np.testing.assert_array_equal(head[0], head[2], "of the same seed, with another α")
+
+
+def test_a_file_of_weights_that_was_replaced_is_another_run(tmp_path: Path) -> None:
+    shape = {"input_shape": (32, 32, 3), "num_classes": 10}
+    config = untrained("cifar10", weights_of(tmp_path, "resnet20_cifar", **shape), **{"data.preprocessing": "given"})
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    train(config, tmp_path / "run")
+    predict(config, tmp_path / "run")
+    told = files.read_json(tmp_path / "run/predictions/alpha=0-seed=0/test.json")
+    assert told["weights_hash"] == files.fingerprint_file(config.model.weights)
+    params, model_state = models.build("resnet20_cifar", **shape).init(jax.random.key(8))
+    pretrained.save(config.model.weights, params, model_state)
+    for door in (train, predict):
+        with pytest.raises(InputError, match="was written for another config"):
+            door(config, tmp_path / "run")
+
+
 def test_a_split_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.train_split: there is no split 'trian'"):
         job_lib.build(config_lib.load(f"{RECIPES}/bank_marketing.py:smoke", {"data.train_split": "trian"}))
@@ -125,6 +258,7 @@ def test_weights_from_a_file_predict_as_they_are(tmp_path: Path) -> None:
     pretrained.save(tmp_path / "weights.safetensors", params, model_state)
     config = dataclasses.replace(
         config,
+        data=dataclasses.replace(config.data, preprocessing="given"),
         model=config_lib.Backbone("resnet20_cifar", weights=str(tmp_path / "weights.safetensors")),
         members=config_lib.MemberGrid((0.0,), (0,)),
         training=dataclasses.replace(config.training, epochs=0, steps=0),
@@ -145,4 +279,7 @@ def test_weights_from_a_file_predict_as_they_are(tmp_path: Path) -> None:
 
 def test_training_for_no_epoch_needs_weights() -> None:
     with pytest.raises(InputError, match=r"training\.epochs: 0; it must be positive, or 0 with model\.weights"):
-        config_lib.load(f"{RECIPES}/cifar10.py:smoke", {"training.epochs": "0"})
+        config_lib.load(
+            f"{RECIPES}/cifar10.py:smoke",
+            {"training.epochs": "0", "training.steps": "0", "data.preprocessing": "given", "members.alphas": "(0.0,)"},
+        )
