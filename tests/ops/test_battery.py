@@ -365,8 +365,12 @@ NO_METRIC = {
         *("brier_loss", "class_balanced_loss", "conditional_risks", "log_loss", "mixture_weight", "scod_loss"),
     ),
     "to train with": ("aurc_loss",),
-    "gradients and what label smoothing does to them": (
-        *("cross_entropy_gradient", "expected_suppression", "max_logit_suppression", "smoothing_gradient"),
+    "gradients, and what losses do to the max logit": (
+        *("confidence_penalty_gradient", "cross_entropy_gradient", "expected_extra_gradient_on_max"),
+        *("expected_suppression", "extra_gradient_on_max", "focal_loss_gradient", "log_score_shift_derivative"),
+        *("logit_norm_cross_entropy_gradient", "margin_label_smoothing_gradient", "max_logit_suppression"),
+        *("max_suppression_gradient", "mixed_cross_entropy_gradient", "smoothed_binary_cross_entropy_gradient"),
+        *("smoothed_cross_entropy_gradient", "smoothing_gradient", "soft_cross_entropy_gradient"),
     ),
     "intervals of a metric": ("bootstrap", "crossed_bootstrap", "paired_bootstrap"),
     "a bound, without data": ("perfect_ordering_accuracy",),
