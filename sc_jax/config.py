@@ -30,7 +30,8 @@ class Data:
     `name` is known to `sc_jax.data`; `small` is the made-up small set of that name, in the same form on disk. `train_split`
     is trained on. Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
     decoded on the way: the side of the crop in training and at test, the share of the shorter side that the crop at test
-    covers, how Pillow resamples, and how many threads read. `preprocessing` says whose published weights these images are
+    covers, how Pillow resamples (random-resized crops of images in memory follow it too), and how many
+    threads read. `preprocessing` says whose published weights these images are
     for ("timm", "torchvision", "akamaster": mean, std, test size, crop and interpolation are then theirs), or that the fields
     here are meant ("given", as without it; where weights predict untrained it has to be said).
     """
@@ -95,7 +96,9 @@ class Training:
     0, "step" by `decay_factor` at each of `milestones` (epochs), "poly" with `power`, or "constant". `weight_decay` is of
     "kernels" or of "all" parameters. `gradient_clip` (global norm), `ema` (decay of averaged parameters, which predict) and
     `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends
-    after so many, whatever `epochs` says. `log_every` and `checkpoint_every` count steps.
+    after so many, whatever `epochs` says. `log_every`, `checkpoint_every` and `statistics_every` count steps. Statistics of the
+    logits (`sc_jax.methods.logit_statistics`; none at 0) are of `statistics_examples` examples of the train split, as they are at test, and of
+    as many of the calibration split.
     """
 
     batch_size: int
@@ -119,6 +122,8 @@ class Training:
     ema: float = 0.0
     sam: float = 0.0
     steps: int = 0
+    statistics_every: int = 0
+    statistics_examples: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,10 +376,10 @@ def _checked_values(config: Config, path: str) -> Config:
     )
     for name in ("mixup", "cutmix"):
         require(0 <= getattr(a, name) < math.inf, f"augmentation.{name}", getattr(a, name), "≥ 0 and finite")
-    for name in ("batch_size", "log_every", "checkpoint_every", "checkpoints_kept"):
+    for name in ("batch_size", "log_every", "checkpoint_every", "checkpoints_kept", "statistics_examples"):
         require(getattr(t, name) > 0, f"training.{name}", getattr(t, name), "positive")
     require(0 < t.learning_rate < math.inf, "training.learning_rate", t.learning_rate, "positive and finite")
-    for name in ("weight_decay", "gradient_clip", "sam", "steps"):
+    for name in ("weight_decay", "gradient_clip", "sam", "steps", "statistics_every"):
         require(0 <= getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "≥ 0 and finite")
     require(
         t.epochs > 0 or (t.epochs == 0 and b.weights != ""),
@@ -419,6 +424,7 @@ def _checked_values(config: Config, path: str) -> Config:
         ("warmup_factor", t.warmup_epochs > 0, "training.warmup_epochs is positive"),
         ("decay_factor", t.schedule == "step", "training.schedule is step"),
         ("power", t.schedule == "poly", "training.schedule is poly"),
+        ("statistics_examples", t.statistics_every > 0, "training.statistics_every is positive"),
     ):
         if not acts:
             refuse_idle(path, "training", t, field, where)

@@ -5,8 +5,8 @@
 
 Variants: efficientnet_b0 … b4, mobilenetv2_100_160, _100_192, _100_224, _130_224, _140_224 (width in hundredths, resolution), each with `_smoke`;
 `smoke` is efficientnet_b0_smoke. Four seeds are two disjoint ensembles of two.
-Data: `python -m sc_jax.data.prepare imagenet --from DIR` first; 50,000 of the official training images are held out for validation (which ones
-the paper held out is not known), and the official validation images are the test split.
+Data: `python -m sc_jax.data.prepare imagenet --from DIR` first; 50,000 of the official training images are held out for validation (the paper's own,
+if docs/data.md's `validation_ids.txt` names them), and the official validation images are the test split.
 Cost: not measured yet. Published (read off a figure, ±0.2), single model's Cov@5 %: B0 54.3, B1 57.1, B2 59.0, B3 60.0, B4 62.1; MobileNetV2
 43.9, 46.0, 48.5, 51.1, 51.3 in the order above. Ours: not run to the end yet. Bicubic crops, half precision and MobileNetV2's ReLU6 (theirs is ReLU) are ours.
 B4 is trained with half the batch and half the rate, as in their config.

@@ -1,8 +1,9 @@
 """CIFAR-10 and CIFAR-100: 32x32 colour images of ten and of a hundred kinds of things (Krizhevsky, 2009, technical report).
 
 Official training image i (in the order of the files) has the id i, official test image i the id 50000 + i. CIFAR has no
-validation split. As in the label-smoothing paper 5,000 of the training images are for validation; the paper does not say
-which, so ours are those whose SHA-256 of "cifar10/<i>" ("cifar100/<i>") is smallest. CIFAR-100 has its 100 fine labels.
+validation split. As in the label-smoothing paper's CIFAR-10 recipe 5,000 of the training images are for validation; which,
+it does not say, so ours are those whose SHA-256 of "cifar10/<i>" ("cifar100/<i>") is smallest. CIFAR-100 has its 100 fine
+labels.
 
 `cifar10_jpeg` is development data: JPEG copies of CIFAR-10, quality 75, on which a model of the originals meets a shift.
 """
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from sc_jax import files
-from sc_jax.data import Dataset, sources
+from sc_jax.data import Dataset, images, sources
 from sc_jax.data.small import made_up_images
 from sc_jax.files import InputError
 
@@ -41,10 +42,15 @@ CLASS_NAMES_100 = tuple(_FINE_LABELS.split(" "))
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 """Official images uint8 [n, 32, 32, 3] and labels uint8 [n] of "train" and "test", in the order of the files."""
 
+Records = dict[str, np.ndarray]
+"""The same as records of the binary version, uint8 [n, labels + 3072]: labels, then the planes of red, green and blue."""
+
+SIZES = {"train": 50_000, "test": 10_000}
+"""How many images there are."""
+
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-_PIXELS = 3 * 32 * 32
+_SIDE = 32
 _VALIDATION_SHARE = 10  # 5,000 of 50,000
-_TRAIN, _TEST = 50_000, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Variant:
       archive: the file that the home page calls the binary version.
       sha256: of that file, as in the checksums that TFDS 4.9.10 downloads it by.
       folder: what it unpacks to.
-      parts: split -> its files, in order.
+      parts: split -> its files, in order, each with its SHA-1: those by which Apache MXNet 1 read it. All of a split are
+        of one length.
       label_bytes: labels before each image; the last of them is the one that is used.
     """
 
@@ -66,8 +73,17 @@ class Variant:
     archive: str
     sha256: str
     folder: str
-    parts: dict[str, tuple[str, ...]]
+    parts: dict[str, dict[str, str]]
     label_bytes: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of a record."""
+        return self.label_bytes + 3 * _SIDE**2
+
+    def records_of_a_file(self, split: str) -> int:
+        """How many records each official file of a split has."""
+        return SIZES[split] // len(self.parts[split])
 
     @property
     def origin(self) -> sources.Origin:
@@ -81,7 +97,16 @@ CIFAR10 = Variant(
     archive="cifar-10-binary.tar.gz",
     sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     folder="cifar-10-batches-bin",
-    parts={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+    parts={
+        "train": {
+            "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+            "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+            "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+            "data_batch_4.bin": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+            "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+        },
+        "test": {"test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c"},
+    },
     label_bytes=1,
 )
 CIFAR100 = Variant(
@@ -90,7 +115,10 @@ CIFAR100 = Variant(
     archive="cifar-100-binary.tar.gz",
     sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
     folder="cifar-100-binary",
-    parts={"train": ("train.bin",), "test": ("test.bin",)},
+    parts={
+        "train": {"train.bin": "e207cd2e05b73b1393c74c7f5e7bea451d63e08e"},
+        "test": {"test.bin": "8fb6623e830365ff53cf14adec797474f5478006"},
+    },
     label_bytes=2,  # the superclass, then the class
 )
 
@@ -151,7 +179,8 @@ def prepare_cifar10_jpeg(source: Path | None, directory: Path) -> Path:
       InputError: a file or an array is missing, or it is not all of CIFAR-10.
     """
     parts = _read_jpeg(source)
-    _require_all(parts, 10, "cifar10_jpeg")
+    for split, size in SIZES.items():
+        sources.require_counts(f"{source}, {split}", parts[split][1], [size // 10] * 10)
     return _write("cifar10_jpeg", CLASS_NAMES_10, parts, directory)
 
 
@@ -183,8 +212,8 @@ def write_small_cifar10_jpeg(directory: Path) -> Path:
     return _write("cifar10_jpeg", CLASS_NAMES_10, _read_jpeg(originals), directory)
 
 
-def read_binary(variant: Variant, source: Path) -> Parts:
-    """The official images and labels of the binary version, in the order of its files.
+def read_binary(variant: Variant, source: Path) -> Records:
+    """The records of the binary version, in the order of its files.
 
     Args:
       variant: which.
@@ -200,25 +229,62 @@ def read_binary(variant: Variant, source: Path) -> Parts:
     if not source.is_dir() or (archive.is_file() and not (folder / names[0]).is_file()):
         content, where = _read_archive(variant, archive, names), archive
     else:
-        content, where = {}, folder
+        content, where = _read_files(variant, folder), folder
+    return {
+        split: np.concatenate([_records(variant, f"{where}: {name}", content[name]) for name in files_of_split])
+        for split, files_of_split in variant.parts.items()
+    }
+
+
+def _read_files(variant: Variant, folder: Path) -> dict[str, bytes]:
+    content = {}
+    for split, names in variant.parts.items():
+        most = variant.records_of_a_file(split) * variant.width
         for name in names:
             try:
-                content[name] = (folder / name).read_bytes()
+                with open(folder / name, "rb") as file:
+                    content[name] = file.read(most + 1)
             except OSError as error:
                 raise InputError(f"{folder / name}: {error.strerror}; {_which_version(variant, folder)}") from error
+            if len(content[name]) > most:
+                raise InputError(f"{folder / name}: more than {most} bytes; {_which_version(variant)}")
+    return content
+
+
+def _records(variant: Variant, where: str, content: bytes) -> np.ndarray:
+    if len(content) % variant.width or not content:
+        raise InputError(f"{where}: {len(content)} bytes, not records of {variant.width}; {_which_version(variant)}")
+    return np.frombuffer(content, np.uint8).reshape(-1, variant.width)
+
+
+def unpacked(variant: Variant, records: Records) -> Parts:
+    """The images and labels that records hold."""
     parts = {}
-    for split, split_names in variant.parts.items():
-        rows = np.concatenate([_rows(variant, f"{where}: {name}", content[name]) for name in split_names])
-        planes = rows[:, variant.label_bytes :].reshape(-1, 3, 32, 32)  # red, green, blue
+    for split, rows in records.items():
+        planes = rows[:, variant.label_bytes :].reshape(-1, 3, _SIDE, _SIDE)
         parts[split] = np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), rows[:, variant.label_bytes - 1]
     return parts
 
 
-def _rows(variant: Variant, where: str, content: bytes) -> np.ndarray:
-    width = variant.label_bytes + _PIXELS
-    if len(content) % width or not content:
-        raise InputError(f"{where}: {len(content)} bytes, not records of {width}; {_which_version(variant)}")
-    return np.frombuffer(content, np.uint8).reshape(-1, width)
+def verified(variant: Variant, records: Records, where: str) -> Records:
+    """Returns `records` if they are, bit for bit, those of the official files; `where` is for the message.
+
+    Raises:
+      InputError: names the file whose records differ.
+    """
+    for split, names in variant.parts.items():
+        if len(records[split]) != SIZES[split]:
+            raise InputError(
+                f"{where}: {len(records[split])} images of {split}, not {SIZES[split]}; {_which_version(variant)}"
+            )
+        for (name, expected), rows in zip(names.items(), np.split(records[split], len(names)), strict=True):
+            found = hashlib.sha1(np.ascontiguousarray(rows).data, usedforsecurity=False).hexdigest()
+            if found != expected:
+                raise InputError(
+                    f"{where}: {name} is not the official one: SHA-1 {found[:12]}…, expected {expected[:12]}…; "
+                    + _which_version(variant)
+                )
+    return records
 
 
 def _which_version(variant: Variant, folder: Path | None = None) -> str:
@@ -243,42 +309,38 @@ def _read_archive(variant: Variant, path: Path, names: list[str]) -> dict[str, b
         raise InputError(f"{path}: cannot be read ({error}); {_which_version(variant)}") from error
 
 
-def read_tfds(builder: Any) -> Parts:
-    """The official images and labels from TFDS's builder, in the order of the files, which its ids tell ("train_16399").
+def read_tfds(variant: Variant, builder: Any) -> Records:
+    """The official images from TFDS's builder, in the order of the files, which its ids tell ("train_16399"), as records.
 
     Raises:
       InputError: the ids of a split are not those of all its images.
     """
-    parts = {}
-    for split in ("train", "test"):
+    records = {}
+    for split in variant.parts:
         source = builder.as_data_source(split=split)
-        image, label = np.empty((len(source), 32, 32, 3), np.uint8), np.empty(len(source), np.uint8)
-        seen = np.zeros(len(source), bool)
-        for record in source:
-            prefix, _, number = record["id"].decode().partition("_")
+        rows, seen = np.empty((len(source), variant.width), np.uint8), np.zeros(len(source), bool)
+        for example in source:
+            prefix, _, number = example["id"].decode().partition("_")
             if prefix != split or not number.isdigit() or int(number) >= len(seen):
-                raise InputError(f"{builder.data_path}: id {record['id'].decode()!r} in {split}; build it again")
+                raise InputError(f"{builder.data_path}: id {example['id'].decode()!r} in {split}; build it again")
             index = int(number)
-            image[index], label[index], seen[index] = record["image"], record["label"], True
+            labels = [example[name] for name in ("coarse_label", "label")[-variant.label_bytes :]]
+            rows[index] = np.concatenate([labels, example["image"].transpose(2, 0, 1).reshape(-1)])
+            seen[index] = True
         if not seen.all():
             raise InputError(f"{builder.data_path}: an id comes twice in {split}; build it again")
-        parts[split] = image, label
-    return parts
+        records[split] = rows
+    return records
 
 
-def _read(variant: Variant, source: Path | None) -> Parts:
-    return sources.read(variant.origin, source, functools.partial(read_binary, variant), read_tfds)
+def _read(variant: Variant, source: Path | None) -> Records:
+    from_folder, from_tfds = (functools.partial(read, variant) for read in (read_binary, read_tfds))
+    return sources.read(variant.origin, source, from_folder, from_tfds)
 
 
 def _prepare(variant: Variant, source: Path | None, directory: Path) -> Path:
-    parts = _read(variant, source)
-    _require_all(parts, len(variant.class_names), variant.name)
-    return _write(variant.name, variant.class_names, parts, directory)
-
-
-def _require_all(parts: Parts, num_classes: int, name: str) -> None:
-    for split, size in (("train", _TRAIN), ("test", _TEST)):
-        sources.require_counts(f"{name}: {split}", parts[split][1], [size // num_classes] * num_classes)
+    records = verified(variant, _read(variant, source), sources.place(variant.origin, source))
+    return _write(variant.name, variant.class_names, unpacked(variant, records), directory)
 
 
 def _write(name: str, class_names: tuple[str, ...], parts: Parts, directory: Path) -> Path:
@@ -292,30 +354,47 @@ def _read_jpeg(source: Path | None) -> Parts:
     return sources.read(origin, source, _read_jpeg_folder)
 
 
-def _read_jpeg_folder(folder: Path) -> Parts:
-    from PIL import Image
+_JPEG_FILES = {"cifar10_test_images.npz": ("x", "y"), "cifar10_train_jpeg.npz": ("blob", "offsets", "y")}
 
+
+def _read_jpeg_folder(folder: Path) -> Parts:
     arrays = {}
-    for name, fields in (("cifar10_test_images.npz", ("x", "y")), ("cifar10_train_jpeg.npz", ("blob", "offsets", "y"))):
+    for name, fields in _JPEG_FILES.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; {' and '.join(_JPEG_FILES)} are needed")
         arrays[name] = files.read_npz(folder / name)
         missing = [field for field in fields if field not in arrays[name]]
         if missing:
             raise InputError(f"{folder / name}: no array {missing[0]!r}; it should hold {', '.join(fields)}")
-    test, train = arrays.values()
-    if test["x"].shape != (len(test["y"]), 32, 32, 3):
+    (test, train), (in_test, in_train) = arrays.values(), (folder / name for name in arrays)
+    label = {"train": _labels(train["y"], in_train), "test": _labels(test["y"], in_test)}
+    if test["x"].dtype != np.uint8 or test["x"].shape != (len(label["test"]), 32, 32, 3):
         raise InputError(
-            f"{folder}/cifar10_test_images.npz: x is {list(test['x'].shape)}, not [n, 32, 32, 3] for n labels"
+            f"{in_test}: x is {test['x'].dtype} {list(test['x'].shape)}, not uint8 [n, 32, 32, 3] for n labels"
         )
-    if len(train["offsets"]) != len(train["y"]) + 1 or train["offsets"].dtype.kind not in "iu":
-        raise InputError(f"{folder}/cifar10_train_jpeg.npz: offsets are not n + 1 integers for n labels")
-    blob, offsets, label = train["blob"].tobytes(), train["offsets"].tolist(), train["y"]
-    image = np.empty((len(label), 32, 32, 3), np.uint8)
-    try:
-        for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
-            image[i] = np.asarray(Image.open(io.BytesIO(blob[start:stop]), formats=["JPEG"]))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/cifar10_train_jpeg.npz: image {i} cannot be decoded ({error})") from error
-    return {"train": (image, label), "test": (test["x"], test["y"])}
+    blob, offsets = train["blob"], train["offsets"]
+    if blob.dtype != np.uint8 or blob.ndim != 1:
+        raise InputError(f"{in_train}: blob is {blob.dtype} {list(blob.shape)}, not uint8 [bytes]")
+    if offsets.shape != (len(label["train"]) + 1,) or offsets.dtype.kind not in "iu":
+        raise InputError(f"{in_train}: offsets are not n + 1 integers for n labels")
+    if offsets[0] < 0 or offsets[-1] > len(blob) or np.any(offsets[1:] < offsets[:-1]):
+        raise InputError(f"{in_train}: offsets do not rise from 0 or more to at most the {len(blob)} bytes of blob")
+    image = np.empty((len(label["train"]), 32, 32, 3), np.uint8)
+    for i, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
+        try:
+            pixels = images.decode(blob[start:stop].tobytes())
+        except InputError as error:
+            raise InputError(f"{in_train}: image {i} is {error}") from error
+        if pixels.shape != (32, 32, 3):
+            raise InputError(f"{in_train}: image {i} is of {pixels.shape[0]} x {pixels.shape[1]} pixels, not 32 x 32")
+        image[i] = pixels
+    return {"train": (image, label["train"]), "test": (test["x"], label["test"])}
+
+
+def _labels(label: np.ndarray, path: Path) -> np.ndarray:
+    if label.ndim != 1 or label.dtype.kind not in "iu" or (label.size and not 0 <= label.min() <= label.max() <= 9):
+        raise InputError(f"{path}: y is {label.dtype} {list(label.shape)}, not integers [n] from 0 to 9")
+    return label
 
 
 def _write_small(variant: Variant, directory: Path) -> Path:
@@ -332,7 +411,8 @@ def _write_small(variant: Variant, directory: Path) -> Path:
             examples = [example | {"coarse_label": example["label"] // 5} for example in examples]
         splits[split] = list(enumerate(examples))
     sources.write_tfds(variant.name, directory / "tfds", splits, variant.class_names)
-    return _write(variant.name, variant.class_names, _read(variant, directory / "tfds"), directory)
+    parts = unpacked(variant, _read(variant, directory / "tfds"))
+    return _write(variant.name, variant.class_names, parts, directory)
 
 
 def _made_up(size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -63,6 +63,7 @@ ORIGIN = sources.Origin(
     "DIR/gtFine/train/<city>/*_gtFine_labelIds.png and the same of val,",
     "https://www.cityscapes-dataset.com/downloads (registration)",
     "cityscapes/semantic_segmentation",
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip",
 )
 
 _IMAGE_ENDS = ("_leftImg8bit.png", "_leftImg8bit.jpg", "_leftImg8bit.jpeg")
@@ -142,7 +143,7 @@ def load(directory: Path) -> streams.StreamedDataset:
             ending=listed[f"{part}_ending"],
             example_id=first_id + np.arange(len(scene), dtype=np.int64),
             position=listed[f"{part}_position"],
-            records=streams.TfdsSplit(location, split, _FEATURES) if (location / "features.json").exists() else None,
+            records=streams.TfdsSplit(location, split, _FEATURES) if sources.is_of_tfds(location) else None,
         )
     train = parts["train"]
     held_out = np.isin([name.partition("_")[0] for name in train.scene.tolist()], VALIDATION_CITIES)
@@ -176,7 +177,7 @@ def prepare(source: Path | None, directory: Path, *, small: bool = False) -> Pat
       InputError: no Cityscapes is there, it is not all of it, or `directory` cannot be written.
     """
     if source is None and (directory / "cityscapes").is_dir():
-        source = directory / "cityscapes"
+        source = directory if sources.is_in_tfds(ORIGIN.tfds, directory) else directory / "cityscapes"
     location, listed = sources.read(ORIGIN, source, _list_folder, _list_tfds)
     arrays = {}
     for part, scenes in listed.items():

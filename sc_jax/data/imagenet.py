@@ -6,8 +6,12 @@ sorted order has the id i, the official validation image likewise 2,000,000 + i,
 training images anew, which are CMYK or PNG in the official archive.
 
 Splits: "train" and "validation" are the official training images, of which 50,000 are held out; "train_full" is both;
-"test" is the official validation set; "test_tune" and "test_report" are 10,000 and 40,000 of it. Those are the sizes in the
-papers that we repeat, but which images they drew is not known: ours are the first in order of SHA-256 of the file name.
+"test" is the official validation set; "test_tune" and "test_report" are 10,000 and 40,000 of it.
+
+"test_tune" is the label-smoothing paper's: its notebook imagenet_r50_aurc.ipynb draws by PyTorch's generator of seed 0, in
+torchvision's order. Which 50,000 the cascade paper held out is in a pickled file of its authors (window-early-exit,
+misc/imagenet_idx/index.pth). "validation" is theirs where their numbers are given as `HELD_OUT`; else ours, the first in
+order of SHA-256 of the file name.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +40,16 @@ OFFICIAL = {"train": 1_281_167, "val": 50_000}
 DRAWN = {"train": 50_000, "val": 10_000}
 """How many of each make "validation" and "test_tune"; of a small set, a quarter."""
 
+HELD_OUT = "validation_ids.txt"
+"""In the folder given with --from: the example ids of "validation", if they are not to be ours, one a line."""
+
 ORIGIN = sources.Origin(
     "imagenet",
     "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpacked to DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG "
     "as torchvision's ImageFolder wants them,",
     "https://image-net.org/download-images (registration)",
     "imagenet2012",
+    "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
 )
 
 
@@ -113,7 +122,7 @@ def load(directory: Path) -> streams.StreamedDataset:
             example_id=first_id + np.arange(len(label), dtype=np.int64),
             wnid=wnid,
             position=listed[f"{part}_position"],
-            records=streams.TfdsSplit(location, split, ("image",)) if (location / "features.json").exists() else None,
+            records=streams.TfdsSplit(location, split, ("image",)) if sources.is_of_tfds(location) else None,
         )
     (train, held_out), (test, tune) = ((parts[part], listed[f"{part}_drawn"]) for part in PARTS)
     return streams.StreamedDataset(
@@ -139,6 +148,22 @@ def drawn(file_names: list[bytes], count: int) -> np.ndarray:
     return chosen
 
 
+def torch_permutation(size: int, seed: int) -> np.ndarray:
+    """int64 [size], what PyTorch gives on a CPU for `torch.manual_seed(seed); torch.randperm(size)`.
+
+    Fisher and Yates by the 32-bit numbers of the Mersenne Twister, as PyTorch does below 2^32 / 20 elements.
+
+    >>> torch_permutation(10, 0).tolist()
+    [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]
+    """
+    draws = np.random.RandomState(seed).randint(2**32, size=max(size - 1, 0), dtype=np.uint32)
+    order = list(range(size))
+    for i, draw in enumerate(draws.tolist()):
+        j = i + draw % (size - i)
+        order[i], order[j] = order[j], order[i]
+    return np.array(order, np.int64)
+
+
 def prepare(source: Path | None, directory: Path, *, small: bool = False) -> Path:
     """Lists the images into `directory`/imagenet.npz and returns its path; the images stay where they are.
 
@@ -146,7 +171,8 @@ def prepare(source: Path | None, directory: Path, *, small: bool = False) -> Pat
     from end to end, for the names.
 
     Args:
-      source: a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, or TFDS's with imagenet2012 in it, or None.
+      source: a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, or TFDS's with imagenet2012 in it, or None; it may
+        hold `HELD_OUT`.
       directory: where to write.
       small: whether fewer images than the official ones will do.
 
@@ -173,7 +199,12 @@ def prepare(source: Path | None, directory: Path, *, small: bool = False) -> Pat
         arrays[f"{part}_file_name"] = names
         arrays[f"{part}_label"] = np.array([number[wnid] for _, wnid, _ in images], np.int32)
         count = DRAWN[part] if len(names) == OFFICIAL[part] else len(names) // 4
-        arrays[f"{part}_drawn"] = drawn(names.tolist(), count)
+        if part == "val":
+            arrays[f"{part}_drawn"] = _drawn_by_torch([(wnid, name) for name, wnid, _ in images], count)
+        elif source is not None and (source / HELD_OUT).is_file():
+            arrays[f"{part}_drawn"] = _held_out(source / HELD_OUT, count, len(names))
+        else:
+            arrays[f"{part}_drawn"] = drawn(names.tolist(), count)
         arrays[f"{part}_position"] = np.array([position for _, _, position in images], np.int64)
     return streams.write_list(arrays, location, directory, ORIGIN)
 
@@ -182,19 +213,60 @@ _Listing = tuple[Path, list[str], dict[str, list[tuple[str, str, int]]]]
 """Where the images are; the classes; part → (file name, wnid, position in TFDS's records) of each image."""
 
 
+def _drawn_by_torch(images: list[tuple[str, str]], count: int) -> np.ndarray:
+    """bool [n], whether an image (wnid, file name) is one of the first `count` that PyTorch draws in torchvision's order."""
+    place = sorted(range(len(images)), key=images.__getitem__)
+    chosen = np.zeros(len(images), bool)
+    chosen[np.array(place, np.int64)[torch_permutation(len(images), 0)[:count]]] = True
+    return chosen
+
+
+def _held_out(path: Path, count: int, size: int) -> np.ndarray:
+    """bool [size], whether an example is among the `count` ids in a file."""
+    try:
+        ids = np.array([int(line) for line in path.read_text(encoding="utf-8").split()], np.int64)
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: should be integers, one a line ({error}); correct it or remove it") from error
+    if len(np.unique(ids)) != len(ids) or len(ids) != count or not 0 <= ids.min(initial=0) <= ids.max(initial=0) < size:
+        raise InputError(
+            f"{path}: should be {count} different ids from 0 to {size - 1}, one a line; correct it or remove it"
+        )
+    chosen = np.zeros(size, bool)
+    chosen[ids] = True
+    return chosen
+
+
 def _list_folder(folder: Path) -> _Listing:
-    listed = {}
+    classes, listed = {}, {}
     for part in PARTS:
         try:
-            wnids = sorted(entry.name for entry in os.scandir(folder / part) if entry.is_dir())
+            with os.scandir(folder / part) as entries:
+                loose = None
+                classes[part] = []
+                for entry in entries:
+                    if entry.is_dir():
+                        classes[part].append(entry.name)
+                    elif entry.name.lower().endswith((".jpeg", ".jpg", ".tar")):
+                        loose = entry.name
+            if loose and not classes[part]:
+                raise _without_classes(folder, part, loose)
+            names = [(name, wnid) for wnid in classes[part] for name in os.listdir(folder / part / wnid)]
         except OSError as error:
             raise InputError(
-                f"{folder / part}: cannot be read ({error.strerror}); it should hold {part}/n01440764/*.JPEG …, "
+                f"{error.filename}: cannot be read ({error.strerror}); {folder / part} should hold n01440764/*.JPEG …, "
                 f"from {ORIGIN.page}"
             ) from error
-        names = ((name, wnid) for wnid in wnids for name in os.listdir(folder / part / wnid))
         listed[part] = [(name, wnid, 0) for name, wnid in names if name.lower().endswith((".jpeg", ".jpg"))]
-    return folder, sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir()), listed
+    return folder, sorted(classes["train"]), listed
+
+
+def _without_classes(folder: Path, part: str, loose: str) -> InputError:
+    run = f"import torchvision; torchvision.datasets.ImageNet({str(folder)!r}, {part!r})"
+    return InputError(
+        f"{folder / part}: {loose} is in no class folder, which would tell its class; wanted is {part}/n01440764/*.JPEG …: "
+        f"move this folder away, put ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_{part}.tar into {folder} and run, where "
+        f"torchvision and SciPy are installed: python -c {shlex.quote(run)}"
+    )
 
 
 def _list_tfds(builder: Any) -> _Listing:
@@ -238,7 +310,7 @@ def write_small(directory: Path, layout: str = "folder") -> Path:
         for wnid in wnids:
             (directory / "imagenet" / part / wnid).mkdir(parents=True)
         for name, wnid, data in images:
-            (directory / "imagenet" / part / wnid / name).write_bytes(data)
+            files.write_bytes(directory / "imagenet" / part / wnid / name, data)
     return prepare(None, directory, small=True)
 
 

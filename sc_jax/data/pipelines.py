@@ -84,11 +84,12 @@ def train_transform(
     rand_augment: Sequence[int] = (),
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    interpolation: str = "bilinear",
 ) -> Transform:
     """Augmentation and scaling of one seed's batch: crops, flip, RandAugment, normalisation, then mixup or CutMix.
 
-    The arguments are fields of `sc_jax.config.Augmentation`. Where both mixup and CutMix are on, a fair coin picks one of them at
-    each step.
+    The arguments are fields of `sc_jax.config.Augmentation`, and `interpolation`, "bilinear" or "bicubic", that of
+    `resized_crop`. Where both mixup and CutMix are on, a fair coin picks one of them at each step.
     """
 
     def transform(key: jax.Array, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, Targets]:
@@ -97,7 +98,8 @@ def train_transform(
         if crop_padding:
             images = augment.random_crop(keys[0], images, crop_padding)
         if resized_crop:
-            images = augment.random_resized_crop(keys[5], images, images.shape[1], tuple(resized_crop))
+            side = images.shape[1]
+            images = augment.random_resized_crop(keys[5], images, side, tuple(resized_crop), method=interpolation)
         if flip:
             images = augment.random_flip(keys[1], images)
         if rand_augment:

@@ -3,16 +3,16 @@
     python -m sc_jax.data.small cifar10         # prints the folder: load("cifar10", folder)
 
 A few dozen examples per split, whose inputs depend on their classes. They come through the very code that prepares and reads
-the real data.
+the real data. Fashion-MNIST has none: a part of the real one is in the package.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
+import errno
 import pkgutil
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -36,33 +36,37 @@ SMALL = {
 }
 """Data set -> "module:function" of an empty folder, which it fills with what `load(name, folder)` reads."""
 
-_STAMP = "made_by.json"
+
+def folder_of(name: str) -> Path:
+    """Where `small(name)` is or would be: in `data_directory()`/small, under its name and a fingerprint of our code.
+
+    Raises:
+      InputError: no small set has this name.
+    """
+    if name not in SMALL:
+        raise data.unknown_name(name, SMALL)
+    return data.data_directory() / "small" / f"{name}-{files.fingerprint_sources('data')[:12]}"
 
 
 def small(name: str) -> Path:
-    """The folder with the small set of `name`, for `load(name, folder)`; it is made if there is none, or one of other code.
+    """The folder with the small set of `name`, for `load(name, folder)`; it is made if there is none by this code.
 
-    It lies in `data_directory()`/small. Its stamp is written last, so that half a set is never taken for a whole one, and
-    of several processes that ask at the same time one makes it and the others wait.
+    It is made elsewhere and renamed when it is whole, and never changed or removed afterwards: other processes may make the
+    same one at the same time (the first one stays) or read it, and those of another code have another folder.
 
     Raises:
       InputError: no small set has this name, or the folder cannot be written.
     """
-    if name not in SMALL:
-        raise data.unknown_name(name, SMALL)
-    folder = data.data_directory() / "small" / name
-    stamp = {"data": files.fingerprint_sources("data")}
+    folder = folder_of(name)
+    if folder.is_dir():
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.parent / f".{name}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-            if not _is_of(folder, stamp):
-                if folder.exists():
-                    shutil.rmtree(folder)
-                # In its place from the beginning: some sets note where their images are.
-                folder.mkdir()
-                pkgutil.resolve_name(SMALL[name])(folder)
-                files.write_json(folder / _STAMP, stamp)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as temporary:
+            made = Path(temporary, folder.name)
+            made.mkdir()
+            pkgutil.resolve_name(SMALL[name])(made)
+            _rename(made, folder)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); set SC_JAX_DATA to another folder"
@@ -70,8 +74,13 @@ def small(name: str) -> Path:
     return folder
 
 
-def _is_of(folder: Path, stamp: dict[str, str]) -> bool:
-    return (folder / _STAMP).exists() and files.read_json(folder / _STAMP) == stamp
+def _rename(made: Path, folder: Path) -> None:
+    """Puts `made` into its place, unless another process was faster."""
+    try:
+        made.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def made_up_images(label: np.ndarray, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -97,6 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -7,7 +7,8 @@
     write_tfds("cifar10", folder, {"train": […], "test": […]})  # a small made-up set, as the real TFDS builder writes it
 
 `source` is the folder given with --from, or None. It may hold the original files, or, where the data set is in TFDS, a TFDS
-folder with a data set of this name in it: `from_folder` and `from_tfds` give the same content in the same order.
+data directory with this data set in it, known by its `dataset_info.json`: `from_folder` and `from_tfds` give the same
+content in the same order.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ class Origin:
       files: the original files that --from takes, in words.
       page: the home page that has them.
       tfds: its name in TFDS ("cifar10", "imdb_reviews/plain_text"), or None if TFDS is not read.
+      manual: the archives that TFDS's builder does not fetch itself, in words.
     """
 
     dataset: str
     files: str
     page: str
     tfds: str | None = None
+    manual: str = ""
 
 
 def prepare_command(dataset: str, directory: Path | None = None) -> str:
@@ -78,20 +81,65 @@ def read(
     if source is not None:
         if not source.exists():
             raise InputError(f"{source}: no such folder; {remedy}")
-        if in_tfds and (source / origin.tfds.partition("/")[0]).is_dir():
-            return from_tfds(tfds_builder(origin.tfds, source))
+        if in_tfds and is_in_tfds(origin.tfds, source):
+            return _read_tfds(origin, source, from_tfds)
+        if in_tfds and (is_of_tfds(source) or any(map(is_of_tfds, source.glob("*")))):
+            raise InputError(
+                f"{source}: a folder within a TFDS data directory; give --from that directory, in which {origin.tfds} is"
+            )
         return from_folder(source)
     if not in_tfds:
         raise InputError(f"{origin.dataset}: where are its files? {remedy}")
     try:
-        builder = tfds_builder(origin.tfds)
+        return _read_tfds(origin, None, from_tfds)
     except InputError as error:
         raise InputError(f"{error}; or {remedy}") from error
-    return from_tfds(builder)
 
 
-def tfds_builder(name: str, folder: Path | None = None) -> Any:
+def _read_tfds(origin: Origin, folder: Path | None, from_tfds: Callable[[Any], Content]) -> Content:
+    builder = tfds_builder(origin.tfds, folder, origin.manual)
+    try:
+        return from_tfds(builder)
+    except InputError:
+        raise
+    except Exception as error:  # TFDS, and what it calls, raise anything
+        build = _build(origin.tfds, folder, origin.manual)
+        raise InputError(f"{builder.data_path}: TFDS cannot read it ({reason(error)}); {build}") from error
+
+
+def reason(error: Exception) -> str:
+    """The kind and the first line of what a library raised."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def place(origin: Origin, source: Path | None) -> str:
+    """Where `read` has read, for messages about what it gave."""
+    return f"TFDS's {origin.tfds}" if source is None else str(source)
+
+
+def _build(name: str, folder: Path | None, manual: str) -> str:
+    first = f"put {manual} into {folder or '~/tensorflow_datasets'}/downloads/manual and " if manual else ""
+    to = f" --data_dir={shlex.quote(str(folder))}" if folder else ""
+    return f"where TensorFlow is installed, {first}run: tfds build {name} --file_format=array_record{to}"
+
+
+def is_of_tfds(folder: Path) -> bool:
+    """Whether TFDS has written a version of a data set into `folder`, whatever the folder is called."""
+    return (folder / "dataset_info.json").is_file()
+
+
+def is_in_tfds(name: str, folder: Path) -> bool:
+    """Whether `folder` is a TFDS data directory with some version of `name` in it."""
+    return any(map(is_of_tfds, (folder / name).glob("*")))
+
+
+def tfds_builder(name: str, folder: Path | None = None, manual: str = "") -> Any:
     """The TFDS builder of a data set that is prepared as array_record in `folder`, by default TFDS's own.
+
+    Args:
+      name: in TFDS.
+      folder: a TFDS data directory.
+      manual: as in `Origin`, for the message.
 
     Raises:
       InputError: it is not there, or in another format.
@@ -101,13 +149,12 @@ def tfds_builder(name: str, folder: Path | None = None) -> Any:
 
     # Else TFDS warns that the folder is not there, and that OpenCV is not.
     logging.set_verbosity(logging.ERROR)
-    build = f"where TensorFlow is installed, run: tfds build {name} --file_format=array_record"
-    build += f" --data_dir={shlex.quote(str(folder))}" if folder else ""
+    build = _build(name, folder, manual)
     try:
         builder = tfds.builder(name, file_format="array_record", data_dir=folder)
         prepared = builder.is_prepared()
     except Exception as error:  # TFDS raises anything
-        raise InputError(f"TFDS cannot read {name} ({str(error).partition(chr(10))[0]}); {build}") from error
+        raise InputError(f"TFDS cannot read {name} ({reason(error)}); {build}") from error
     if not prepared:
         raise InputError(f"{builder.data_path}: no data set prepared by TFDS; {build}")
     if builder.info.file_format.value != "array_record":

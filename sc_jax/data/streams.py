@@ -121,11 +121,13 @@ def batches(
       raised by `next`.
 
     Raises:
-      InputError: `batch_size` cannot be divided over the processes, or a step is negative.
+      InputError: `batch_size` cannot be divided over the processes, or a number is out of its range.
     """
     import grain
 
-    share = _share(batch_size, process_count)
+    share = _share(batch_size, process_index, process_count)
+    if seed < 0:
+        raise InputError(f"seed = {seed}; it should be 0 or more")
     if not 0 <= first_step <= total_steps:
         raise InputError(f"first_step = {first_step}; it should be in 0..total_steps = {total_steps}")
     order_seed, transform_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
@@ -154,7 +156,7 @@ def evaluation_batches(
     """
     import grain
 
-    share = _share(batch_size, process_count)
+    share = _share(batch_size, process_index, process_count)
     padded = -(-len(source) // batch_size) * batch_size
     dataset = grain.MapDataset.range(padded).map(_ReadPadded(source, transform))
     return _iterate(dataset[process_index::process_count], share, threads, workers)
@@ -183,7 +185,11 @@ class _ReadPadded(_Read):
         return record if index <= last else {**record, "example_id": np.int64(-1)}
 
 
-def _share(batch_size: int, process_count: int) -> int:
+def _share(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise InputError(
+            f"process_index = {process_index}; it should be in 0..{process_count - 1}, one for each process"
+        )
     if batch_size < 1 or batch_size % process_count:
         raise InputError(f"batch_size = {batch_size}; it should be a positive multiple of {process_count} processes")
     return batch_size // process_count
@@ -194,6 +200,9 @@ def _iterate(
 ) -> grain.DatasetIterator[Record]:
     import grain
 
+    for name, value, least in (("threads", 1 if threads is None else threads, 1), ("workers", workers, 0)):
+        if value < least:
+            raise InputError(f"{name} = {value}; it should be {least} or more")
     threads = threads or os.cpu_count() or 1
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:  # before batches are made, or what is in a batch would depend on how many workers there are
@@ -226,18 +235,27 @@ class TfdsSplit:
                     self.split, decoders={name: tfds.decode.SkipDecoding() for name in self.images}
                 )
             except Exception as error:  # TFDS, and what it calls, raise anything
-                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 raise InputError(
-                    f"{self.folder}: no array_record of the split {self.split} ({reason}); prepare it with "
+                    f"{self.folder}: no array_record of the split {self.split} ({sources.reason(error)}); prepare it with "
                     "--file_format=array_record"
                 ) from error
         return self._records
 
     def __len__(self) -> int:
-        return len(self._opened())
+        return self._read(len)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._opened()[int(index)]
+        return self._read(lambda records: records[int(index)])
+
+    def _read(self, ask: Callable[[Any], Any]) -> Any:
+        records = self._opened()
+        try:
+            return ask(records)
+        except Exception as error:
+            raise InputError(
+                f"{self.folder}: the split {self.split} cannot be read ({sources.reason(error)}); prepare it again with "
+                "--file_format=array_record"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_records": None}

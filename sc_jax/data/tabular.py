@@ -1,4 +1,4 @@
-"""Three tables of two classes: Adult, Bank Marketing and Online Shoppers, all from UCI (CC BY 4.0, from memory).
+"""Three tables of two classes: Adult, Bank Marketing and Online Shoppers, all from UCI (CC BY 4.0).
 
     dataset = load_adult(directory)
     dataset.splits["train"].inputs      # float32 [29305, 107]
@@ -53,6 +53,8 @@ from sc_jax.data.sources import Origin
 from sc_jax.files import InputError
 
 Rows = list[tuple[str, ...]]
+
+_SHOWN = 40  # characters of a wrong field in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +255,7 @@ def prepare_adult(source: Path | None, directory: Path) -> Path:
     Raises:
       InputError: a file is missing or not the official one, or `directory` cannot be written.
     """
-    return _write(ADULT, _verified(ADULT, read(ADULT, source)), directory)
+    return _write(ADULT, _verified(ADULT, read(ADULT, source), source), directory)
 
 
 def prepare_bank_marketing(source: Path | None, directory: Path) -> Path:
@@ -262,7 +264,7 @@ def prepare_bank_marketing(source: Path | None, directory: Path) -> Path:
     Raises:
       InputError: the file is missing or not the official one, or `directory` cannot be written.
     """
-    return _write(BANK_MARKETING, _verified(BANK_MARKETING, read(BANK_MARKETING, source)), directory)
+    return _write(BANK_MARKETING, _verified(BANK_MARKETING, read(BANK_MARKETING, source), source), directory)
 
 
 def prepare_online_shoppers(source: Path | None, directory: Path) -> Path:
@@ -271,7 +273,7 @@ def prepare_online_shoppers(source: Path | None, directory: Path) -> Path:
     Raises:
       InputError: the file is missing or not the official one, or `directory` cannot be written.
     """
-    return _write(ONLINE_SHOPPERS, _verified(ONLINE_SHOPPERS, read(ONLINE_SHOPPERS, source)), directory)
+    return _write(ONLINE_SHOPPERS, _verified(ONLINE_SHOPPERS, read(ONLINE_SHOPPERS, source), source), directory)
 
 
 def write_small_adult(directory: Path) -> None:
@@ -326,7 +328,10 @@ def read_table(path: Path, table: Table) -> tuple[Rows, np.ndarray]:
                 if table.header and lines.line_num == 1:
                     if tuple(fields) != names:
                         wrong = next(i for i, name in enumerate(names) if fields[i] != name)
-                        raise InputError(f"{at}: column {wrong + 1} is {fields[wrong]!r}, expected {names[wrong]!r}")
+                        raise InputError(
+                            f"{at}: column {wrong + 1} is {fields[wrong][:_SHOWN]!r}, expected {names[wrong]!r}; "
+                            "get the file again"
+                        )
                     continue
                 label.append(_class(fields.pop(), table, at))
                 for (name, categories), field in zip(table.columns.items(), fields, strict=True):
@@ -342,21 +347,23 @@ def read_table(path: Path, table: Table) -> tuple[Rows, np.ndarray]:
 def _class(field: str, table: Table, at: str) -> int:
     name = field.removesuffix(".")
     if name not in table.classes:
-        raise InputError(f"{at}, {table.class_column}: {field!r} is none of {', '.join(table.classes)}")
+        raise InputError(
+            f"{at}, {table.class_column}: {field[:_SHOWN]!r} is none of {', '.join(table.classes)}; get the file again"
+        )
     return table.classes.index(name)
 
 
 def _check(field: str, categories: tuple[str, ...], at: str) -> None:
     if categories:
         if field not in categories:
-            raise InputError(f"{at}: {field!r} is none of {', '.join(categories)}")
+            raise InputError(f"{at}: {field[:_SHOWN]!r} is none of {', '.join(categories)}; get the file again")
         return
     try:
         finite = math.isfinite(float(field))
     except ValueError:
         finite = False
     if not finite:
-        raise InputError(f"{at}: {field!r} is not a number")
+        raise InputError(f"{at}: {field[:_SHOWN]!r} is not a number; get the file again")
 
 
 def encode(rows: Rows, columns: Mapping[str, tuple[str, ...]]) -> np.ndarray:
@@ -399,9 +406,11 @@ def standardise(rows: np.ndarray, train: np.ndarray) -> np.ndarray:
     return ((rows - mean[None]) / deviation[None]).astype(np.float32)
 
 
-def _verified(table: Table, content: dict[str, tuple[Rows, np.ndarray]]) -> dict[str, tuple[Rows, np.ndarray]]:
+def _verified(
+    table: Table, content: dict[str, tuple[Rows, np.ndarray]], source: Path | None
+) -> dict[str, tuple[Rows, np.ndarray]]:
     for name, (_, label) in content.items():
-        sources.require_counts(name, label, table.counts[name])
+        sources.require_counts(f"{sources.place(table.origin, source)}/{name}", label, table.counts[name])
     return content
 
 

@@ -139,7 +139,7 @@ def prepare_imdb(source: Path | None, directory: Path) -> Path:
     Raises:
       InputError: neither is there, it is not the official data set, or `directory` cannot be written.
     """
-    return _write(IMDB, _verified(IMDB, read_imdb(source)), directory)
+    return _write(IMDB, _verified(IMDB, read_imdb(source), source), directory)
 
 
 def prepare_sst2(source: Path | None, directory: Path) -> Path:
@@ -148,7 +148,7 @@ def prepare_sst2(source: Path | None, directory: Path) -> Path:
     Raises:
       InputError: a file is missing or not the official one, or `directory` cannot be written.
     """
-    return _write(SST2, _verified(SST2, read_sst2(source)), directory)
+    return _write(SST2, _verified(SST2, read_sst2(source), source), directory)
 
 
 def prepare_trec(source: Path | None, directory: Path) -> Path:
@@ -157,7 +157,7 @@ def prepare_trec(source: Path | None, directory: Path) -> Path:
     Raises:
       InputError: neither is there, it is not the official data set, or `directory` cannot be written.
     """
-    return _write(TREC, _verified(TREC, read_trec(source)), directory)
+    return _write(TREC, _verified(TREC, read_trec(source), source), directory)
 
 
 def write_small_imdb(directory: Path) -> None:
@@ -298,7 +298,9 @@ def read_lines(path: Path, corpus: Corpus, encoding: str) -> Texts:
     for number, line in enumerate(_read_text(path, encoding).removesuffix("\n").split("\n"), 1):
         label, _, text = line.strip().partition(" ")
         if label not in map(str, range(len(corpus.class_names))):
-            raise InputError(f"{path}:{number}: class {label!r}, expected 0..{len(corpus.class_names) - 1}")
+            raise InputError(
+                f"{path}:{number}: class {label[:20]!r}, expected 0..{len(corpus.class_names) - 1}; get the file again"
+            )
         if not text.strip():
             raise InputError(f"{path}:{number}: no text after the class; get the file again")
         texts.append((text.strip(), int(label)))
@@ -336,10 +338,10 @@ def fit_tokenizer(texts: Iterable[str], length: int) -> Any:
     return fitted
 
 
-def _verified(corpus: Corpus, content: dict[str, Texts]) -> dict[str, Texts]:
+def _verified(corpus: Corpus, content: dict[str, Texts], source: Path | None) -> dict[str, Texts]:
     for split, texts in content.items():
         label = np.array([label for _, label in texts], np.int64)
-        sources.require_counts(f"{corpus.origin.dataset}, {split}", label, corpus.counts[split])
+        sources.require_counts(f"{sources.place(corpus.origin, source)}, {split}", label, corpus.counts[split])
     return content
 
 

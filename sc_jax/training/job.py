@@ -92,6 +92,10 @@ def build(config: Config) -> Job:
             model, init=pretrained.initializer(b.weights, b.name, part=b.weights_part, **shape, **options)
         )
     _require_fit(config, dataset, model)
+    if config.training.statistics_every and getattr(dataset, "ignore_label", None) is not None:
+        raise InputError(
+            f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
+        )
     members, tags = state.make_members(config.members.alphas, config.members.seeds)
     steps_per_epoch = len(train) // t.batch_size
     if steps_per_epoch == 0:
@@ -127,7 +131,7 @@ def _preprocessed(config: Config) -> Config:
     for name, value in theirs.items():
         if getattr(d, name) not in (default[name], value):
             raise InputError(
-                f"data.{name}: {getattr(d, name)!r}, but {published.weights} wants {value!r}: leave the field out, or say "
+                f"data.{name}: {getattr(d, name)!r}, but {published.weights} wants {value!r}: set it to that or leave it out, or say "
                 "data.preprocessing = given"
             )
     return dataclasses.replace(config, data=dataclasses.replace(d, **theirs))
@@ -192,12 +196,13 @@ def _refuse_idle(config: Config, dataset: data.Dataset | StreamedDataset) -> Non
     pictures = streamed or dataset.splits[config.data.train_split].inputs.dtype == np.uint8
     decoded, single = "images are decoded on the way", "images that are decoded on the way have one label each"
     published = config.data.preprocessing not in ("", "given")
+    cropped = not segmented and config.augmentation.resized_crop != ()
     for group, field, acts, where in (
         ("data", "train_size", streamed, decoded),
         ("data", "threads", streamed, decoded),
         ("data", "test_size", (streamed and not segmented) or published, single),
         ("data", "crop_pct", (streamed and not segmented) or published, single),
-        ("data", "interpolation", (streamed and not segmented) or published, single),
+        ("data", "interpolation", (streamed and not segmented) or published or cropped, f"{single}, or are resized"),
         ("data", "mean", pictures, "inputs are images"),
         ("data", "std", pictures, "inputs are images"),
         ("prediction", "pixels", segmented, "pixels are labelled"),
@@ -289,6 +294,7 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         crop_padding=a.crop_padding,
         resized_crop=() if job.streamed else a.resized_crop,  # a stream crops and flips where it decodes
         flip=a.flip and not job.streamed,
+        interpolation=config.data.interpolation,
         rand_augment=a.rand_augment,
         mixup=a.mixup,
         cutmix=a.cutmix,
@@ -341,6 +347,26 @@ def _training_batches(job: Job, first_step: int) -> Iterator[tuple[np.ndarray, n
         ]
         for batches in zip(*each, strict=True):
             yield tuple(np.stack([batch[field] for batch in batches]) for field in ("image", "label"))
+
+
+def first_examples(job: Job, split: str, count: int, mesh: parallel.Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The first examples of a split, as they are at test, on the devices: (inputs [b, …], label int32 [b], which of them count).
+
+    Args:
+      job: as built, of one label for each example; split: its name; count: how many are wanted; mesh: the devices, over
+        which the batch is divided.
+    """
+    source = job.dataset.splits[split]
+    count = min(count, len(source))
+    if job.streamed:
+        head = itertools.islice(evaluation_batches(job, split), -(-count // job.config.prediction.batch_size))
+        parts = list(head)
+        inputs, label = (np.concatenate([part[name] for part in parts])[:count] for name in ("image", "label"))
+    else:
+        inputs, label = source.inputs[:count], source.label[:count]
+    padding = -count % mesh.size
+    index = np.minimum(np.arange(count + padding), count - 1)
+    return parallel.divide((inputs[index], label[index].astype(np.int32), np.arange(len(index)) < count), mesh, axis=0)
 
 
 def evaluation_batches(job: Job, split: str) -> Iterator[dict[str, np.ndarray]]:

@@ -123,6 +123,25 @@ def test_tfds_gives_the_same_records_as_the_folders(tmp_path):
     assert images.eval_pair_record(dataset.splits["test"][0])["image"].shape == (1024, 2048, 3)
 
 
+def test_a_folder_called_cityscapes_is_not_yet_of_tfds(small, tmp_path, capsys):
+    """What decides is `dataset_info.json`, wherever the official folders lie and whatever they are called."""
+    shutil.copytree(small / "cityscapes", tmp_path / "pp" / "cityscapes")
+    assert prepare.main(["cityscapes", "--from", str(tmp_path / "pp"), "--to", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/pp/leftImg8bit/train: holds no <city>/*_leftImg8bit.png" in error
+    assert "TFDS" not in error
+    cityscapes.prepare(tmp_path / "pp" / "cityscapes", tmp_path, small=True)
+    assert data.load("cityscapes", tmp_path).fingerprint == data.load("cityscapes", small).fingerprint
+
+
+def test_a_directory_may_be_that_of_tfds(tmp_path):
+    cityscapes.write_small(tmp_path, "tfds")
+    (tmp_path / "tfds" / "cityscapes").rename(tmp_path / "cityscapes")
+    (tmp_path / "cityscapes.npz").unlink()
+    cityscapes.prepare(None, tmp_path, small=True)
+    assert len(data.load("cityscapes", tmp_path).splits["test"]) == 2
+
+
 def test_what_is_missing_or_wrong_is_named(small, tmp_path, capsys):
     originals = shutil.copytree(small / "cityscapes", tmp_path / "originals")
     assert prepare.main(["cityscapes", "--from", str(originals), "--to", str(tmp_path)]) == 2

@@ -1,8 +1,10 @@
 """ImageNet from a small set of real JPEG files, in torchvision's folders and in TFDS's array_record."""
 
+import ast
 import functools
 import hashlib
 import pickle
+import shlex
 import shutil
 
 import numpy as np
@@ -56,7 +58,36 @@ def test_the_validation_split_comes_first_by_hash_of_the_file_name(small):
         return [hashlib.sha256(b"imagenet/" + name).digest() for name in dataset.splits[split].file_name.tolist()]
 
     assert max(digests("validation")) < min(digests("train"))
-    assert max(digests("test_tune")) < min(digests("test_report"))
+
+
+def test_test_tune_is_what_the_published_notebook_draws(small):
+    """`torch.manual_seed(0); idx = torch.randperm(len(logits))`, of images in the order of torchvision's ImageFolder."""
+    torch = pytest.importorskip("torch")
+    dataset = data.load("imagenet", small)
+    test = dataset.splits["test"]
+    in_folders = sorted(
+        (test.wnid[label], name) for label, name in zip(test.label, test.file_name.tolist(), strict=True)
+    )
+    assert in_folders != [(wnid, name) for wnid, name in sorted(in_folders, key=lambda image: image[1])]
+    torch.manual_seed(0)
+    order = torch.randperm(len(in_folders)).tolist()
+    count = len(dataset.splits["test_tune"])
+    for split, places in (("test_tune", order[:count]), ("test_report", order[count:])):
+        found = sorted(dataset.splits[split].file_name.tolist())
+        assert found == sorted(in_folders[place][1] for place in places)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 10, 50_000])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_permutations_are_those_of_torch(size, seed):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(seed)
+    np.testing.assert_array_equal(imagenet.torch_permutation(size, seed), torch.randperm(size).numpy())
+
+
+def test_a_permutation_of_torch_that_is_written_down():
+    # What PyTorch's documentation and countless notebooks show for seed 0; PyTorch need not be installed.
+    assert imagenet.torch_permutation(10, 0).tolist() == [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]
 
 
 def test_as_many_are_drawn_as_asked_for():
@@ -147,10 +178,66 @@ def test_less_than_all_of_imagenet_is_refused_but_as_a_small_set(in_folders, tmp
         imagenet.prepare(tmp_path / "few", tmp_path, small=True)
 
 
+def test_ids_of_others_can_be_held_out(in_folders, tmp_path):
+    originals = shutil.copytree(in_folders / "imagenet", tmp_path / "originals")
+    listed = originals / imagenet.HELD_OUT
+    chosen = np.random.default_rng(0).permutation(96)[:24]
+    listed.write_text("".join(f"{i}\n" for i in chosen))
+    imagenet.prepare(originals, tmp_path, small=True)
+    splits = data.load("imagenet", tmp_path).splits
+    np.testing.assert_array_equal(splits["validation"].example_id, np.sort(chosen))
+    np.testing.assert_array_equal(splits["train"].example_id, np.setdiff1d(np.arange(96), chosen))
+    np.testing.assert_array_equal(
+        splits["test_tune"].example_id, data.load("imagenet", in_folders).splits["test_tune"].example_id
+    )
+    prepared = (tmp_path / "imagenet.npz").read_bytes()
+    for wrong in (
+        "",
+        "1\n",
+        "x\n",
+        "\n".join(map(str, range(23))) + "\n96",
+        "\n".join(["3"] * 24),
+        "1.5\n",
+        str(10**30),
+    ):
+        listed.write_text(wrong)
+        with pytest.raises(InputError, match=rf"^{listed}: .*one a line.*; correct it or remove it$"):
+            imagenet.prepare(originals, tmp_path, small=True)
+    assert (tmp_path / "imagenet.npz").read_bytes() == prepared
+
+
+@pytest.mark.parametrize(("part", "loose"), [("val", "ILSVRC2012_val_00000001.JPEG"), ("train", "n01440764.tar")])
+def test_images_without_class_folders_say_what_to_do(part, loose, in_folders, tmp_path, capsys):
+    originals = shutil.copytree(in_folders / "imagenet", tmp_path / "it's here")
+    shutil.rmtree(originals / part)
+    (originals / part).mkdir()
+    (originals / part / loose).write_bytes(b"")
+    assert prepare.main(["imagenet", "--from", str(originals), "--to", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {originals / part}: {loose} is in no class folder")
+    assert f"wanted is {part}/n01440764/*.JPEG" in error
+    assert f"ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_{part}.tar into {originals}" in error
+    assert error.count("\n") == 1
+    command = shlex.split(error.partition("python -c ")[2])
+    asked = ast.parse(command[0]).body[1].value
+    assert [argument.value for argument in asked.args] == [str(originals), part]
+
+
 def test_a_folder_or_a_link_in_the_directory_is_found(in_folders, tmp_path):
     (tmp_path / "imagenet").symlink_to(in_folders / "imagenet")
     imagenet.prepare(None, tmp_path, small=True)
     assert data.load("imagenet", tmp_path).fingerprint == data.load("imagenet", in_folders).fingerprint
+
+
+def test_a_damaged_record_of_tfds_is_named(tmp_path):
+    imagenet.write_small(tmp_path, "tfds")
+    source = data.load("imagenet", tmp_path).splits["test"]
+    (path,) = (tmp_path / "tfds" / "imagenet2012").glob("*/*-validation.array_record-*")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(
+        InputError, match=r"5\.1\.0: val ILSVRC2012_val_0.*the split validation cannot be read \(Runtime"
+    ):
+        list(streams.evaluation_batches(source, functools.partial(images.eval_record, size=8), batch_size=4))
 
 
 def test_without_images_it_says_what_to_get(tmp_path):

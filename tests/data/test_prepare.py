@@ -1,30 +1,35 @@
 """`python -m sc_jax.data.prepare`, with made-up official files; the real ones where Debian's package is installed."""
 
+import contextlib
 import hashlib
+import io
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import ROOT
 
 from sc_jax import data, files
-from sc_jax.data import cifar, fashion_mnist, idx, prepare
+from sc_jax.data import cifar, cityscapes, fashion_mnist, idx, imagenet, mnist, prepare, small, sources, tabular, text
 from sc_jax.files import InputError
 
 COMMAND = "python -m sc_jax.data.prepare fashion_mnist"
 
 
 def made_up():
-    """As many examples as in the official files; each image is its own index, in four pixels."""
+    """As many examples as in the official files; the first four pixels of each image are its own index."""
     official = {}
     for part, n in (("train", 60_000), ("t10k", 10_000)):
-        image = np.arange(n, dtype="<u4").view(np.uint8).reshape(n, 2, 2)
+        image = np.zeros((n, 28 * 28), np.uint8)
+        image[:, :4] = np.arange(n, dtype="<u4").view(np.uint8).reshape(n, 4)
         official |= {
-            f"{part}-images-idx3-ubyte": image,
+            f"{part}-images-idx3-ubyte": image.reshape(n, 28, 28),
             f"{part}-labels-idx1-ubyte": (np.arange(n) % 7).astype(np.uint8),
         }
     return official
@@ -80,7 +85,7 @@ def test_from_a_folder(originals, tmp_path, capsys):
     np.testing.assert_array_equal(np.sort(seen), np.arange(60_000))
     for split in splits.values():
         assert np.all(np.diff(split.example_id) > 0)
-        index = split.inputs.reshape(-1).view("<u4")
+        index = split.inputs.reshape(len(split), -1)[:, :4].copy().view("<u4")[:, 0]
         np.testing.assert_array_equal(index, split.example_id % 60_000)
         np.testing.assert_array_equal(split.label, index % 7)
 
@@ -152,14 +157,77 @@ def test_wrong_arguments(tmp_path, capsys):
     assert "--form" in fails_with(capsys, "fashion_mnist", "--form", tmp_path)
 
 
-def test_the_docs_say_how_each_data_set_comes_and_how_large_it_is():
-    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.M))
+TEXTS = {corpus.origin.dataset: corpus for corpus in (text.IMDB, text.SST2, text.TREC)}
+ORIGINS = {
+    "fashion_mnist_full": prepare.ORIGIN,
+    "mnist": mnist.ORIGIN,
+    "cifar10": cifar.CIFAR10.origin,
+    "cifar100": cifar.CIFAR100.origin,
+    "imagenet": imagenet.ORIGIN,
+    "cityscapes": cityscapes.ORIGIN,
+    **{name: corpus.origin for name, corpus in TEXTS.items()},
+    **{
+        table.origin.dataset: table.origin for table in (tabular.ADULT, tabular.BANK_MARKETING, tabular.ONLINE_SHOPPERS)
+    },
+}
+
+
+def section(title):
+    """Of docs/data.md."""
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows_of_the_docs():
+    """Name -> the cells after it, of the table of what there is."""
+    found = re.findall(r"^\| `(\w+)` \|(.*)\|$", section("What there is"), re.M)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
+
+
+def test_the_docs_list_every_data_set_with_its_sizes():
+    rows = rows_of_the_docs()
     assert set(rows) == set(data.LOADERS)
     splits = data.load("fashion_mnist").splits
-    assert " / ".join(f"{len(splits[name]):,}" for name in ("train", "validation", "test")) in rows["fashion_mnist"]
+    held_out = {"imdb": 2_500, "trec": 545}
+    totals = {
+        **{name: tuple(map(sum, corpus.counts.values())) for name, corpus in TEXTS.items()},
+        "cifar10": tuple(cifar.SIZES.values()),
+        "imagenet": tuple(imagenet.OFFICIAL.values()),
+        "cityscapes": tuple(cityscapes.OFFICIAL.values()),
+        "fashion_mnist": tuple(len(splits[name]) for name in ("train", "validation", "test")),
+    }
+    for name, sizes in totals.items():
+        told = [int(size.replace(",", "")) for size in re.findall(r"[\d,]+", rows[name][2])]
+        assert tuple(told) == sizes if len(sizes) == 3 else (told[0] + told[1], told[2]) == sizes, name
+        assert told[1] == held_out.get(name, told[1])
+
+
+def test_the_docs_name_tfds_and_its_versions():
+    for name, cells in rows_of_the_docs().items():
+        if name not in ORIGINS or ORIGINS[name].tfds is None:
+            assert cells[3] == "–", name
+            continue
+        with contextlib.redirect_stderr(io.StringIO()):
+            builder = tfds.builder(ORIGINS[name].tfds)
+        assert cells[3] == f"`{ORIGINS[name].tfds}` {builder.version}", name
+
+
+def test_the_docs_say_of_each_data_set_where_it_comes_from_and_its_licence():
+    text = section("Where they come from, and their licences")
+    paragraphs = [paragraph for paragraph in re.split(r"\n\n(?=\*\*)", text) if paragraph.startswith("**")]
+    said = {name: [p for p in paragraphs if f"`{name}`" in p.partition(".")[0]] for name in data.LOADERS}
+    for name, found in said.items():
+        assert len(found) == 1, name
+        assert re.search(r"Licence: \w", found[0]), name
+        if name in ORIGINS:
+            assert f"<{ORIGINS[name].page.partition(' (')[0]}>" in found[0], name
     pinned = re.findall(r"`(cifar-\d+-binary\.tar\.gz)` \| `(\w{64})`", text)
     assert pinned == [(variant.archive, variant.sha256) for variant in (cifar.CIFAR10, cifar.CIFAR100)]
+
+
+def test_the_docs_say_which_data_sets_have_no_small_one():
+    (without,) = re.findall(r"These have none:([^.]*)\.", section("Small made-up sets"))
+    assert set(re.findall(r"`(\w+)`", without)) == set(data.LOADERS) - set(small.SMALL)
 
 
 def test_without_apt_and_with_a_failing_one(tmp_path, monkeypatch):
@@ -186,6 +254,83 @@ def test_without_files_the_error_says_what_to_get_and_what_to_run(name, tmp_path
         error = fails_with(capsys, name, *arguments, "--to", tmp_path / "data")
         assert f"python -m sc_jax.data.prepare {name}" in error
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
+
+
+@contextlib.contextmanager
+def harmed(path, kind):
+    """Does to a file what happens to files, and makes it good again."""
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "another type":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + content[100:])
+    elif kind == "a folder":
+        path.mkdir()
+    yield
+    if path.is_dir():
+        path.rmdir()
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def small_sets(tmp_path_factory):
+    """Name -> the original files of its small set."""
+    root = tmp_path_factory.mktemp("small_sets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SC_JAX_DATA", str(root))
+        folders = {name: small.small(name) for name in small.SMALL}
+    return {
+        name: next(path for path in (made / "originals", made / "tfds", made / name) if path.is_dir())
+        for name, made in folders.items()
+    }
+
+
+@pytest.mark.parametrize("name", small.SMALL)
+def test_wrong_files_are_one_line_and_harm_nothing(name, small_sets, tmp_path, capsys):
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / f"{name}.npz").write_bytes(b"prepared before")
+    (tmp_path / "empty folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    for place in ("empty folder", "file", "absent"):
+        error = fails_with(capsys, name, "--from", tmp_path / place, "--to", to)
+        assert error.startswith(f"error: {tmp_path / place}")
+        assert any(word in error for word in ("get ", "should hold ", "needed")), error
+    folder = shutil.copytree(small_sets[name], tmp_path / "harmed")
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    for kind in ("truncated", "empty", "another type", "a folder", "missing"):
+        for path in found if len(found) <= 4 else found[:: len(found) // 3]:
+            with harmed(path, kind):
+                fails_with(capsys, name, "--from", folder, "--to", to)
+    assert [(path.name, path.read_bytes()) for path in to.iterdir()] == [(f"{name}.npz", b"prepared before")]
+
+
+def test_ctrl_c_is_130(tmp_path, monkeypatch, capsys):
+    def interrupted(source, directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mnist, "prepare", interrupted)
+    assert prepare.main(["mnist", "--to", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was changed\n"
+
+
+@pytest.mark.parametrize("name", [name for name in ORIGINS if ORIGINS[name].tfds])
+def test_what_tfds_does_not_fetch_is_named(name, tmp_path, monkeypatch):
+    """The archives are those that its builder asks for; the other builders fetch theirs."""
+    origin = ORIGINS[name]
+    with contextlib.redirect_stderr(io.StringIO()):
+        wanted = tfds.builder_cls(origin.tfds.partition("/")[0]).MANUAL_DOWNLOAD_INSTRUCTIONS or ""
+    archives = re.findall(r"\w+\.(?:tar|zip)", wanted)
+    assert set(archives) == set(re.findall(r"\w+\.(?:tar|zip)", origin.manual))
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "tfds"))
+    with pytest.raises(InputError) as caught:
+        sources.read(origin, None, pytest.fail, pytest.fail)
+    put = f"put {origin.manual} into ~/tensorflow_datasets/downloads/manual and " if archives else ""
+    run = f"run: tfds build {origin.tfds} --file_format=array_record;"
+    assert f"where TensorFlow is installed, {put}{run}" in str(caught.value)
 
 
 def test_command_line_shows_no_traceback(tmp_path):

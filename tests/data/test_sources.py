@@ -39,6 +39,40 @@ def test_a_folder_is_read_by_the_reader_of_what_is_in_it(tmp_path):
     assert sources.read(ORIGIN, tmp_path, *readers) == ("tfds", "cifar10")
 
 
+def test_a_name_alone_makes_no_tfds_folder(tmp_path):
+    readers = (lambda folder: "folder", lambda builder: "tfds")
+    for name in ("cifar10", "cifar10/3.0.2", "cifar10/train"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "cifar10" / "3.0.2" / "features.json").write_text("{}")
+    assert sources.read(ORIGIN, tmp_path, *readers) == "folder"
+    (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match=r"^TFDS cannot read cifar10 .*run: tfds build cifar10 "):
+        sources.read(ORIGIN, tmp_path, *readers)
+
+
+def test_a_folder_within_that_of_tfds_is_told_apart(tmp_path):
+    sources.write_tfds("cifar10", tmp_path, {"train": tiny(4), "test": tiny(2)})
+    for inner in (tmp_path / "cifar10", tmp_path / "cifar10" / "3.0.2"):
+        with pytest.raises(InputError, match=f"^{inner}: a folder within a TFDS data directory; give --from that"):
+            sources.read(ORIGIN, inner, pytest.fail, pytest.fail)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "missing", "other"])
+def test_damaged_array_record_is_one_line(harm, tmp_path):
+    sources.write_tfds("cifar10", tmp_path, {"train": tiny(4), "test": tiny(2)})
+    (path,) = (tmp_path / "cifar10" / "3.0.2").glob("*-train.array_record-*")
+    content = path.read_bytes()
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "other": b"PK" * 50_000}[harm])
+    read = lambda builder: [example["label"] for example in builder.as_data_source(split="train")]  # noqa: E731
+    with pytest.raises(InputError) as caught:
+        sources.read(ORIGIN, tmp_path, pytest.fail, read)
+    assert str(caught.value).startswith(f"{path.parent}: TFDS cannot read it (")
+    assert f"tfds build cifar10 --file_format=array_record --data_dir={tmp_path}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_folder_the_usual_one_of_tfds_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     readers = (pytest.fail, lambda builder: len(builder.as_data_source(split="train")))

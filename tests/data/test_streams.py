@@ -193,6 +193,17 @@ def test_impossible_requests_are_refused():
         evaluated(batch_size=0)
     with pytest.raises(InputError, match="first_step = 16"):
         taken(first_step=16)
+    with pytest.raises(InputError, match="seed = -1; it should be 0 or more"):
+        taken(seed=-1)
+    for read in (taken, evaluated):
+        for index in (-1, 2):
+            with pytest.raises(
+                InputError, match=rf"process_index = {index}; it should be in 0\.\.1, one for each process"
+            ):
+                read(process_index=index, process_count=2, batch_size=4)
+        for name, value, least in (("threads", 0, 1), ("threads", -3, 1), ("workers", -1, 0)):
+            with pytest.raises(InputError, match=f"{name} = {value}; it should be {least} or more"):
+                read(**{"batch_size": 4, name: value})
 
 
 def test_a_data_set_is_checked():

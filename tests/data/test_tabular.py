@@ -138,7 +138,7 @@ def test_test_rows_change_nothing_in_the_train_split(small, tmp_path, anything_i
 @pytest.mark.parametrize("name", SETS)
 def test_small_set_is_refused_as_the_official_one(name, small, tmp_path):
     table, prepare, _ = SETS[name]
-    with pytest.raises(InputError, match=rf"^{table.train}: .* examples of class 0 "):
+    with pytest.raises(InputError, match=rf"^{small[name]}/originals/{table.train}: .* examples of class 0 "):
         prepare(small[name] / "originals", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 

@@ -11,6 +11,7 @@ from conftest import ROOT, run_door
 
 from sc_jax import config as config_lib
 from sc_jax import data
+from sc_jax.data import small as small_sets
 from sc_jax.predictions import is_scored, load
 
 ROWS = [f"label_smoothing/{name}.py" for name in ("bank_marketing", "online_shoppers", "imdb", "cifar10", "cifar100")]
@@ -73,7 +74,7 @@ def test_smoke_runs_to_the_report(
     config = config_lib.load(f"{ROOT}/{recipe[0]}")
     lines = [json.loads(line) for line in (workdir / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines[1:]] == [1, 2]
-    dataset = data.load(config.data.name, tmp_path / "data" / "small" / config.data.name)
+    dataset = data.load(config.data.name, small_sets.folder_of(config.data.name))
     for split in config.prediction.splits:
         files = [path for path in workdir.glob(f"predictions/*/{split}.npz") if not is_scored(path)]
         assert len(files) == len(config.members.alphas) * len(config.members.seeds)
