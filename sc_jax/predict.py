@@ -20,19 +20,10 @@ from sc_jax import cli, files, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
-from sc_jax.models import Model, map_members
+from sc_jax.models import member_logits
 from sc_jax.training import job as job_lib
 from sc_jax.training import optimizers, parallel, state
 from sc_jax.training.logs import Progress
-
-
-def member_logits(model: Model, params: Any, model_state: Any, inputs: jax.Array) -> jax.Array:
-    """Logits of every member: inputs as the model takes them [b, …] → float32 [m, b, k]."""
-
-    def one(params: Any, model_state: Any) -> jax.Array:
-        return model.apply(params, model_state, inputs)[0]["logits"]
-
-    return map_members(one, model.member_mapping)(params, model_state)
 
 
 def predict(config: Config, workdir: Path) -> None:

@@ -4,14 +4,16 @@
     params, model_state = model.init(jax.random.key(0))
     outputs, _ = model.apply(params, model_state, images)
 
-To add one: write the module in a file of its own, and a line in `BACKBONES`; the test battery finds it there. Attributes are
-named as the tensors of its published weights (timm's names, where timm has it), so that `pretrained` reads them by one rule.
+To add one: write the module in a file of its own, with the class attributes `member_mapping` and `head_parts` (see `Model`), and
+a line in `BACKBONES`; the test battery finds it there. Attributes are named as the tensors of its published weights (timm's names,
+where timm has it), so that `pretrained` reads them by one rule.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal
@@ -73,11 +75,14 @@ class Model:
         the last of which are the logits.
       member_mapping: how many members run in one program: "vmap", or "unroll" (one after the other in the same program,
         several times faster for convolutions on a CPU).
+      head_parts: the attributes that are the classifier, as the class of the backbone names them: dotted paths, "*" for any
+        index. What remains is the backbone, which weights made for other classes can fill.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
     apply: Callable[..., tuple[dict[str, jax.Array], Any]]
     member_mapping: Literal["vmap", "unroll"]
+    head_parts: tuple[str, ...] = ()
 
 
 def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **options: Any) -> Model:
@@ -93,7 +98,7 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
       A `Model`.
 
     Raises:
-      InputError: there is no such backbone; the nearest is named.
+      InputError: there is no such backbone (the nearest is named), or it does not take an option, or lacks one.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1)
@@ -101,7 +106,7 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
         raise InputError(f"model.name: there is no backbone {name!r}; {hint}")
     reference, preset = BACKBONES[name]
     backbone = pkgutil.resolve_name(reference)
-    options = {**preset, **options}
+    options = _checked_options(name, backbone, {**preset, **options})
 
     def create(key: jax.Array) -> nnx.Module:
         return backbone(input_shape=input_shape, num_classes=num_classes, rngs=nnx.Rngs(key), **options)
@@ -120,7 +125,30 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
         _, _, model_state = nnx.split(module, nnx.Param, ...)
         return outputs, model_state
 
-    return Model(init, apply, backbone.member_mapping)
+    return Model(init, apply, backbone.member_mapping, getattr(backbone, "head_parts", ()))
+
+
+def _checked_options(name: str, backbone: type[nnx.Module], options: dict[str, Any]) -> dict[str, Any]:
+    """The options, all of which the constructor takes, and all that it needs."""
+    parameters = inspect.signature(backbone.__init__).parameters
+    taken = {
+        key: parameters[key].default for key in parameters if key not in ("self", "input_shape", "num_classes", "rngs")
+    }
+    for option in options:
+        if option not in taken:
+            raise InputError(f"model.{option}: {name} does not take it; it takes {', '.join(taken)}")
+    for option, default in taken.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise InputError(f"model.{option}: {name} needs it; give it")
+    if "dtype" in options:
+        try:
+            dtype = jax.numpy.dtype(options["dtype"])
+        except TypeError:
+            dtype = None
+        if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+            raise InputError(f"model.dtype: {options['dtype']!r}; take 'float32' or 'bfloat16'")
+        options = {**options, "dtype": dtype}
+    return options
 
 
 def map_members(function: Callable[..., Any], mapping: str) -> Callable[..., Any]:
@@ -134,3 +162,12 @@ def map_members(function: Callable[..., Any], mapping: str) -> Callable[..., Any
         return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *each)
 
     return unrolled
+
+
+def member_logits(model: Model, params: Any, model_state: Any, inputs: jax.Array) -> jax.Array:
+    """Logits of every member, not training: inputs as the model takes them [b, …] → float32 [m, b, k]."""
+
+    def one(params: Any, model_state: Any) -> jax.Array:
+        return model.apply(params, model_state, inputs)[0]["logits"]
+
+    return map_members(one, model.member_mapping)(params, model_state)

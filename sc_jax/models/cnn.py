@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sc_jax.models.resnet import require_image
+
 
 class CNN(nnx.Module):
     """3×3 convolutions of stride 2 with ReLU → flattened → dropout → logits; features are what is flattened.
@@ -19,6 +21,7 @@ class CNN(nnx.Module):
     """
 
     member_mapping = "unroll"
+    head_parts = ("head",)
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class CNN(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        require_image(input_shape)
         widths = (input_shape[-1], *hidden)
         self.convolutions = nnx.List(
             [nnx.Conv(a, b, (3, 3), strides=2, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from sc_jax.files import InputError
-from sc_jax.models.resnet import ResNet, batch_norm, convolution, spatial_mean
+from sc_jax.models.resnet import ResNet, batch_norm, convolution, require_image, spatial_mean
 
 WIDTH, LOW_WIDTH, RATES, STRIDE = 256, 48, (6, 12, 18), 16
 """Channels of pyramid and decoder, and of what the decoder takes from the first stage; dilations at output stride 16."""
@@ -52,8 +53,9 @@ class ASPP(nnx.Module):
 class DeepLabV3Plus(nnx.Module):
     """ResNet of output stride 16 → ASPP → beside 48 channels of the first stage, two 3×3 convolutions → logits of every pixel.
 
-    Maps are enlarged bilinearly (pixel centres at half-integers: ×4 into the decoder, ×4 to the input's size). Logits are
-    [b, h, w, k], and there are no features. With ResNet-101, 3 colours and 19 classes 59,343,795 parameters.
+    Maps are enlarged bilinearly (pixel centres at half-integers: ×4 into the decoder, ×4 to the input's size), by weighted
+    sums and not by products of matrices, so that `costs.macs` leaves it out, as published figures do. Logits are [b, h, w, k],
+    and there are no features. With ResNet-101, 3 colours and 19 classes 59,343,795 parameters.
 
     Source: Chen et al. 2018, "Encoder-decoder with atrous separable convolution for semantic image segmentation", ECCV, sections
     3.1–3.2 and 4.1, with plain convolutions; dropout after the ASPP and the logits' N(0, .01²), truncated, are of the authors'
@@ -68,10 +70,11 @@ class DeepLabV3Plus(nnx.Module):
       rngs: stream "params".
 
     Raises:
-      InputError: a side is no multiple of 16.
+      InputError: the inputs are no images, or a side is no multiple of 16.
     """
 
     member_mapping = "unroll"
+    head_parts = ("aspp", "low", "decoder", "head", "fc")  # fc: of the ResNet whose file fills the backbone
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class DeepLabV3Plus(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        require_image(input_shape)
         _check_sides(input_shape)
         options = {"dtype": dtype, "rngs": rngs}
         self.backbone = ResNet(
@@ -115,7 +119,18 @@ class DeepLabV3Plus(nnx.Module):
 
 
 def _enlarge(x: jax.Array, like: jax.Array) -> jax.Array:
-    return jax.image.resize(x, (*like.shape[:3], x.shape[3]), "bilinear")
+    """x as large as `like`, a multiple of it, bilinearly; beyond the edge lies the edge."""
+    for axis in (1, 2):
+        size, margins = x.shape[axis], [(0, 0)] * 4
+        factor, margins[axis] = like.shape[axis] // size, (1, 1)
+        padded = jnp.pad(x, margins, "edge")
+        before, after = (lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2))
+        phases = []
+        for phase in range(factor):
+            offset = (phase + 0.5) / factor - 0.5  # of the centre of a new pixel from that of the old one it lies in
+            phases.append((1 - abs(offset)) * x + abs(offset) * (before if offset < 0 else after))
+        x = jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], factor * size, *x.shape[axis + 1 :])
+    return x
 
 
 def _check_sides(shape: tuple[int, ...]) -> None:

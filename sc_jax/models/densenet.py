@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
-from sc_jax.models.resnet import batch_norm, convolution, linear_head, spatial_mean
+from sc_jax.models.resnet import batch_norm, convolution, linear_head, require_image, spatial_mean
 
 
 class DenseLayer(nnx.Module):
@@ -120,10 +120,11 @@ class DenseNet(nnx.Module):
       rngs: stream "params".
 
     Raises:
-      InputError: another stem, or images that the transitions shrink to nothing.
+      InputError: another stem, inputs that are no images, or images that the transitions shrink to nothing.
     """
 
     member_mapping = "unroll"
+    head_parts = ("classifier",)
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class DenseNet(nnx.Module):
     ):
         if stem not in ("cifar", "imagenet"):
             raise InputError(f"model.stem: {stem!r}; take 'cifar' or 'imagenet'")
+        require_image(input_shape)
         side = min(input_shape[:2])
         if -(-side // (1 if stem == "cifar" else 4)) < 2 ** (len(blocks) - 1):  # each transition halves, rounded down
             raise InputError(

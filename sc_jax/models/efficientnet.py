@@ -173,6 +173,7 @@ class InvertedResidualNetwork(nnx.Module):
     """
 
     member_mapping = "unroll"
+    head_parts = ("classifier",)
 
     def __init__(
         self,

@@ -21,6 +21,9 @@ class LSTM(nnx.Module):
     hidden layer. With v tokens, embedding e, h hidden units, head widths 256 and 128 and k classes it has
     v e + 2 · 4h (e + h + 1) + 2h · 256 + 256 + 256 · 128 + 128 + 128 k + k parameters.
 
+    The cell c_t and the gates are float32 whatever the rest is computed in: in bfloat16 a cell of 1 would not feel what adds
+    less than 1/256 of it.
+
     Dropout acts on the embedded tokens, on the last states and after every hidden layer. Embedding N(0, 1) · e^(-1/2), input
     kernels LeCun normal, recurrent kernels orthogonal; biases are zero, but those of forget gates 1.
 
@@ -31,6 +34,7 @@ class LSTM(nnx.Module):
     """
 
     member_mapping = "vmap"
+    head_parts = ("head",)
 
     def __init__(
         self,
@@ -92,12 +96,12 @@ class Direction(nnx.Module):
         def step(carry: tuple[jax.Array, jax.Array], token: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             h, c = carry
             x, keep = token
-            i, f, g, o = jnp.split(x + recurrent(h), 4, axis=-1)
+            i, f, g, o = jnp.split((x + recurrent(h)).astype(jnp.float32), 4, axis=-1)
             new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            new_h = jax.nn.sigmoid(o) * jnp.tanh(new_c)
+            new_h = (jax.nn.sigmoid(o) * jnp.tanh(new_c)).astype(h.dtype)
             keep = keep[:, None]
             return (jnp.where(keep, new_h, h), jnp.where(keep, new_c, c)), None
 
-        start = jnp.zeros((len(inputs), recurrent.in_features), projected.dtype)
-        (h, _), _ = lax.scan(step, (start, start), (projected, mask.T), reverse=reverse)
+        start = jnp.zeros((len(inputs), recurrent.in_features), jnp.float32)
+        (h, _), _ = lax.scan(step, (start.astype(projected.dtype), start), (projected, mask.T), reverse=reverse)
         return h

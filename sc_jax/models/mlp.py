@@ -19,6 +19,7 @@ class MLP(nnx.Module):
     """
 
     member_mapping = "vmap"
+    head_parts = ("head",)
 
     def __init__(
         self,

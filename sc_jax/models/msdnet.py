@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sc_jax.models.resnet import spatial_mean
+from sc_jax.files import InputError
+from sc_jax.models.resnet import batch_norm, convolution, spatial_mean
 
 
 class MSDNet(nnx.Module):
@@ -26,8 +27,8 @@ class MSDNet(nnx.Module):
 
     Defaults are the CIFAR network of three scales, growth 6 and 16 initial channels with exits after 4, 6, …, 16 layers.
     ImageNet's of five exits is blocks=(4, 4, 4, 4, 4), channels=32, growth=16, factors=(1, 2, 4, 4), stem="imagenet" (7×7
-    convolution and 3×3 max-pooling, both of stride 2; exits as wide as their input). Convolutions start He normal
-    by their fan-out. The mean of the batch variance that is kept is biased, where PyTorch keeps the unbiased.
+    convolution and 3×3 max-pooling, both of stride 2; exits as wide as their input). Initialisation: `convolution`,
+    `batch_norm` of `sc_jax.models.resnet`; heads LeCun normal.
 
     Outputs: "logits" and "features" of the last exit, and "exit_logits" [e, b, k] of all, in order of depth.
 
@@ -35,9 +36,13 @@ class MSDNet(nnx.Module):
     The paper prints no parameter count and leaves widths of bottlenecks open; these, the exits' places and the ImageNet exits
     follow the PyTorch code that the authors point to (kalviny/MSDNet-PyTorch), whose CIFAR-100 network has the same
     3,067,960 parameters, and whose ImageNet network 32 more than these 23,958,408.
+
+    Raises:
+      InputError: another stem.
     """
 
     member_mapping = "unroll"
+    head_parts = ("exits.*.head",)
 
     def __init__(
         self,
@@ -53,6 +58,8 @@ class MSDNet(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if stem not in ("cifar", "imagenet"):
+            raise InputError(f"model.stem: {stem!r}; take 'cifar' or 'imagenet'")
         self.pool = stem == "imagenet"
         options = {"dtype": dtype, "rngs": rngs}
         widths = [channels * factor for factor in factors]
@@ -83,8 +90,8 @@ class MSDNet(nnx.Module):
         if self.pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         scales = [x]
-        for convolution in self.stem[1:]:
-            scales.append(convolution(scales[-1], train))
+        for shrink in self.stem[1:]:
+            scales.append(shrink(scales[-1], train))
         exits = []
         for layers, classify in zip(self.blocks, self.exits, strict=True):
             for layer in layers:
@@ -98,18 +105,8 @@ class Convolution(nnx.Module):
     """Convolution → batch normalisation → ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (kernel, kernel),
-            strides=stride,
-            padding=kernel // 2,
-            use_bias=False,
-            kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.conv = convolution(inputs, outputs, kernel, stride, dtype=dtype, rngs=rngs)
+        self.norm = batch_norm(outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return jax.nn.relu(self.norm(self.conv(x), use_running_average=not train))

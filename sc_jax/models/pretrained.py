@@ -5,15 +5,17 @@
 
 Backbones name their attributes as timm names its tensors, so that one rule serves: `kernel`, `scale` and `embedding` are called
 `weight`, `mean` and `var` are `running_mean` and `running_var`, and kernels have their axes in another order. Where torchvision
-calls things otherwise, `_TORCHVISION` says how. Nothing is loaded in part: every tensor has its place, and every place its tensor.
+calls things otherwise, `_TORCHVISION` says how. Every tensor has its place, and every place its tensor; `initializer` can take all but
+the classifier from a file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +32,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")  # a checkpoint's entry 
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 _LAST = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
 _SHOWN = 5  # names in an error
+_SAFE_TORCH = (2, 6)  # before it `weights_only=True` did not keep a file from running code: CVE-2025-32434
 
 # torchvision's names (torchvision/models/{densenet,mobilenetv2,efficientnet,vision_transformer}.py of pytorch/vision) in timm's.
 # No two families share a pattern, and none meets a name of timm. ResNets and DenseNets are called alike there and here, but for
@@ -80,10 +83,14 @@ _TORCHVISION = [
 _MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)  # blocks of each stage: Sandler et al. 2018, table 2
 
 
+Init = Callable[[jax.Array], tuple[Any, Any]]
+"""key → (params, model_state), as `Model.init`."""
+
+
 def load(
     path: str | Path, name: str, *, input_shape: tuple[int, ...], num_classes: int, **options: Any
 ) -> tuple[Any, Any]:
-    """Reads the weights of a backbone from a file.
+    """Reads the weights of a backbone from a file, head and all.
 
     TensorFlow's EfficientNets (timm's `tf_…`) have these names too, but other padding and ε: they are not of our backbones.
 
@@ -101,17 +108,60 @@ def load(
       InputError: the file is missing, damaged, or holds Python objects; or its tensors are not those of the backbone: what is
         missing, unexpected or of another shape is named.
     """
+    return initializer(path, name, input_shape=input_shape, num_classes=num_classes, **options)(jax.random.key(0))
+
+
+def initializer(
+    path: str | Path,
+    name: str,
+    *,
+    part: str = "all",
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    **options: Any,
+) -> Init:
+    """An `init` that starts from the weights in a file; the file is read here, once.
+
+    Args:
+      path: as in `load`.
+      name: as in `load`.
+      part: what the file fills. "all": everything, and the key does nothing. "backbone": everything but the classifier
+        (`Model.head_parts`), which starts as the backbone's own `init` has it; the file's own head, of whatever classes, is passed
+        over. Of "deeplabv3plus_resnet101" that is `backbone`, from the file of a ResNet of the same blocks (or of its own).
+      input_shape: as in `load`.
+      num_classes: as in `build`; with "backbone" the file may be of others.
+      options: as in `build`.
+
+    Returns:
+      key → (params, model_state), float32; a pure function, under `jit` and `vmap` too.
+
+    Raises:
+      InputError: as for `load`; or there is no such part.
+    """
+    if part not in ("all", "backbone"):
+        raise InputError(f"part: {part!r}; take 'all' or 'backbone'")
     model = models.build(name, input_shape=input_shape, num_classes=num_classes, **options)
-    wanted, treedef = _places(jax.eval_shape(model.init, jax.random.key(0)))
-    found = _timm_names(read_tensors(path), {place.name for place in wanted}, path)
-    _check(
-        found,
-        {place.name: place.torch_shape for place in wanted},
-        f"{path}: these are not the weights of {name!r}",
-        num_classes,
-    )
-    leaves = [np.ascontiguousarray(found[place.name].transpose(np.argsort(place.axes))) for place in wanted]
-    return jax.tree.unflatten(treedef, map(jax.numpy.asarray, leaves))
+    places, treedef = _places(jax.eval_shape(model.init, jax.random.key(0)))
+    found = _our_names(read_tensors(path), {place.name for place in places}, path)
+    if part == "backbone":
+        found = {key: tensor for key, tensor in found.items() if not _of_head(key, model)}
+    wanted = [place for place in places if part == "all" or not _of_head(place.name, model)]
+    _check(found, wanted, f"{path}: these are not the weights of {name!r}", model)
+    ours = {place.name: np.ascontiguousarray(found[place.name].transpose(np.argsort(place.axes))) for place in wanted}
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        own = jax.tree.leaves(model.init(key)) if part == "backbone" else [None] * len(places)
+        leaves = [
+            jax.numpy.array(ours[place.name]) if place.name in ours else leaf
+            for place, leaf in zip(places, own, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, leaves)
+
+    return init
+
+
+def _of_head(name: str, model: models.Model) -> bool:
+    return any(fnmatch.fnmatchcase(name, f"{part}.*") for part in model.head_parts)
 
 
 def save(path: str | Path, params: Any, model_state: Any) -> None:
@@ -143,13 +193,14 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     `num_batches_tracked` are left out.
 
     Args:
-      path: ends in .safetensors, or in one of `TORCH_SUFFIXES`: the latter need torch, which reads them with `weights_only=True`.
+      path: ends in .safetensors, or in one of `TORCH_SUFFIXES`: the latter need torch 2.6 or later, which reads them with
+        `weights_only=True`.
 
     Returns:
       Name → array; floating-point numbers of any width as float32.
 
     Raises:
-      InputError: the file is missing or damaged, holds other things than tensors, or torch is not installed.
+      InputError: the file is missing or damaged, holds other things than tensors, or torch is not installed or too old.
     """
     path = Path(path)
     if not path.is_file():
@@ -192,6 +243,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: this kind of file needs torch: pip install torch; or convert it where torch is, "
             "by safetensors.torch.save_file(tensors, 'weights.safetensors')"
         ) from None
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
+        raise InputError(
+            f"{path}: torch {torch.__version__} may run code that such a file holds (CVE-2025-32434): "
+            "pip install 'torch>=2.6', or convert it by safetensors.torch.save_file(tensors, 'weights.safetensors')"
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what it meets: zip, pickle and storage errors of many kinds
@@ -240,11 +296,11 @@ def _places(tree: Any) -> tuple[list[_Place], Any]:
     return places, treedef
 
 
-def _timm_names(tensors: Mapping[str, np.ndarray], wanted: set[str], path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors under the wanted names, whether they came under those or under torchvision's."""
+def _our_names(tensors: Mapping[str, np.ndarray], wanted: set[str], path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors under the wanted names, whether they came under those, under torchvision's, or as a `backbone` of its own."""
     renamed: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        new = name if name in wanted else _timm_name(name)
+        new = next((known for known in (name, f"backbone.{name}") if known in wanted), None) or _timm_name(name)
         if new in renamed:
             raise InputError(f"{path}: two tensors for {new} (one of them {name}); remove one")
         renamed[new] = tensor
@@ -276,8 +332,9 @@ def _mobilenet(numbered: str) -> str:
     return f"features.{numbered}"
 
 
-def _check(found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], what: str, num_classes: int) -> None:
-    """Refuses tensors other than the wanted ones."""
+def _check(found: Mapping[str, np.ndarray], places: Iterable[_Place], what: str, model: models.Model) -> None:
+    """Refuses tensors other than those of the places."""
+    wanted = {place.name: place.torch_shape for place in places}
     missing, unexpected = [name for name in wanted if name not in found], [name for name in found if name not in wanted]
     shapes = {
         name: (wanted[name], found[name].shape)
@@ -289,10 +346,12 @@ def _check(found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]
         differing = [f"{name} expected {list(ours)} found {list(theirs)}" for name, (ours, theirs) in shapes.items()]
         parts.append(_listed(differing, "of another shape"))
         remedy = "name the backbone and the options that the file was made with"
-        heads = {theirs[0] for ours, theirs in shapes.values() if ours[:1] == (num_classes,) and theirs[1:] == ours[1:]}
-        of_heads = all(ours[:1] == (num_classes,) and theirs[1:] == ours[1:] for ours, theirs in shapes.values())
-        if not missing and not unexpected and of_heads and len(heads) == 1:
-            remedy = f"the file's head has {heads.pop()} classes: set num_classes to that"
+        classes = {
+            theirs[0] if _of_head(name, model) and theirs[1:] == ours[1:] else None
+            for name, (ours, theirs) in shapes.items()
+        }
+        if not missing and not unexpected and len(classes) == 1 and None not in classes:
+            remedy = f"the file's head has {classes.pop()} classes: set num_classes to that, or take the file's backbone alone"
         raise InputError(f"{what}: {'; '.join(part for part in parts if part)}: {remedy}")
     for name, tensor in found.items():
         if tensor.dtype != np.float32:
@@ -389,8 +448,21 @@ _PREPROCESSING = {
         "resnet32_cifar": Preprocessing(32, 1.0, "bilinear", *_IMAGENET, "akamaster resnet32"),
         "resnet44_cifar": Preprocessing(32, 1.0, "bilinear", *_IMAGENET, "akamaster resnet44"),
         "resnet56_cifar": Preprocessing(32, 1.0, "bilinear", *_IMAGENET, "akamaster resnet56"),
+        "resnet110_cifar": Preprocessing(32, 1.0, "bilinear", *_IMAGENET, "akamaster resnet110"),
     },
 }
+
+
+def sources(name: str) -> tuple[str, ...]:
+    """Who has published weights of a backbone that `load` reads: "timm", "torchvision", "akamaster", or nobody.
+
+    Args:
+      name: of the backbone.
+
+    Returns:
+      The sources that `preprocessing` takes for it.
+    """
+    return tuple(source for source, table in _PREPROCESSING.items() if name in table)
 
 
 def preprocessing(name: str, source: str | None = None) -> Preprocessing:
@@ -407,10 +479,9 @@ def preprocessing(name: str, source: str | None = None) -> Preprocessing:
     Raises:
       InputError: the source has no weights of the backbone.
     """
-    sources = _PREPROCESSING if source is None else {source: _PREPROCESSING.get(source, {})}
-    for table in sources.values():
+    for table in _PREPROCESSING.values() if source is None else [_PREPROCESSING.get(source, {})]:
         if name in table:
             return table[name]
-    held = [key for key, table in _PREPROCESSING.items() if name in table]
+    held = sources(name)
     remedy = f"there are those of {', '.join(held)}" if held else "give its numbers yourself: Preprocessing(…)"
     raise InputError(f"preprocessing: no weights of {name!r} are known from {source or 'any source'}; {remedy}")

@@ -91,6 +91,19 @@ def spatial_mean(x: jax.Array, *, keepdims: bool = False) -> jax.Array:
     return jnp.mean(jax.lax.optimization_barrier(x), axis=(1, 2), keepdims=keepdims, dtype=jnp.float32)
 
 
+def require_image(input_shape: tuple[int, ...]) -> None:
+    """Refuses inputs that are no images.
+
+    Args:
+      input_shape: of one input.
+
+    Raises:
+      InputError: it is not (height, width, channels).
+    """
+    if len(input_shape) != 3:
+        raise InputError(f"model.input_shape: {input_shape}; this network takes images, (height, width, channels)")
+
+
 def linear_head(features: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """Last layer in float32: weights uniform on ±1/√features, as PyTorch's models are left, and bias zero.
 
@@ -233,10 +246,11 @@ class ResNet(nnx.Module):
       rngs: stream "params".
 
     Raises:
-      InputError: another output stride.
+      InputError: another output stride, or another number of stages.
     """
 
     member_mapping = "unroll"
+    head_parts = ("fc",)
 
     def __init__(
         self,
@@ -253,6 +267,8 @@ class ResNet(nnx.Module):
     ):
         if output_stride not in (8, 16, 32):
             raise InputError(f"model.output_stride: {output_stride}; take 8, 16 or 32")
+        if len(blocks) != 4:
+            raise InputError(f"model.blocks: {tuple(blocks)}; name the blocks of each of the four stages")
         block = Bottleneck if bottleneck else BasicBlock
         self.conv1 = convolution(input_shape[-1], 64, 7, 2, dtype=dtype, rngs=rngs)
         self.bn1 = batch_norm(64, dtype=dtype, rngs=rngs)

@@ -54,6 +54,7 @@ class ResNetCIFAR(nnx.Module):
     """
 
     member_mapping = "unroll"
+    head_parts = ("linear",)
 
     def __init__(
         self,

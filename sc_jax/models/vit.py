@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.resnet import require_image
 
 EPSILON = 1e-6  # of every LayerNorm
 
-Linear = partial(nnx.Linear, kernel_init=nnx.initializers.truncated_normal(0.02))
+Linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.02))
 
 
 class Attention(nnx.Module):
@@ -86,8 +87,8 @@ class ViT(nnx.Module):
 
     Dropout is before the head alone, as is timm's `drop_rate`, which the recipe of Xia et al. (2025, arXiv:2403.14715) sets
     to 0.1; the vision transformer's own paper drops after every dense layer instead. Dense layers and position embeddings
-    start from a normal of standard deviation 0.02 cut at two of them, biases at 0, the class token from a normal of 1e-6,
-    the patches' projection uniformly within ±1/√(p²c): timm's initialisation.
+    start from N(0, 0.02²), biases at 0, the class token from N(0, 10⁻¹²), the patches' projection and its bias uniformly within
+    ±1/√(p²c): timm's initialisation (`weight_init=""`; its truncated normal is cut at ±2, which is 100 standard deviations).
 
     Args:
       input_shape: (h, w, c), of a multiple of `patch` pixels.
@@ -102,13 +103,14 @@ class ViT(nnx.Module):
       rngs: of the initialisation.
 
     Raises:
-      InputError: the patches do not tile the image, or the heads do not divide the width.
+      InputError: the inputs are no images, the patches do not tile the image, or the heads do not divide the width.
 
     Source: Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021, arXiv:2010.11929), §3.1; the tiny one is of
     Touvron et al. (2021, arXiv:2012.12877), Table 1.
     """
 
     member_mapping = "vmap"
+    head_parts = ("head",)
 
     def __init__(
         self,
@@ -124,26 +126,33 @@ class ViT(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        require_image(input_shape)
         rows, columns, channels = input_shape
         if rows % patch or columns % patch:
             raise InputError(f"model.patch: {patch} does not divide {rows}×{columns} pixels; resize or crop the images")
         if width % heads:
             raise InputError(f"model.heads: {heads} do not divide the width of {width}; choose a divisor")
         self.dtype = dtype
+        bound = (patch**2 * channels) ** -0.5
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
         projection = nnx.Conv(
             channels,
             width,
             (patch, patch),
             strides=patch,
             padding="VALID",
-            kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            kernel_init=uniform,
+            bias_init=uniform,
             dtype=dtype,
             rngs=rngs,
         )
         self.patch_embed = nnx.Dict(proj=projection)
         tokens = 1 + (rows // patch) * (columns // patch)
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, width)))
-        self.pos_embed = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (1, tokens, width)))
+        self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, tokens, width)))
         self.blocks = nnx.List([Block(width, heads, mlp_ratio, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)

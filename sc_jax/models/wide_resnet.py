@@ -80,6 +80,7 @@ class WideResNet(nnx.Module):
     """
 
     member_mapping = "unroll"
+    head_parts = ("fc",)
 
     def __init__(
         self,

@@ -17,8 +17,8 @@ import shared_metrics
 
 from sc_jax import models, ops
 from sc_jax.data.pipelines import epoch_order, evaluation_transform, train_transform
+from sc_jax.models import member_logits
 from sc_jax.ops.ranking import rank_over_axis
-from sc_jax.predict import member_logits
 from sc_jax.training import optimizers, parallel, state, step
 
 N, BATCH, STEPS = 203, 32, 12

@@ -112,13 +112,7 @@ def deeplab(side: int, classes: int) -> Tally:
     t.conv(256 + 48, 256, 3, low)
     t.conv(256, 256, 3, low)
     t.conv(256, classes, 1, low, norm=False, bias=True)
-    t.macs += enlarging(high, low, 256) + enlarging(low, side, classes)
     return t
-
-
-def enlarging(small: int, large: int, channels: int) -> int:
-    """Bilinear enlargement as JAX does it: a matrix product over one axis, then one over the other."""
-    return channels * (large * small * small + large * large * small)
 
 
 def resnet_cifar(depth: int) -> Tally:

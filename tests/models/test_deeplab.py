@@ -13,7 +13,7 @@ from timm_reference import import_timm
 
 from sc_jax import models
 from sc_jax.files import InputError
-from sc_jax.models import pretrained
+from sc_jax.models import deeplab, pretrained
 
 TINY = (1, 1, 1, 2)
 
@@ -137,6 +137,17 @@ def test_logits_are_those_of_pytorchs_layers(tmp_path: Path) -> None:
         expected = functional.interpolate(x, images.shape[1:3], mode="bilinear").numpy().transpose(0, 2, 3, 1)
     ours = jax.jit(lambda images: build().apply(*state(), images)[0]["logits"])(images)
     assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_maps_are_enlarged_by_lines_between_pixel_centres() -> None:
+    """The centre of pixel j of 4n lies at (j + ½)/4 − ½ of n; beyond the outer centres the value stays."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 2)).astype(np.float32)
+
+    def lines(values: np.ndarray) -> np.ndarray:
+        return np.interp((np.arange(4 * len(values)) + 0.5) / 4 - 0.5, np.arange(len(values)), values)
+
+    expected = np.apply_along_axis(lines, 2, np.apply_along_axis(lines, 1, x))
+    np.testing.assert_allclose(deeplab._enlarge(jnp.asarray(x), jnp.zeros((2, 12, 20, 3))), expected, atol=1e-6)
 
 
 def test_gradients_reach_every_parameter() -> None:

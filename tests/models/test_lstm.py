@@ -84,3 +84,14 @@ def test_forget_gates_start_open() -> None:
 def test_one_direction_has_half_the_recurrence() -> None:
     both, one = (costs.parameters(build(bidirectional=b)[0]) for b in (True, False))
     assert both - one == 4 * 5 * (6 + 5 + 1) + 5 * 8
+
+
+def test_the_cell_is_float32_where_the_rest_is_bfloat16() -> None:
+    """A cell that adds σ(−6.25) = .0019 at each of 500 steps comes to .96; in bfloat16 it would stay at ½, whose half unit is .0020."""
+    layer = Direction(2, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    layer.input.kernel[...], layer.recurrent.kernel[...] = jnp.zeros((2, 12)), jnp.zeros((3, 12))
+    layer.input.bias[...] = jnp.repeat(jnp.array([-6.25, 20.0, 20.0, 20.0]), 3)  # all of them bfloat16 numbers
+    h = layer(jnp.zeros((1, 500, 2)), jnp.ones((1, 500), bool), reverse=False)
+    assert h.dtype == jnp.bfloat16
+    expected = np.tanh(500 / (1 + np.exp(6.25)))
+    np.testing.assert_allclose(h.astype(jnp.float32), np.full((1, 3), expected), rtol=2**-8)  # h is rounded to 8 bits

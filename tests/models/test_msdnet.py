@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sc_jax import models
+from sc_jax.files import InputError
 from sc_jax.models import costs
 
 IMAGENET = models.BACKBONES["msdnet_imagenet"][1]
@@ -63,3 +64,8 @@ def test_an_exit_sees_only_what_is_before_it() -> None:
 
     np.testing.assert_array_equal(reach(0), [True, True])
     np.testing.assert_array_equal(reach(1), [False, True])
+
+
+def test_another_stem_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.stem: 'foo'; take 'cifar' or 'imagenet'"):
+        models.build("msdnet", input_shape=(32, 32, 3), num_classes=3, stem="foo")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import io
 import os
 import pickle
 import re
@@ -14,15 +16,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 from timm_reference import assert_parity, import_timm
 
 from sc_jax import models
+from sc_jax.data.images import eval_crop, eval_record
+from sc_jax.data.pipelines import evaluation_transform
 from sc_jax.files import InputError
 from sc_jax.models import pretrained
 
 SHAPE = (16, 16, 3)
 SMALL = {
     "mlp": {},
+    "tabular_mlp": {},
     "cnn": {},
     "lstm": {"vocabulary_size": 20},
     "resnet20_cifar": {"depth": 8},
@@ -32,8 +38,20 @@ SMALL = {
     "vit_tiny_patch16": {"depth": 1, "width": 6, "heads": 2},
     "efficientnet_b0": {"width": 0.25, "depth": 0.1},
     "mobilenetv2_100": {"width": 0.25},
+    "msdnet": {"blocks": (1, 1, 1), "channels": 4, "growth": 2},
+    "deeplabv3plus_resnet101": {"blocks": (1, 1, 1, 1)},
 }
 """One backbone of each family, and what makes it small."""
+
+HEADS = {
+    **dict.fromkeys(("mlp", "tabular_mlp", "cnn", "lstm", "vit_tiny_patch16"), r"head\."),
+    **dict.fromkeys(("densenet121", "efficientnet_b0", "mobilenetv2_100"), r"classifier\."),
+    **dict.fromkeys(("wide_resnet16_4", "resnet50"), r"fc\."),
+    "resnet20_cifar": r"linear\.",
+    "msdnet": r"exits\.[012]\.head\.",
+    "deeplabv3plus_resnet101": r"(aspp|low|decoder|head)\.",
+}
+"""What the names of the classifier's tensors begin with."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +61,7 @@ def _allow_flax_to_broadcast():
 
 
 def arguments(name: str) -> dict[str, object]:
-    return {"input_shape": (7,) if name == "lstm" else SHAPE, "num_classes": 5, **SMALL[name]}
+    return {"input_shape": (7,) if name in ("lstm", "tabular_mlp") else SHAPE, "num_classes": 5, **SMALL[name]}
 
 
 @functools.cache
@@ -82,6 +100,103 @@ def test_what_is_saved_is_loaded_bit_for_bit(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
     tensors = pretrained.read_tensors(tmp_path / "w.safetensors")
     assert len(tensors) == len(jax.tree.leaves(loaded))  # no two leaves under one name
+
+
+def test_a_small_one_of_every_family_is_tried() -> None:
+    assert {models.BACKBONES[name][0] for name in SMALL} == {reference for reference, _ in models.BACKBONES.values()}
+    assert SMALL.keys() == HEADS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_file_of_other_classes_fills_all_but_the_head(name: str, tmp_path: Path) -> None:
+    """The head is that of the backbone's own initialisation by the same key; all else is the file's, which is read once."""
+    path = tmp_path / "w.safetensors"
+    pretrained.save(path, *state(name))  # of 5 classes
+    options = {**arguments(name), "num_classes": 7}
+    start = pretrained.initializer(path, name, part="backbone", **options)
+    path.unlink()
+    model = models.build(name, **options)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    places = [place.name for place in pretrained._places(shapes)[0]]
+    of_head = [re.match(HEADS[name], place) is not None for place in places]
+    assert 0 < sum(of_head) < len(places)
+
+    def own_head(key: jax.Array) -> list[jax.Array]:
+        return [leaf for leaf, head in zip(jax.tree.leaves(model.init(key)), of_head, strict=True) if head]
+
+    keys = jax.random.split(jax.random.key(3), 2)
+    found, heads = jax.jit(jax.vmap(lambda key: (start(key), own_head(key))))(keys)
+    assert jax.tree.structure(found) == jax.tree.structure(shapes)
+    for place, leaf, head, theirs in zip(
+        places, jax.tree.leaves(found), of_head, jax.tree.leaves(state(name)), strict=True
+    ):
+        assert leaf.dtype == np.float32
+        expected = heads.pop(0) if head else np.broadcast_to(theirs, leaf.shape)
+        np.testing.assert_array_equal(leaf, expected, err_msg=place)
+        if head and leaf.ndim > 2:  # a kernel: biases, and scales of norms, start alike
+            assert not np.array_equal(leaf[0], leaf[1]), place
+
+
+def test_an_initializer_of_all_is_the_file_whatever_the_key(weights: Path) -> None:
+    options = arguments("resnet20_cifar")
+    start = pretrained.initializer(weights, "resnet20_cifar", **options)
+    keys = jax.random.split(jax.random.key(0), 2)
+    for tree in (start(keys[0]), jax.tree.map(lambda leaf: leaf[1], jax.jit(jax.vmap(start, axis_size=2))(keys))):
+        for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(load(weights)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(InputError, match="head has 5 classes"):
+        pretrained.initializer(weights, "resnet20_cifar", **{**options, "num_classes": 7})
+
+
+def test_a_part_is_all_or_the_backbone(weights: Path) -> None:
+    with pytest.raises(InputError, match=r"part: 'body'; take 'all' or 'backbone'"):
+        pretrained.initializer(weights, "resnet20_cifar", part="body", **arguments("resnet20_cifar"))
+
+
+def test_a_backbone_s_tensors_are_checked_and_its_head_is_not(weights: Path, tmp_path: Path) -> None:
+    tensors = pretrained.read_tensors(weights)
+    path = tmp_path / "w.safetensors"
+
+    def start(changes: dict[str, np.ndarray], without: tuple[str, ...] = ()) -> tuple[object, object]:
+        kept = {name: tensor for name, tensor in (tensors | changes).items() if name not in without}
+        safetensors.numpy.save_file(kept, path)
+        init = pretrained.initializer(path, "resnet20_cifar", part="backbone", **arguments("resnet20_cifar"))
+        return jax.jit(init)(jax.random.key(0))
+
+    whole = jax.tree.leaves(start({}))
+    quantised = np.zeros((3, 2), np.int8)
+    headless = start({}, without=("linear.weight", "linear.bias"))
+    for tree in (headless, start({"linear.weight": quantised, "linear.extra": quantised})):
+        for ours, theirs in zip(jax.tree.leaves(tree), whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(InputError, match=r"'resnet20_cifar': 1 missing \(conv1\.weight\): name the backbone"):
+        start({}, without=("conv1.weight",))
+    with pytest.raises(InputError, match=r"1 unexpected \(bn7\.bias\)"):
+        start({"bn7.bias": np.zeros(3, np.float32)})
+    with pytest.raises(InputError, match=r"1 of another shape \(bn1\.bias expected \[16\] found \[3\]\)"):
+        start({"bn1.bias": np.zeros(3, np.float32)})
+    with pytest.raises(InputError, match=r"bn1\.bias is not finite"):
+        start({"bn1.bias": np.full(16, np.nan, np.float32)})
+
+
+def test_a_dilated_backbone_is_filled_from_a_classifier_s_file(tmp_path: Path) -> None:
+    """DeepLabV3+ from a ResNet of the same blocks, whose `fc` is passed over; of other blocks the difference is named."""
+    path, name = tmp_path / "resnet.safetensors", "deeplabv3plus_resnet101"
+    pretrained.save(path, *state("resnet50"))
+    start = pretrained.initializer(path, name, part="backbone", **arguments(name))
+    params, model_state = jax.jit(start)(jax.random.key(0))
+    theirs, their_state = state("resnet50")
+    for tree, found in ((params["backbone"], theirs), (model_state["backbone"], their_state)):
+        ours = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        expected = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(found)}
+        assert ours.keys() == {key for key in expected if "'fc'" not in key}
+        for key, leaf in ours.items():
+            np.testing.assert_array_equal(leaf, expected[key])
+    deeper = {**arguments(name), "blocks": (1, 1, 2, 1)}
+    with pytest.raises(InputError, match=r"missing \(backbone\.layer3\.1\.bn1\.bias"):
+        pretrained.initializer(path, name, part="backbone", **deeper)
+    with pytest.raises(InputError, match=r"missing \(aspp\."):
+        pretrained.initializer(path, name, **arguments(name))
 
 
 def test_layouts_are_torchs(tmp_path: Path) -> None:
@@ -160,6 +275,25 @@ def test_without_torch_the_error_says_how_to_convert(tmp_path: Path, monkeypatch
         pretrained.read_tensors(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("version", ["1.13.1+cu117", "2.5.1", "2.5.0a0+git1234"])
+def test_torch_that_may_run_code_is_refused(
+    version: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2025-32434: before 2.6 `weights_only=True` could be made to. "2.13" is later than "2.6"."""
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    for safe in ("2.6.0", "2.13.0+cpu", "10.0"):
+        monkeypatch.setattr(torch, "__version__", safe)
+        assert pretrained.read_tensors(tmp_path / "w.pth").keys() == {"a"}
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(
+        InputError, match=rf"w\.pth: torch {re.escape(version)} may run code .* pip install 'torch>=2\.6'"
+    ):
+        pretrained.read_tensors(tmp_path / "w.pth")
+    pretrained.read_tensors(weights)  # which needs no torch
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_damaged_file_is_refused(suffix: str, keep: int, weights: Path, tmp_path: Path) -> None:
@@ -199,7 +333,8 @@ def test_missing_and_unexpected_tensors_are_named_and_counted(weights: Path, tmp
 
 def test_a_head_of_other_classes_says_how_many(weights: Path) -> None:
     with pytest.raises(
-        InputError, match=r"linear\.weight expected \[7, 64\] found \[5, 64\].*has 5 classes: set num_classes"
+        InputError,
+        match=r"linear\.weight expected \[7, 64\] found \[5, 64\].*has 5 classes: set num_classes to that, or take the file's backbone alone",
     ):
         load(weights, num_classes=7)
 
@@ -378,6 +513,22 @@ def test_densenet_logits_are_those_of_timm(name: str, tmp_path: Path) -> None:
     assert_parity(name, reference, (side, side, 3), 5, tmp_path, blocks=blocks, growth=6)
 
 
+def test_sources_are_those_that_have_weights() -> None:
+    both = ("timm", "torchvision")
+    expected = {f"resnet{depth}": both for depth in (18, 34, 50, 101, 152)}
+    expected |= dict.fromkeys(("wide_resnet50_2", "densenet121", "vit_base_patch16", "mobilenetv2_100"), both)
+    expected |= {f"efficientnet_b{i}": both for i in range(5)}
+    expected |= dict.fromkeys(("vit_tiny_patch16", "vit_small_patch16", "mobilenetv2_140"), ("timm",))
+    expected |= {f"resnet{depth}_cifar": ("akamaster",) for depth in (20, 32, 44, 56, 110)}
+    assert {name: pretrained.sources(name) for name in models.BACKBONES if pretrained.sources(name)} == expected
+
+
+def test_timm_has_weights_of_the_backbones_that_we_say() -> None:
+    timm = import_timm()
+    has = {name for name in models.BACKBONES if timm.is_model_pretrained(f"{name}_224" if "vit" in name else name)}
+    assert has == {name for name in models.BACKBONES if "timm" in pretrained.sources(name)}
+
+
 @pytest.mark.parametrize("name", sorted(pretrained._PREPROCESSING["timm"]))
 def test_preprocessing_is_timms(name: str) -> None:
     numbers = pretrained.preprocessing(name)
@@ -398,17 +549,63 @@ def test_preprocessing_is_torchvisions(name: str) -> None:
     assert (list(numbers.mean), list(numbers.std)) == (theirs.mean, theirs.std)
 
 
+KINDS = {
+    dataclasses.replace(numbers, weights="")
+    for table in pretrained._PREPROCESSING.values()
+    for numbers in table.values()
+}
+"""Every preprocessing of any weights, once."""
+
+
+@pytest.mark.parametrize(
+    "numbers", sorted(KINDS, key=repr), ids=lambda n: f"{n.size}-{n.crop_pct:.3f}-{n.interpolation}"
+)
+def test_inputs_are_by_definition_what_the_preprocessing_says(numbers: pretrained.Preprocessing) -> None:
+    """Shorter side to ⌊size / crop_pct⌋ by Pillow, the longer one in proportion, rounded down; the centre, whose corner is
+    rounded to even; (pixels / 255 − mean) / std. So timm and torchvision have it.
+
+    In float32 the last is three roundings of numbers up to 1 and 1/std < 5, and of a result below 3: less than 10⁻⁶.
+    """
+    rng = np.random.default_rng(0)
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[numbers.interpolation]
+    for height, width in ((300, 401), (517, 333), (numbers.size, numbers.size), (30, 47)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        shorter = int(numbers.size / numbers.crop_pct)
+        assert numbers.resize == shorter
+        across, down = (
+            (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+        )
+        left, top = round((across - numbers.size) / 2), round((down - numbers.size) / 2)
+        centre = image.resize((across, down), method).crop((left, top, left + numbers.size, top + numbers.size))
+        expected = (np.asarray(centre, np.float64) / 255 - numbers.mean) / numbers.std
+        cropped = eval_record(
+            {"image": file.getvalue()},
+            size=numbers.size,
+            crop_pct=numbers.crop_pct,
+            interpolation=numbers.interpolation,
+        )
+        ours = evaluation_transform(numbers.mean, numbers.std)(jax.numpy.asarray(cropped["image"][None]))
+        np.testing.assert_allclose(ours[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shorter"),  # `resize_size` of IMAGENET1K_V1 in torchvision's source; 256 unless it stands here
+    [("efficientnet_b2", 288), ("efficientnet_b3", 320), ("efficientnet_b4", 384)],
+)
+def test_torchvisions_images_are_resized_to_whole_pixels(name: str, shorter: int) -> None:
+    assert pretrained.preprocessing(name, "torchvision").resize == shorter
+    others = pretrained._PREPROCESSING["torchvision"].keys() - {"efficientnet_b2", "efficientnet_b3", "efficientnet_b4"}
+    assert {pretrained.preprocessing(other, "torchvision").resize for other in others} == {256}
+
+
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "efficientnet_b4", "vit_tiny_patch16"])
 @pytest.mark.parametrize("shape", [(300, 401), (517, 333), (224, 224)])
 def test_evaluation_crops_are_timms_to_the_pixel(name: str, shape: tuple[int, int]) -> None:
-    """Needs torchvision, on which timm's transforms stand; what a crop is by definition is tested beside `eval_crop`."""
+    """Needs torchvision, on which timm's transforms stand; by definition it is tested above."""
     torchvision()
-    import io
-
-    from PIL import Image
     from timm.data import create_transform
-
-    from sc_jax.data.images import eval_crop
 
     numbers = pretrained.preprocessing(name)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))

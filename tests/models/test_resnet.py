@@ -117,3 +117,8 @@ def test_batch_norm_in_bfloat16_keeps_its_statistics_in_float32() -> None:
 def test_another_output_stride_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.output_stride: 4; take 8, 16 or 32"):
         preset("resnet18", output_stride=4)
+
+
+def test_another_number_of_stages_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.blocks: \(2, 2\); name the blocks of each of the four stages"):
+        abstract(ResNet, input_shape=(64, 64, 3), num_classes=10, blocks=(2, 2), bottleneck=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from timm_reference import assert_parity, import_timm
 
 from sc_jax import models
 from sc_jax.files import InputError
-from sc_jax.models import costs
+from sc_jax.models import costs, pretrained
 
 SHAPE = (32, 48, 3)
 
@@ -99,3 +100,48 @@ def test_computing_in_bfloat16_keeps_parameters_and_outputs_in_float32() -> None
 def test_patches_and_heads_that_do_not_fit_are_refused(shape: tuple, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         models.build("vit_tiny_patch16", input_shape=shape, num_classes=10, **options)
+
+
+def fresh() -> dict[str, np.ndarray]:
+    """Tensors of a fresh network of width 96, by timm's names."""
+    model = models.build("vit_tiny_patch16", input_shape=SHAPE, num_classes=50, width=96, heads=3, depth=2)
+    state = jax.jit(model.init)(jax.random.key(0))
+    places, _ = pretrained._places(state)
+    return {place.name: np.asarray(leaf) for place, leaf in zip(places, jax.tree.leaves(state), strict=True)}
+
+
+def test_the_initialisation_is_what_the_docstring_says() -> None:
+    """Within 5 standard errors of so many draws: of a standard deviation σ/√(2n), of a share p √(p(1 − p)/n)."""
+    for name, tensor in fresh().items():
+        n = tensor.size
+        if name.startswith("patch_embed"):
+            bound = (16 * 16 * 3) ** -0.5
+            assert np.abs(tensor).max() <= bound
+            assert abs(tensor.std() * 3**0.5 / bound - 1) < 5 / (2 * n) ** 0.5, name  # bound/√3; of the bias too
+        elif name.endswith("bias"):
+            assert not tensor.any(), name
+        elif "norm" in name:
+            assert (tensor == 1).all(), name
+        else:
+            deviation = 1e-6 if name == "cls_token" else 0.02
+            assert abs(tensor.std() / deviation - 1) < 5 / (2 * n) ** 0.5, name
+            beyond = math.erfc(2 * 2**-0.5)  # of two standard deviations .0455: it is not cut there, nor at 2.3
+            assert abs((np.abs(tensor) > 2 * deviation).mean() - beyond) < 5 * (beyond * (1 - beyond) / n) ** 0.5, name
+            assert n < 5000 or np.abs(tensor).max() > 3 * deviation, name
+
+
+def test_the_initialisation_is_timms() -> None:
+    """Both are draws, of which the standard deviations differ by at most 5·σ·√(2/(2n))."""
+    transformer = import_timm().models.vision_transformer
+    import torch
+
+    torch.manual_seed(0)
+    reference = transformer.VisionTransformer(img_size=SHAPE[:2], embed_dim=96, num_heads=3, num_classes=50, depth=2)
+    theirs = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    ours = fresh()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        if tensor.std() == 0:
+            np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+        else:
+            assert abs(ours[name].std() / tensor.std() - 1) < 5 / tensor.size**0.5, name
