@@ -316,3 +316,42 @@ def training(lines: Sequence[dict[str, Any]], alphas: Sequence[float]) -> Figure
         axes.set(xlabel="epoch", ylabel=f"training {name}")
     panels[1].legend(loc="lower right")
     return figure
+
+
+def logit_statistics(lines: Sequence[dict[str, Any]], splits: Sequence[str], alphas: Sequence[float]) -> Figure:
+    """What smoothing does to the max logit while a network learns, by α, mean over seeds.
+
+    Left: its mean extra gradient on the max logit, of trained-on and of held-out examples. Right: the centred max logit of right
+    and of wrong held-out predictions.
+
+    Args:
+      lines: of `logit_statistics.jsonl`; splits: the names of the two splits in a line, trained on and held out; alphas: of
+        each member.
+    """
+    figure, panels = _axes(2, 10, 3.6)
+    distinct = sorted(set(alphas))
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(distinct)))
+    epoch = [line["epoch"] for line in lines]
+    trained, held_out = splits
+
+    def overall(split: str, name: str, wrong: slice) -> np.ndarray:
+        """[lines, m]"""
+        rows = []
+        for line in lines:
+            count, value = (np.array(line[split][field], float)[:, wrong] for field in ("count", name))
+            rows.append(np.nansum(count * value, axis=(1, 2)) / np.maximum(count.sum(axis=(1, 2)), 1))
+        return np.array(rows)
+
+    extra = {split: overall(split, "extra_gradient", slice(None)) for split in splits}
+    right, wrong = (overall(held_out, "centred_max_logit", slice(i, i + 1)) for i in (0, 1))
+    for alpha, shade in zip(distinct, shades, strict=True):
+        of_alpha = np.array(alphas) == alpha
+        styles = ((extra[trained], "--"), (extra[held_out], "-")), ((wrong, "--"), (right, "-"))
+        for axes, curves in zip(panels, styles, strict=True):
+            for values, style in curves:
+                label = f"α = {alpha:g}" if style == "-" else None
+                axes.plot(epoch, values[:, of_alpha].mean(axis=1), style, color=shade, label=label)
+    panels[0].set(xlabel="epoch", ylabel="extra gradient on the max logit", title=f"{trained} (dashed), {held_out}")
+    panels[1].set(xlabel="epoch", ylabel="max logit − mean logit", title=f"{held_out}: wrong (dashed), right")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import math
 import platform
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from sc_jax import figures, files
 from sc_jax.figures import SCORE_NAMES
+from sc_jax.training.logs import read_log
 
 TABLE = (
     ("error", "error", 100),
@@ -152,6 +154,9 @@ GRID_PICTURES = ("risk_coverage.png",)
 
 PIXEL_PICTURES = ("pixels.png", "pixels_risk_coverage.png", "images_risk_coverage.png")
 """The further ones of a study of segmentation."""
+
+TRAINING_PICTURES = ("logit_statistics.png",)
+"""The further one of a study that watched its logits while it trained."""
 
 _FACTOR = {name: factor for name, _, factor in (*TABLE, *(c for _, _, columns in FILES_TABLES for c in columns))}
 _HEADING = {name: heading for name, heading, _ in (*(c for _, _, columns in FILES_TABLES for c in columns), *TABLE)}
@@ -495,6 +500,22 @@ def of_grid(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure],
     text = [f"# {title}", "![Risk-coverage curves](figures/risk_coverage.png)", how, table.markdown()]
     text += ["## Settings and versions", settings.markdown()]
     return pictures, "\n".join(body), "\n\n".join(text) + "\n"
+
+
+def of_training(workdir: Path) -> tuple[dict[str, Figure], str, str]:
+    """The section of a study that left `logit_statistics.jsonl`; returns as `of_study`."""
+    path = workdir / "logit_statistics.jsonl"
+    header = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+    picture = figures.logit_statistics(read_log(path), header["splits"], header["alphas"])
+    trained, held_out = header["splits"]
+    note = (
+        f"While training: means over the first examples of {trained} and {held_out}, without augmentation or dropout. Trained-on examples are "
+        "soon nearly all right, so that smoothing pushes their max logits down alike; on held-out ones the push would be weaker, by α times the "
+        "error rate. Numbers by bin of confidence, with the norms, are in logit_statistics.jsonl."
+    )
+    body = f"<h2>While training</h2>\n{figures.to_svg(picture)}\n{_note(note)}"
+    text = f"## While training\n\n![Extra gradient and max logit by epoch](figures/logit_statistics.png)\n\n{note}\n"
+    return {"logit_statistics.png": picture}, body, text
 
 
 def of_pixels(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:

@@ -31,6 +31,9 @@ def report(workdir: Path) -> None:
         make, names = lambda: pages.of_grid(workdir, document), pages.GRID_PICTURES
     segmentation = "pictures" in document
     names = (*names, *pages.PIXEL_PICTURES) if segmentation else names
+    watched = workdir / "logit_statistics.jsonl"
+    if watched.exists():
+        names, built_from = (*names, *pages.TRAINING_PICTURES), f"{built_from} with {files.fingerprint_file(watched)}"
     marker = f"<!-- built from {built_from} -->"
     written = [page, workdir / "report.md", workdir / "metrics.csv", *(workdir / "figures" / name for name in names)]
     if all(path.exists() for path in written) and marker in page.read_text(encoding="utf-8"):
@@ -39,6 +42,9 @@ def report(workdir: Path) -> None:
     pictures, body, text = make()
     if segmentation:
         more, more_body, more_text = pages.of_pixels(workdir, document)
+        pictures, body, text = {**pictures, **more}, f"{body}\n{more_body}", f"{text}\n{more_text}"
+    if watched.exists():
+        more, more_body, more_text = pages.of_training(workdir)
         pictures, body, text = {**pictures, **more}, f"{body}\n{more_body}", f"{text}\n{more_text}"
     for name, picture in pictures.items():
         figures.save_png(picture, workdir / "figures" / name)

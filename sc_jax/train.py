@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from sc_jax import cli
 from sc_jax.config import Config
+from sc_jax.methods import logit_statistics
+from sc_jax.models import member_logits
 from sc_jax.training import job as job_lib
 from sc_jax.training import logs, loop, parallel, state
 
@@ -30,7 +36,7 @@ def train(config: Config, workdir: Path) -> None:
         log = logs.TrainingLog(workdir, job.names, first)
         progress = logs.Progress(job.total_steps, first, f"training {len(job.tags)} × {config.model.name}")
         try:
-            with job_lib.stepping(job, mesh, first) as advance:
+            with job_lib.stepping(job, mesh, first) as advance, _watching(job, mesh, workdir, first) as hooks:
                 loop.fit(
                     current,
                     advance,
@@ -43,10 +49,55 @@ def train(config: Config, workdir: Path) -> None:
                     log=log.write,
                     save=saved.save,
                     progress=progress.update,
+                    hooks=hooks,
                 )
         finally:
             progress.close()
             log.close()
+
+
+@contextlib.contextmanager
+def _watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int) -> Iterator[list[loop.Hook]]:
+    """The hook that writes statistics of the logits to `logit_statistics.jsonl`, if the config asks for them.
+
+    What is measured at a step is fetched when the next one is, so that dispatch does not wait for it.
+    """
+    t = job.config.training
+    if not t.statistics_every:
+        yield []
+        return
+    splits = (job.config.data.train_split, job.config.evaluation.calibration_split)
+    batches = [job_lib.first_examples(job, split, t.statistics_examples, mesh) for split in splits]
+
+    def measured(weights: Any, inputs: jax.Array, label: jax.Array, where: jax.Array) -> logit_statistics.Sums:
+        logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
+        return logit_statistics.measure(logits, label, job.members.alpha, where)
+
+    measure = jax.jit(measured)
+    alphas = [tag["alpha"] for tag in job.tags]
+    header = {"members": job.names, "alphas": alphas, "splits": splits, "edges": logit_statistics.EDGES}
+    lines = logs.Lines(workdir / "logit_statistics.jsonl", header, first_step)
+    pending: list[tuple[int, Any]] = []
+
+    def settle() -> None:
+        for step, sums in pending:
+            told = {split: logit_statistics.means(one) for split, one in zip(splits, jax.device_get(sums), strict=True)}
+            lines.write({"step": step, "epoch": step / job.steps_per_epoch, **told})
+        pending.clear()
+
+    def hook(step: int, current: state.TrainState) -> None:
+        if step % t.statistics_every and step != job.total_steps:
+            return
+        settle()
+        weights = current.params, current.model_state
+        pending.append((step, [measure(weights, *batch) for batch in batches]))
+        if step == job.total_steps or step % t.checkpoint_every == 0:
+            settle()  # what lies before a checkpoint is on disk when the checkpoint is
+
+    try:
+        yield [hook]
+    finally:
+        lines.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

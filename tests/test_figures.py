@@ -41,6 +41,21 @@ def table(name="a.npz", bins=10):
     }
 
 
+SMOOTHED = {  # right predictions in both bins, wrong ones in the first
+    "count": [[3, 1], [4, 0]],
+    "extra_gradient": [[0.18, 0.18], [-0.02, None]],
+    "centred_max_logit": [[2.0, 6.0], [1.0, None]],
+}
+ALL_RIGHT = {**SMOOTHED, "count": [[3, 1], [0, 0]], "extra_gradient": [[0.18, 0.18], [None, None]]}
+PLAIN = {**SMOOTHED, "extra_gradient": [[0.0, 0.0], [0.0, None]]}
+STATISTICS = [
+    {
+        "epoch": epoch,
+        "train": {name: [PLAIN[name], ALL_RIGHT[name]] for name in PLAIN},
+        "validation": {name: [PLAIN[name], SMOOTHED[name]] for name in PLAIN},
+    }
+    for epoch in (1.0, 2.0)
+]
 LINES = [
     {"step": step, "epoch": step / 10, "loss": [2 / step, 3 / step, 4 / step], "accuracy": [0.5, 0.6, 0.7]}
     for step in (1, 2, 3)
@@ -53,6 +68,7 @@ DRAWN = {
     "risk_coverage": lambda d: figures.risk_coverage([curve(), curve(score="max_logit")]),
     "reliability": lambda d: figures.reliability([table(), table("b.npz")]),
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
+    "logit_statistics": lambda d: figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]),
     "pixels": lambda d: figures.pixels(*pixel_maps()),
 }
 
@@ -235,6 +251,17 @@ def test_training_averages_over_the_seeds_of_each_alpha():
     np.testing.assert_allclose(loss.lines[1].get_ydata(), [3.5, 1.75, 3.5 / 3])
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [0.65] * 3)
     assert legend(accuracy) == ["α = 0", "α = 0.2"]
+
+
+def test_logit_statistics_weigh_bins_by_their_examples():
+    extra, top = figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]).axes
+    dashed, solid = extra.lines[-2:]
+    np.testing.assert_allclose(solid.get_ydata(), [(3 * 0.18 + 1 * 0.18 + 4 * -0.02) / 8] * 2)
+    np.testing.assert_allclose(dashed.get_ydata(), [0.18] * 2)
+    wrong, right = top.lines[-2:]
+    np.testing.assert_allclose(right.get_ydata(), [(3 * 2 + 1 * 6) / 4] * 2)
+    np.testing.assert_allclose(wrong.get_ydata(), [1.0] * 2)
+    assert legend(top) == ["α = 0", "α = 0.2"]
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

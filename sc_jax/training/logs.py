@@ -15,6 +15,31 @@ from typing import Any
 from sc_jax import files
 
 
+class Lines:
+    """A file of JSON lines: a header, then one line per chosen step.
+
+    Args:
+      path: of the file.
+      header: of the first line, without a "step".
+      resumed_step: lines after this step are dropped before the first write.
+    """
+
+    def __init__(self, path: str | Path, header: dict[str, Any], resumed_step: int):
+        self.path = Path(path)
+        kept = [header, *(line for line in read_log(self.path) if line["step"] <= resumed_step)]
+        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends a line with its `step`."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
 class TrainingLog:
     """`train.jsonl` in a folder: a header line with the members' names, then one line per interval.
 
@@ -25,18 +50,13 @@ class TrainingLog:
     """
 
     def __init__(self, folder: str | Path, members: list[str], resumed_step: int):
-        self.path = Path(folder) / "train.jsonl"
-        header = json.dumps({"members": members})
-        kept = [header, *(json.dumps(line) for line in read_log(self.path) if line["step"] <= resumed_step)]
-        files.write_text(self.path, "\n".join(kept) + "\n")
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._lines = Lines(Path(folder) / "train.jsonl", {"members": members}, resumed_step)
         self._board = _board(Path(folder) / "tensorboard", resumed_step)
         self._members = members
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line: `step`, `epoch`, and lists over members for the rest."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._lines.write(line)
         if self._board is not None:
             for name, values in line.items():
                 if isinstance(values, list):
@@ -45,7 +65,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        self._lines.close()
         if self._board is not None:
             self._board.close()
 

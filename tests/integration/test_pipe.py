@@ -54,6 +54,12 @@ def test_every_stage_left_its_files(smoke_run: Path) -> None:
     assert not list(smoke_run.rglob("*.tmp"))
 
 
+def test_the_report_shows_what_happened_to_the_logits(smoke_run: Path) -> None:
+    assert "While training" in (smoke_run / "report.html").read_text(encoding="utf-8")
+    assert "](figures/logit_statistics.png)" in (smoke_run / "report.md").read_text(encoding="utf-8")
+    assert (smoke_run / "figures/logit_statistics.png").exists()
+
+
 def test_the_log_has_every_member(smoke_run: Path) -> None:
     assert json.loads((smoke_run / "train.jsonl").read_text().splitlines()[0]) == {"members": MEMBERS}
     lines = read_log(smoke_run / "train.jsonl")

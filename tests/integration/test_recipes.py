@@ -15,6 +15,7 @@ from sc_jax.data import small as small_sets
 from sc_jax.predictions import is_scored, load
 
 ROWS = [f"label_smoothing/{name}.py" for name in ("bank_marketing", "online_shoppers", "imdb", "cifar10", "cifar100")]
+ROWS += [f"label_smoothing/{name}.py" for name in ("adult", "sst2", "trec")]
 ROWS += [f"label_smoothing/{name}.py" for name in ("imagenet_resnet50", "imagenet_vit_s16", "cityscapes")]
 CASCADES = [f"efficientnet_b{size}" for size in range(5)]
 CASCADES += [f"mobilenetv2_{name}" for name in ("100_160", "100_192", "100_224", "130_224", "140_224")]

@@ -196,15 +196,12 @@ def untrained(row: str, weights: str, **fields: str) -> Config:
     return config_lib.load(f"{RECIPES}/{row}.py:smoke", overrides | fields)
 
 
-def test_published_weights_bring_their_preprocessing(tmp_path: Path) -> None:
-    weights = weights_of(tmp_path, "resnet18", input_shape=(224, 224, 3), num_classes=1000)
-    options = {"model.name": "resnet18", "model.dtype": "float32"}
-    config = untrained("imagenet_resnet50", weights, **options, **{"data.preprocessing": "timm"})
-    job = job_lib.build(config)
-    published = pretrained.preprocessing("resnet18", "timm")
-    d = job.config.data
+def test_published_weights_bring_their_preprocessing() -> None:
+    options = {"model.name": "resnet18", "data.preprocessing": "timm"}
+    config = untrained("imagenet_resnet50", "resnet18.safetensors", **options)
+    d = job_lib._preprocessed(config).data
     found = (d.test_size, d.crop_pct, d.interpolation, d.mean, d.std)
-    assert found == dataclasses.astuple(published)[:5]
+    assert found == dataclasses.astuple(pretrained.preprocessing("resnet18", "timm"))[:5]
     with pytest.raises(InputError, match=r"data\.interpolation: 'bicubic', but torchvision resnet18 wants 'bilinear'"):
         job_lib.build(dataclasses.replace(config, data=dataclasses.replace(config.data, preprocessing="torchvision")))
 
@@ -232,14 +229,14 @@ def test_training_starts_from_a_backbone_with_a_head_of_its_own(tmp_path: Path) 
 
 
 def test_a_file_of_weights_that_was_replaced_is_another_run(tmp_path: Path) -> None:
-    shape = {"input_shape": (32, 32, 3), "num_classes": 10}
-    config = untrained("cifar10", weights_of(tmp_path, "resnet20_cifar", **shape), **{"data.preprocessing": "given"})
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    shape = {"input_shape": (32, 32, 3), "num_classes": 10, "hidden": (5,)}
+    fields = {"data.preprocessing": "given", "model.name": "mlp", "model.hidden": "(5,)", "model.dtype": "float32"}
+    config = untrained("cifar10", weights_of(tmp_path, "mlp", **shape), **fields)
     train(config, tmp_path / "run")
     predict(config, tmp_path / "run")
     told = files.read_json(tmp_path / "run/predictions/alpha=0-seed=0/test.json")
     assert told["weights_hash"] == files.fingerprint_file(config.model.weights)
-    params, model_state = models.build("resnet20_cifar", **shape).init(jax.random.key(8))
+    params, model_state = models.build("mlp", **shape).init(jax.random.key(8))
     pretrained.save(config.model.weights, params, model_state)
     for door in (train, predict):
         with pytest.raises(InputError, match="was written for another config"):
