@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
 from sc_jax import files, ops, pages  # noqa: E402 (the docs are built from the checkout)
+from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
 STUDY = ROOT / "experiments/label_smoothing"
@@ -160,11 +161,12 @@ def models() -> str:
     for name, row in sizes["models"].items():
         equal, published = parity["timm"].get(name), parity["published_weights"].get(name)
         if equal:
-            figure, weights = f"{equal['relative_error']:.1e}", _WEIGHTS.get(name, "timm, torchvision")
+            figure = f"{equal['relative_error']:.1e}"
         elif published:
-            figure, weights = f"accuracy {published['accuracy']:.4f}", "akamaster/pytorch_resnet_cifar10"
+            figure = f"accuracy {published['accuracy']:.4f}"
         else:
-            figure, weights = "–", _WEIGHTS.get(name, "ours")
+            figure = "–"
+        weights = _WEIGHTS.get(name) or ", ".join(map(_source, pretrained.sources(name))) or "ours"
         shape = "×".join(map(str, row["input_shape"]))
         rows.append([f"`{name}`", shape, f"{row['parameters']:,}", _amount(row["macs"]), figure, weights])
     table = pages.Table(["backbone", "input", "parameters", "MACs", "parity", "weights it reads"], rows)
@@ -180,17 +182,18 @@ def models() -> str:
     )
 
 
+def _source(name: str) -> str:
+    return {"akamaster": "akamaster/pytorch_resnet_cifar10"}.get(name, name)
+
+
 _WEIGHTS = {
     "densenet_bc_100": "timm's naming",
     "wide_resnet16_4": "xternalz/WideResNet-pytorch's naming",
     "wide_resnet28_10": "xternalz/WideResNet-pytorch's naming",
-    "resnet110_cifar": "akamaster/pytorch_resnet_cifar10",
     "mobilenetv2_130": "timm's naming",
-    "mobilenetv2_140": "timm",
-    "vit_tiny_patch16": "timm",
-    "vit_small_patch16": "timm",
+    "deeplabv3plus_resnet101": "backbone: ResNet-101's of timm, torchvision",
 }
-"""Where it is not timm's and torchvision's files."""
+"""Where no weights of just this network are published."""
 
 
 def _amount(macs: int) -> str:
@@ -225,6 +228,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims cnn-first": lambda: claims("cnn-first"),
     "claims full": lambda: claims("full"),
     "claims online_shoppers": lambda: claims("online_shoppers"),
+    "claims adult": lambda: claims("adult"),
 }
 
 
@@ -239,11 +243,12 @@ def filled(text: str) -> str:
 
 def collect() -> None:
     """Copies the results of the runs that are there."""
-    for workdir in sorted((ROOT / "runs").glob("label_smoothing-*")):
-        variant = workdir.name.removeprefix("label_smoothing-")
+    for workdir in sorted((ROOT / "runs").glob("label_smoothing*-*")):
+        study, _, variant = workdir.name.partition("-")
+        row = study.removeprefix("label_smoothing").removeprefix("_")  # "adult", or "" of the study's own variants
         if variant == "smoke" or not (workdir / "report.md").exists():
             continue
-        target = STUDY / "results" / variant
+        target = STUDY / "results" / (row or variant)
         target.mkdir(parents=True, exist_ok=True)
         for source in [workdir / "metrics.json", *sorted((workdir / "figures").glob("*.png"))]:
             shutil.copy(source, target / source.name)
