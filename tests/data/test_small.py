@@ -117,7 +117,7 @@ def test_processes_that_ask_at_the_same_time(folder):
     processes = [context.Process(target=_race, args=("mnist", barrier, str(folder.parent), results)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = {results.get(timeout=60) for _ in processes}
+    found = {results.get(timeout=300) for _ in processes}
     for process in processes:
         process.join()
     assert len(found) == 1

@@ -159,7 +159,7 @@ def test_threads_read_ahead_of_the_caller():
         streams.batches(Watched(), drawn, batch_size=4, seed=0, total_steps=3, shuffle=False)
     ) as stream:
         next(stream)
-        assert read_ahead.wait(timeout=60)
+        assert read_ahead.wait(timeout=300)
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(4, 1), (4, 2), (10, 1), (16, 4), (1, 1)])

@@ -17,7 +17,7 @@ def test_notebook_runs(path: Path, smoke_run: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SC_JAX_WORKDIR", str(smoke_run))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     printed = "".join(o.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs)
     assert "α = 0.2" in printed
