@@ -71,7 +71,7 @@ def main() -> None:
     job = job_lib.build(config)
     count, batch = len(job.tags), config.training.batch_size
     together, compile_together = program(job, job.members)
-    alone, compile_alone = program(job, state.make_members(config.members.alphas[:1], config.members.seeds[:1])[0])
+    alone, compile_alone = program(job, state.make_members(config.members.tags[:1]))
     rounds = [(together(), sum(alone() for _ in range(count))) for _ in range(ROUNDS)]  # 25 runs in a row, each round
     rate_together = [count * batch * STEPS / seconds for seconds, _ in rounds]
     rate_alone = [count * batch * STEPS / seconds for _, seconds in rounds]

@@ -82,10 +82,27 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class MemberGrid:
-    """Every α with every seed is a member; all of them are one program."""
+    """Every α of label smoothing with every seed is a member, and so is every further objective; all of them are one program.
+
+    `objectives` are "name=strength" of `sc_jax.training.objectives`, e.g. "max_suppression=0.2".
+    """
 
     alphas: tuple[float, ...]
     seeds: tuple[int, ...]
+    objectives: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> list[dict[str, Any]]:
+        """What tells the members apart, {"alpha", "seed"} or {"objective", "seed"}: objectives outermost, α first."""
+        treatments: list[dict[str, Any]] = [{"alpha": float(alpha)} for alpha in self.alphas]
+        treatments += [{"objective": objective} for objective in self.objectives]
+        return [{**treatment, "seed": int(seed)} for treatment in treatments for seed in self.seeds]
+
+
+def member_name(tag: Mapping[str, Any]) -> str:
+    """The name of a member, e.g. `alpha=0.2-seed=3`: of its folder of predictions, and of its lines in the log."""
+    treatment = tag.get("objective") or f"alpha={tag['alpha']:g}"
+    return f"{treatment}-seed={tag['seed']}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +115,7 @@ class Training:
     `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends
     after so many, whatever `epochs` says. `log_every`, `checkpoint_every` and `statistics_every` count steps. Statistics of the
     logits (`sc_jax.methods.logit_statistics`; none at 0) are of `statistics_examples` examples of the train split, as they are at test, and of
-    as many of the calibration split.
+    as many of the calibration split. `teacher` is the workdir of an earlier run, for objectives that learn from its predictions.
     """
 
     batch_size: int
@@ -124,6 +141,7 @@ class Training:
     steps: int = 0
     statistics_every: int = 0
     statistics_examples: int = 1000
+    teacher: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +156,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is computed from predictions: scores fitted on `calibration_split`, everything reported on `test_split`."""
+    """What is computed from predictions: scores fitted on `calibration_split`, everything reported on `test_split`.
+
+    With `repair`, the analyses of `sc_jax.methods.repair` too: why and how far logit normalisation repairs label smoothing.
+    """
 
     test_split: str
     calibration_split: str
@@ -148,13 +169,15 @@ class Evaluation:
     resamples: int = 1000
     level: float = 0.95
     seed: int = 0
+    repair: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
     """One primary comparison, fixed beforehand: metric(treatment) − metric(control), averaged over seeds.
 
-    `expect` is "greater", "less", or "not_worse_by_margin" (one-sided, against `margin`).
+    `expect` is "greater", "less", or "not_worse_by_margin" (one-sided, against `margin`). A side is an α, or, where it is named,
+    one of `members.objectives`, whatever the α.
     """
 
     claim: str
@@ -165,6 +188,8 @@ class Contrast:
     control_score: str
     expect: str
     margin: float
+    treatment_objective: str = ""
+    control_objective: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,6 +370,20 @@ def _checked_values(config: Config, path: str) -> Config:
         len(m.seeds) > 0 and all(0 <= s < 2**32 for s in m.seeds), "members.seeds", m.seeds, "at least one, in 0..2³²−1"
     )
     require(len(set(m.seeds)) == len(m.seeds), "members.seeds", m.seeds, "without repetition")
+    o = m.objectives
+    require(len(set(o)) == len(o), "members.objectives", o, "without repetition")
+    if o:
+        for name in ("mixup", "cutmix"):
+            require(
+                getattr(a, name) == 0,
+                f"augmentation.{name}",
+                getattr(a, name),
+                f"0 beside members.objectives; name {name}=… there",
+            )
+        require(t.statistics_every == 0, "training.statistics_every", t.statistics_every, "0 beside members.objectives")
+        require(t.epochs > 0, "training.epochs", t.epochs, "positive beside members.objectives")
+    else:
+        refuse_idle(path, "training", t, "teacher", "members.objectives learn from it")
     require(d.name != "", "data.name", d.name, "a data set")
     for name in ("mean", "std"):
         require(
@@ -449,8 +488,11 @@ def _checked_values(config: Config, path: str) -> Config:
     require(e.seed >= 0, "evaluation.seed", e.seed, "≥ 0")
     for i, c in enumerate(config.primary):
         for side in ("treatment", "control"):
-            alpha, score = getattr(c, f"{side}_alpha"), getattr(c, f"{side}_score")
-            require(alpha in m.alphas, f"primary[{i}].{side}_alpha", alpha, f"one of members.alphas {m.alphas}")
+            alpha, score, objective = (getattr(c, f"{side}_{what}") for what in ("alpha", "score", "objective"))
+            if objective:
+                require(objective in o, f"primary[{i}].{side}_objective", objective, f"one of members.objectives {o}")
+            else:
+                require(alpha in m.alphas, f"primary[{i}].{side}_alpha", alpha, f"one of members.alphas {m.alphas}")
             require(score in e.scores, f"primary[{i}].{side}_score", score, f"one of evaluation.scores {e.scores}")
         expectations = ("greater", "less", "not_worse_by_margin")
         require(c.expect in expectations, f"primary[{i}].expect", c.expect, f"one of {expectations}")

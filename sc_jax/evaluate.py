@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sc_jax import cli, files, ops, predictions
+from sc_jax import config as config_lib
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import evaluation, streaming, study
@@ -221,10 +222,16 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         print("evaluate: done")
         return
     runs = _load_runs(config, workdir)
+    if config.evaluation.repair and runs[0].test.num_classes < 3:
+        raise InputError("evaluation.repair: logit normalisation is not defined for two classes; leave it out")
     progress = Progress(len(runs), 0, "evaluating")
     try:
         document = study.evaluate(
-            runs, settings_of(config), config.primary, lambda done: progress.update(done, "files")
+            runs,
+            settings_of(config),
+            config.primary,
+            lambda done: progress.update(done, "files"),
+            with_repair=config.evaluation.repair,
         )
     finally:
         progress.close()
@@ -233,12 +240,8 @@ def evaluate_study(config: Config, workdir: Path) -> None:
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
 
 
-def _members(config: Config) -> list[tuple[float, int]]:
-    return [(alpha, seed) for alpha in config.members.alphas for seed in config.members.seeds]
-
-
-def _paths(config: Config, workdir: Path, alpha: float, seed: int) -> tuple[Path, Path]:
-    folder = workdir / "predictions" / f"alpha={alpha:g}-seed={seed}"
+def _paths(config: Config, workdir: Path, tag: dict[str, Any]) -> tuple[Path, Path]:
+    folder = workdir / "predictions" / config_lib.member_name(tag)
     return folder / f"{config.evaluation.test_split}.npz", folder / f"{config.evaluation.calibration_split}.npz"
 
 
@@ -250,8 +253,8 @@ def _beside(path: Path, kind: str) -> Path:
 def _segmented(config: Config, workdir: Path) -> dict[str, Any]:
     """Of segmentation: metrics of all pixels and of images, and the threshold its pictures are drawn with; else nothing."""
     settings, document = settings_of(config), {}
-    for member in _members(config):
-        test, calibration = _paths(config, workdir, *member)
+    for tag in config.members.tags:
+        test, calibration = _paths(config, workdir, tag)
         for kind in ("pixels", "images"):
             path = _beside(test, kind)
             if path.exists():
@@ -264,7 +267,7 @@ def _segmented(config: Config, workdir: Path) -> dict[str, Any]:
         if path.exists():
             tuning = predictions.load(calibration)
             threshold = ops.threshold_at_coverage(ops.msp(tuning.logits), PICTURE_COVERAGE, weight=tuning.weight)
-            row = {"alpha": member[0], "seed": member[1], "predictions": str(path), "score": "msp"}
+            row = {**tag, "predictions": str(path), "score": "msp"}
             row |= {"threshold": float(threshold), "coverage": PICTURE_COVERAGE}
             document.setdefault("pictures", []).append({**row, "fitted_on": config.evaluation.calibration_split})
     return document
@@ -273,8 +276,8 @@ def _segmented(config: Config, workdir: Path) -> dict[str, Any]:
 def _built_from(config: Config, workdir: Path) -> str:
     """One hash over the fingerprints of all predictions that an evaluation reads, and how it reads them."""
     found = {}
-    for member in _members(config):
-        for path in _paths(config, workdir, *member):
+    for tag in config.members.tags:
+        for path in _paths(config, workdir, tag):
             sidecar = path.with_suffix(".json")
             if not sidecar.exists():
                 raise InputError(
@@ -282,12 +285,13 @@ def _built_from(config: Config, workdir: Path) -> str:
                 )
             found[str(path.relative_to(workdir))] = files.read_json(sidecar).get("fingerprint")
         for kind in ("pixels", "images", "pictures"):
-            sidecar = _beside(_paths(config, workdir, *member)[0], kind).with_suffix(".json")
+            sidecar = _beside(_paths(config, workdir, tag)[0], kind).with_suffix(".json")
             if sidecar.exists():
                 found[str(sidecar.relative_to(workdir))] = files.read_json(sidecar).get("fingerprint")
     how = {
         "code": files.fingerprint_sources("ops", "methods", "predictions.py"),
         "settings": dataclasses.asdict(settings_of(config)),
+        "repair": config.evaluation.repair,
         "primary": [dataclasses.asdict(c) for c in config.primary],
     }
     return files.fingerprint_json({"predictions": found, **how})
@@ -295,10 +299,10 @@ def _built_from(config: Config, workdir: Path) -> str:
 
 def _load_runs(config: Config, workdir: Path) -> list[study.Run]:
     runs = []
-    for alpha, seed in _members(config):
-        test, calibration = (predictions.by_id(predictions.load(path)) for path in _paths(config, workdir, alpha, seed))
+    for tag in config.members.tags:
+        test, calibration = (predictions.by_id(predictions.load(path)) for path in _paths(config, workdir, tag))
         refuse_shared(test, calibration)
-        runs.append(study.Run(alpha, seed, test, calibration))
+        runs.append(study.Run(tag.get("objective") or tag["alpha"], tag["seed"], test, calibration))
         for this, first in ((test, runs[0].test), (calibration, runs[0].calibration)):
             predictions.require_ids(this, first.example_id, first.source)
             if not np.array_equal(this.label, first.label):

@@ -28,6 +28,7 @@ SCORE_NAMES = {
     "doctor_beta": "DOCTOR-β",
     "max_logit": "max logit",
     "energy": "energy",
+    "msp_temperature": "MSP after temperature scaling",
     "max_logit_pnorm": "p-norm",
     "max_logit_pnorm_or_msp": "p-norm or MSP",
     "msp_pnorm": "MSP p-norm",
@@ -43,6 +44,34 @@ SCORE_NAMES = {
     "mean_max_probability": "mean max probability",
 }
 """How scores are called in figures and tables."""
+
+OBJECTIVE_NAMES = {
+    "max_suppression": "MaxSup, α = {}",
+    "confidence_penalty": "confidence penalty, β = {}",
+    "focal": "focal loss, γ = {}",
+    "logit_norm": "LogitNorm training, τ = {}",
+    "margin_smoothing": "MbLS, m = {}",
+    "acls": "ACLS, w = {}",
+    "temperature": "trained at temperature {}",
+    "mixup": "mixup, Beta({0}, {0})",
+    "cutmix": "CutMix, Beta({0}, {0})",
+    "label_noise": "label noise, rate {}",
+    "left_out": "without fold {}",
+    "distillation": "self-distillation, T = {}",
+    "instance_smoothing": "ILS-1, ε = {}",
+    "equal_suppression": "equal suppression, α = {}",
+    "error_smoothing": "smoothing by error, ᾱ = {}",
+}
+"""How objectives other than label smoothing are called, with their strengths."""
+
+
+def treatment_name(row: dict[str, Any]) -> str:
+    """What a row of a study is of, in words: its α, or its objective."""
+    if "objective" not in row:
+        return f"α = {row['alpha']:g}"
+    name, _, strength = row["objective"].partition("=")
+    return OBJECTIVE_NAMES[name].format(strength)
+
 
 _STYLE = {
     "font.size": 10,
@@ -186,6 +215,38 @@ def max_logit_gap(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
     last.set(xlabel="label smoothing α", ylabel="right − wrong (SD at equal MSP)")
     last.set_title("Gap at equal MSP, adjusted", fontsize=10.5, loc="left")
     last.legend()
+    return figure
+
+
+def objectives(aggregates: Sequence[dict[str, Any]]) -> Figure:
+    """NAURC of everything that was trained, by MSP and by p-norm, with intervals; best at the top by MSP.
+
+    Args:
+      aggregates: of label smoothing and of other objectives, as in `metrics.json`.
+    """
+    shown = {"msp": (RED, "MSP"), "max_logit_pnorm": (GREEN, "p-norm")}
+    values = {
+        (treatment_name(row), row["score"]): row["metrics"]["naurc"] for row in aggregates if row["score"] in shown
+    }
+    names = sorted(
+        {name for name, score in values if score == "msp"}, key=lambda name: -values[name, "msp"]["estimate"]
+    )
+    figure, (axes,) = _axes(1, 8.5, 1.2 + 0.34 * len(names))
+    for offset, (score, (colour, label)) in zip((0.12, -0.12), shown.items(), strict=True):
+        places = [i for i, name in enumerate(names) if (name, score) in values]
+        if not places:
+            continue
+        found = [values[names[i], score] for i in places]
+        low, high = np.array([value["interval"] for value in found], float).T
+        y = np.array(places) + offset
+        axes.plot([value["estimate"] for value in found], y, "o", color=colour, ms=5, label=label)
+        axes.errorbar((low + high) / 2, y, xerr=(high - low) / 2, color=colour, fmt="none", capsize=2, lw=1.2)
+    if ("α = 0", "msp") in values:
+        axes.axvline(values["α = 0", "msp"]["estimate"], color=GREY, lw=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="NAURC (0 perfect, 1 random)")
+    axes.set_title("Quality of the ranking, by what was trained", fontsize=10.5, loc="left")
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -354,4 +415,132 @@ def logit_statistics(lines: Sequence[dict[str, Any]], splits: Sequence[str], alp
     panels[0].set(xlabel="epoch", ylabel="extra gradient on the max logit", title=f"{trained} (dashed), {held_out}")
     panels[1].set(xlabel="epoch", ylabel="max logit − mean logit", title=f"{held_out}: wrong (dashed), right")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def norms(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
+    """NAURC of logit normalisation against p, centred and not, beside MSP: for cross-entropy and for one α.
+
+    Args:
+      rows: of `repair.norms`; alpha: the smoothing of the right panel.
+    """
+    figure, panels = _axes(2, 10, 3.8)
+    for axes, a in zip(panels, (0.0, alpha), strict=True):
+        for centred, colour, label in ((True, GREEN, "p-norm, centred"), (False, BLUE, "p-norm, not centred")):
+            line = [row for row in rows if row["alpha"] == a and row["centred"] is centred]
+            _with_interval(axes, [r["p"] for r in line], [r["metrics"]["naurc"] for r in line], colour, label)
+        for row in rows:
+            if row["alpha"] == a and row["p"] is None:
+                told = row["metrics"]["naurc"]
+                axes.axhline(np.array(told["estimate"], float), color=RED, lw=1.4, label="MSP")
+                axes.axhspan(*np.array(told["interval"], float), color=RED, alpha=0.12, lw=0)
+        axes.set(xlabel="p", ylabel="NAURC (0 perfect, 1 random)")
+        axes.set_title("cross-entropy" if a == 0 else f"label smoothing α = {a:g}", fontsize=10.5, loc="left")
+    panels[0].legend(*panels[1].get_legend_handles_labels())
+    return figure
+
+
+def _with_interval(
+    axes: Axes, x: Sequence[float], values: Sequence[dict[str, Any]], colour: Any, label: str, style: str = "-"
+) -> None:
+    """A line with its intervals as a band."""
+    x = np.array(x, float)
+    low, high = np.array([value["interval"] for value in values], float).reshape(-1, 2).T
+    axes.plot(x, np.array([v["estimate"] for v in values], float), style, color=colour, label=label, marker="o", ms=4)
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def shifts(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
+    """How the uncentred log-score of right and of wrong predictions moves with a shift, by p: for cross-entropy and for one α.
+
+    Args:
+      rows: of `repair.shifts`; alpha: the smoothing of the right panel.
+    """
+    figure, panels = _axes(2, 10, 3.8)
+    by_alpha = {row["alpha"]: row for row in rows}
+    for axes, a in zip(panels, (0.0, alpha), strict=True):
+        name = "cross-entropy" if a == 0 else f"label smoothing α = {a:g}"
+        if a in by_alpha:
+            told = by_alpha[a]["norms"]
+            for kind, colour in (("right", BLUE), ("wrong", RED)):
+                values = [of[kind] for of in told]
+                _with_interval(axes, [of["p"] for of in told], values, colour, f"{kind} predictions")
+            shift = by_alpha[a]["mean_logit"]["all"]["estimate"]
+            name += f": mean logit {shift:.2f}, {100 * by_alpha[a]['share_undefined']['estimate']:.2g} % left out"
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.set(xlabel="p", ylabel="d ln score / d shift")
+        axes.set_title(name, fontsize=10.5, loc="left")
+    panels[0].legend(*panels[1].get_legend_handles_labels())
+    return figure
+
+
+def learning_curve(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Test AURC that choosing p on few calibration examples costs, by α: without the fallback to MSP and with it.
+
+    Args:
+      rows: of `repair.learning_curve`.
+    """
+    figure, panels = _axes(2, 10, 3.8)
+    alphas = sorted({row["alpha"] for row in rows})
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(alphas)))
+    for axes, fallback in zip(panels, (False, True), strict=True):
+        for alpha, shade in zip(alphas, shades, strict=True):
+            line = [row for row in rows if row["alpha"] == alpha and row["fallback"] is fallback]
+            percent = [
+                {k: 100 * np.array(row["regret"]["aurc"][k], float) for k in ("estimate", "interval")} for row in line
+            ]
+            _with_interval(axes, [row["size"] for row in line], percent, shade, f"α = {alpha:g}")
+        axes.set(xscale="log", xlabel="calibration examples", ylabel="excess AURC over the best candidate (× 100)")
+        axes.set_title("p-norm or MSP" if fallback else "p-norm", fontsize=10.5, loc="left")
+    if rows:
+        panels[1].legend()
+    return figure
+
+
+_WAYS = {
+    ("single_members", "msp"): (RED, "--", "single members, MSP"),
+    ("single_members", "max_logit_pnorm"): (GREEN, "--", "single members, p-norm"),
+    ("mean_probabilities", "msp"): (RED, "-", "MSP of mean probabilities"),
+    ("mean_logits", "msp"): (RED, ":", "MSP of mean logits"),
+    ("mean_logits", "max_logit_pnorm"): (GREEN, "-", "p-norm of mean logits"),
+    ("mean_normalised", "max_logit_pnorm"): (BLUE, "-", "mean of p-normed logits"),
+    ("mean_probabilities", "max_logit_pnorm"): (GREY, "-", "p-norm of log mean probabilities"),
+}
+
+
+def ensembles(rows: Sequence[dict[str, Any]], subsets: Sequence[dict[str, Any]]) -> Figure:
+    """NAURC of deep ensembles and of their members by α, and against the number of members.
+
+    Args:
+      rows: of `repair.ensembles`; subsets: of `repair.subsets`; their bands are quartiles over subsets.
+    """
+    figure, (left, right) = _axes(2, 13, 4.4)
+    apart = 0.012 * max((row["alpha"] for row in rows), default=1)  # so that intervals at one α do not cover each other
+    for place, (way, (colour, style, label)) in enumerate(_WAYS.items()):
+        line = sorted((r for r in rows if (r["average"], r["score"]) == way), key=lambda r: r["alpha"])
+        told = [row["metrics"]["naurc"] for row in line]
+        x = np.array([row["alpha"] for row in line]) + apart * (place - len(_WAYS) // 2)
+        ends = [value.get("interval_p_chosen_anew", value["interval"]) for value in told]
+        low, high = np.array(ends, float).reshape(-1, 2).T
+        y = np.array([value["estimate"] for value in told], float)
+        left.plot(x, y, style, color=colour, label=label, marker="o", ms=4, lw=1.4)
+        left.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, color=colour, fmt="none", capsize=2, lw=1.2)
+    left.set(xlabel="label smoothing α", ylabel="NAURC (0 perfect, 1 random)", ylim=(0, None))
+    left.set_title("Ensembles of all seeds, intervals over test examples", fontsize=10.5, loc="left")
+    left.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+
+    alphas = sorted({row["alpha"] for row in subsets})
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(alphas)))
+    for alpha, shade in zip(alphas, shades, strict=True):
+        for score, style in (("msp", "-"), ("max_logit_pnorm", "--")):
+            line = [row for row in subsets if (row["alpha"], row["score"]) == (alpha, score)]
+            told = [row["metrics"]["naurc"] for row in line]
+            values = [{"estimate": value["mean"], "interval": value["quartiles"]} for value in told]
+            label = f"α = {alpha:g}, {SCORE_NAMES[score]}"
+            _with_interval(right, [row["members"] for row in line], values, shade, label, style)
+    right.set_xticks(sorted({row["members"] for row in subsets}))
+    right.set(xlabel="members", ylabel="NAURC (0 perfect, 1 random)", ylim=(0, None))
+    right.set_title("Over subsets of the seeds", fontsize=10.5, loc="left")
+    if subsets:
+        right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
     return figure

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sc_jax import figures, files
-from sc_jax.figures import SCORE_NAMES
+from sc_jax.figures import SCORE_NAMES, treatment_name
 from sc_jax.training.logs import read_log
 
 TABLE = (
@@ -155,6 +155,12 @@ GRID_PICTURES = ("risk_coverage.png",)
 PIXEL_PICTURES = ("pixels.png", "pixels_risk_coverage.png", "images_risk_coverage.png")
 """The further ones of a study of segmentation."""
 
+REPAIR_PICTURES = ("norms.png", "shifts.png", "learning_curve.png", "ensembles.png")
+"""The further ones of a study with `evaluation.repair`."""
+
+OBJECTIVE_PICTURES = ("objectives.png",)
+"""The further one of a study of more objectives than label smoothing."""
+
 TRAINING_PICTURES = ("logit_statistics.png",)
 """The further one of a study that watched its logits while it trained."""
 
@@ -221,11 +227,14 @@ def _estimate(document: dict[str, Any], alpha: float, score: str, metric: str) -
 def claim(document: dict[str, Any]) -> str:
     """The finding of a study in one sentence, by the verdicts on its primary contrasts."""
     primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
-    alpha = primary[0]["treatment"]["alpha"]
+    alpha = _main_alpha(document)
+    of = "" if _of_objectives(primary) else f" (α = {alpha:g})"
     confirmed = {(row["metric"], row["treatment"]["score"]) for row in primary if row["verdict"] == "confirmed"}
-    if len(confirmed) < len(primary):
+    if any(row["verdict"] != "confirmed" for row in primary):
         parts = "; ".join(f"{row['claim']}: {row['verdict']}" for row in primary)
-        return f"Not all of the claim is confirmed here (α = {alpha:g}): {parts}."
+        return f"Not all of the claim is confirmed here{of}: {parts}."
+    if of == "":
+        return f"Confirmed here: {'; '.join(row['claim'] for row in primary)}."
     if not confirmed >= {("error", "msp"), ("naurc", "msp"), ("naurc", "max_logit_pnorm")}:
         return f"Confirmed here (α = {alpha:g}): {'; '.join(row['claim'] for row in primary)}."
     left = _remaining(document, alpha)
@@ -239,6 +248,19 @@ def claim(document: dict[str, Any]) -> str:
         f"Confirmed here: label smoothing (α = {alpha:g}) costs no accuracy and ruins the ranking of errors; "
         f"logit normalisation {repairs}."
     )
+
+
+def _main_alpha(document: dict[str, Any]) -> float:
+    """The α that a study is about: that of its first primary contrast which has one, else its largest."""
+    sides = [
+        row[side] for row in document["contrasts"] if row["kind"] == "primary" for side in ("treatment", "control")
+    ]
+    chosen = [side["alpha"] for side in sides if side.get("alpha")]
+    return chosen[0] if chosen else max(row["alpha"] for row in document["aggregates"])
+
+
+def _of_objectives(primary: Sequence[dict[str, Any]]) -> bool:
+    return any("objective" in row[side] for row in primary for side in ("treatment", "control"))
 
 
 def _remaining(document: dict[str, Any], alpha: float) -> dict[str, Any] | None:
@@ -272,11 +294,12 @@ def _level(document: dict[str, Any]) -> str:
 
 def _contrast_name(row: dict[str, Any]) -> str:
     (a, s), (b, t) = (
-        (side["alpha"], SCORE_NAMES.get(side["score"], side["score"])) for side in (row["treatment"], row["control"])
+        (treatment_name(side), SCORE_NAMES.get(side["score"], side["score"]))
+        for side in (row["treatment"], row["control"])
     )
     if a == b:
-        return f"α = {a:g}: {s} − {t}"
-    return f"α = {a:g} − α = {b:g}: {s}" if s == t else f"α = {a:g} {s} − α = {b:g} {t}"
+        return f"{a}: {s} − {t}"
+    return f"{a} − {b}: {s}" if s == t else f"{a} {s} − {b} {t}"
 
 
 def contrast_table(rows: Sequence[dict[str, Any]], primary: bool) -> Table:
@@ -306,9 +329,9 @@ def contrast_table(rows: Sequence[dict[str, Any]], primary: bool) -> Table:
     return Table(["claim", "verdict", *headings] if primary else headings, lines)
 
 
-def _aggregate_table(document: dict[str, Any]) -> Table:
+def _aggregate_table(aggregates: Sequence[dict[str, Any]]) -> Table:
     lines = []
-    for row in document["aggregates"]:
+    for row in aggregates:
         cells = [
             with_interval(name, row["metrics"][name]) + (" †" if row["metrics"][name].get("unstable") else "")
             if name in row["metrics"]
@@ -316,9 +339,11 @@ def _aggregate_table(document: dict[str, Any]) -> Table:
             for name, _, _ in TABLE
         ]
         chosen = "" if row["fitted"] is None else ", ".join(str(p) for p in row["fitted"])
-        lines.append([f"{row['alpha']:g}", SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
+        treatment = treatment_name(row) if "objective" in row else f"{row['alpha']:g}"
+        lines.append([treatment, SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
     headings = [heading(name) for name, _, _ in TABLE]
-    return Table(["α", "score", *headings, "p chosen (one per seed)"], lines)
+    first = "trained with" if any("objective" in row for row in aggregates) else "α"
+    return Table([first, "score", *headings, "p chosen (one per seed)"], lines)
 
 
 def _gap_table(document: dict[str, Any]) -> Table:
@@ -367,7 +392,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     """
     primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
     exploratory = [row for row in document["contrasts"] if row["kind"] == "exploratory"]
-    alpha = primary[0]["treatment"]["alpha"]
+    alpha = _main_alpha(document)
     pictures = {
         "finding.png": figures.finding(document["curves"], document["aggregates"], alpha),
         "suppression.png": figures.suppression(document["suppression"]),
@@ -442,7 +467,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         contrast_table(primary, True).html(wrap=True),
         f'<p class="note">{html.escape(rule)}</p>',
         "<h2>Every α and score</h2>",
-        _aggregate_table(document).html(),
+        _aggregate_table(document["aggregates"]).html(),
         f'<p class="note">{html.escape(table_note)}</p>',
         "<h2>The reason</h2>",
         f'<div class="pair"><div>{figures.to_svg(pictures["suppression.png"])}</div><p>{html.escape(identity_text)}</p></div>',
@@ -465,7 +490,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         contrast_table(primary, True).markdown(),
         rule,
         "## Every α and score",
-        _aggregate_table(document).markdown(),
+        _aggregate_table(document["aggregates"]).markdown(),
         table_note,
         "## The reason",
         identity_text,
@@ -489,7 +514,7 @@ def of_grid(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure],
     pictures = {"risk_coverage.png": figures.risk_coverage(curves)}
     title = f"{len(document['aggregates'])} rows of {seeds} seed{'s' * (seeds > 1)} on {n:,} test examples"
     how = f"Means over the seeds. Brackets: {_level(document)} intervals from a crossed bootstrap over seeds and test examples."
-    table, settings = _aggregate_table(document), _settings_table(workdir, document)
+    table, settings = _aggregate_table(document["aggregates"]), _settings_table(workdir, document)
     body = [
         f"<h1>{html.escape(title)}</h1>",
         figures.to_svg(pictures["risk_coverage.png"]),
@@ -516,6 +541,150 @@ def of_training(workdir: Path) -> tuple[dict[str, Figure], str, str]:
     body = f"<h2>While training</h2>\n{figures.to_svg(picture)}\n{_note(note)}"
     text = f"## While training\n\n![Extra gradient and max logit by epoch](figures/logit_statistics.png)\n\n{note}\n"
     return {"logit_statistics.png": picture}, body, text
+
+
+_AVERAGES = {
+    "single_members": "single members, mean",
+    "mean_probabilities": "mean probabilities",
+    "mean_logits": "mean logits",
+    "mean_normalised": "mean of p-normed logits",
+}
+
+
+def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
+    """The section of a study with `evaluation.repair`: why and how far logit normalisation repairs; returns as `of_study`."""
+    found, alpha = document["repair"], _main_alpha(document)
+    parts = (
+        (
+            "norms.png",
+            "Over which p the gain comes, and whether centring matters",
+            figures.norms(found["norms"], alpha),
+            "Every p of the grid on the test split, nothing chosen: a description. Bands: intervals over test examples and seeds.",
+            _norm_table(found["norms"]),
+        ),
+        (
+            "shifts.png",
+            "What a shift of the logits does without centring",
+            figures.shifts(found["shifts"], alpha),
+            "The softmax does not see a shift c of all logits; the uncentred score does. Means of d ln(score)/dc over right and over wrong test "
+            "predictions; with centring it is 0. Where v_max ≤ 0 there is no logarithm: those are left out and counted.",
+            None,
+        ),
+        (
+            "learning_curve.png",
+            "How many calibration examples p needs",
+            figures.learning_curve(found["learning_curve"]),
+            f"Excess test AURC of the p that {found['learning_curve'][0]['draws'] if found['learning_curve'] else 0} random draws of calibration examples choose, over the best candidate on "
+            "the test split. Bands cover seeds and draws of calibration examples; the test split is held fixed.",
+            _learning_table([row for row in found["learning_curve"] if not row["fallback"]]),
+        ),
+        (
+            "ensembles.png",
+            "Deep ensembles: what is left of the damage, and where p-norm belongs",
+            figures.ensembles(found["ensembles"], found["subsets"]),
+            "One ensemble of all seeds for each α, so intervals are over test examples alone; where p is tuned, they carry its choice. Averages that "
+            "predict differently have errors of their own. Right: subsets of the seeds share members, and their quartiles are not "
+            "an interval.",
+            _ensemble_table(found["ensembles"]),
+        ),
+    )
+    body, text = (
+        ["<h2>Why and how far logit normalisation repairs</h2>"],
+        ["## Why and how far logit normalisation repairs"],
+    )
+    for name, title, picture, note, table in parts:
+        body += [f"<h3>{html.escape(title)}</h3>", figures.to_svg(picture), _note(note)]
+        text += [f"### {title}", f"![{title}](figures/{name})", note]
+        if table is not None:
+            body.append(table.html())
+            text.append(table.markdown())
+    return {part[0]: part[2] for part in parts}, "\n".join(body), "\n\n".join(text) + "\n"
+
+
+def _described(told: dict[str, Any] | None, metric: str, signed: bool = False) -> str:
+    return "" if told is None else _with_interval(told["estimate"], told["interval"], _FACTOR[metric], signed)
+
+
+def _norm_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """By α and centring, the p of least NAURC on the test split and what it gains over MSP there."""
+    lines = []
+    for alpha in sorted({row["alpha"] for row in rows}):
+        for centred in (True, False):
+            of = [row for row in rows if (row["alpha"], row["centred"]) == (alpha, centred)]
+            best = min(of, key=lambda row: row["metrics"]["naurc"]["estimate"])
+            gains = [row["p"] for row in of if row["minus_msp"]["naurc"]["interval"][1] < 0]
+            cells = [
+                _described(best["metrics"]["naurc"], "naurc"),
+                _described(best["minus_msp"]["naurc"], "naurc", True),
+            ]
+            lines.append(
+                [f"{alpha:g}", "yes" if centred else "no", str(best["p"]), *cells, ", ".join(map(str, gains)) or "none"]
+            )
+    headings = ["α", "centred", "p of least NAURC on test", "NAURC", "minus MSP", "p whose interval lies below MSP"]
+    return Table(headings, lines)
+
+
+def _learning_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Excess AURC of the chosen p by α and calibration size."""
+    sizes, alphas = sorted({row["size"] for row in rows}), sorted({row["alpha"] for row in rows})
+    told = {(row["alpha"], row["size"]): row["regret"]["aurc"] for row in rows}
+    lines = [[f"{size:,}", *(_described(told[alpha, size], "aurc") for alpha in alphas)] for size in sizes]
+    return Table(["calibration examples", *(f"excess AURC %, α = {alpha:g}" for alpha in alphas)], lines)
+
+
+def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Every α and way of averaging."""
+    lines = []
+    for row in sorted(rows, key=lambda row: row["alpha"]):
+        m, p = row["metrics"], row["p"]
+        ends = {name: told.get("interval_p_chosen_anew", told["interval"]) for name, told in m.items()}
+        cells = [
+            _with_interval(m[name]["estimate"], ends[name], _FACTOR[name])
+            for name in ("error", "aurc", "naurc", "failure_auroc")
+        ]
+        less = [row[name] and row[name]["naurc"] for name in ("minus_alpha_0", "minus_msp")]
+        chosen = "" if p is None else str(p) if isinstance(p, int) else ", ".join(map(str, p))
+        score = SCORE_NAMES[row["score"]]
+        lines.append(
+            [
+                f"{row['alpha']:g}",
+                _AVERAGES[row["average"]],
+                score,
+                *cells,
+                *(_described(x, "naurc", True) for x in less),
+                chosen,
+            ]
+        )
+    headings = [
+        "α",
+        "average",
+        "score",
+        "error %",
+        "AURC %",
+        "NAURC",
+        "AUROC_f",
+        "NAURC minus α = 0",
+        "NAURC minus MSP of mean probabilities",
+        "p",
+    ]
+    return Table(headings, lines)
+
+
+def of_objectives(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
+    """The section of a study that trained with more than label smoothing; returns as `of_study`."""
+    others = document["objectives"]
+    picture = figures.objectives([*document["aggregates"], *others["aggregates"]])
+    note = (
+        "What else the members were trained with, on the same batches from the same initialisation. NAURC as a mean over seeds with intervals over seeds "
+        "and test examples; the line is cross-entropy with MSP. p is chosen per member on the validation split."
+    )
+    count = f"{len(others['contrasts'])} exploratory contrasts of them with α = 0 and of scores with MSP (not corrected for multiplicity)"
+    table, contrasts = _aggregate_table(others["aggregates"]), contrast_table(others["contrasts"], False)
+    body = ["<h2>Other objectives</h2>", figures.to_svg(picture), _note(note), table.html()]
+    body += [f"<details><summary>{count}</summary>{contrasts.html()}</details>"]
+    text = ["## Other objectives", "![NAURC by objective and score](figures/objectives.png)", note, table.markdown()]
+    text += [f"{count}:", contrasts.markdown()]
+    return {"objectives.png": picture}, "\n".join(body), "\n\n".join(text) + "\n"
 
 
 def of_pixels(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
@@ -579,7 +748,7 @@ def _pixel_figure(workdir: Path, shown: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _is(row: dict[str, Any], metric: str, treatment: tuple[float, str], control: tuple[float, str]) -> bool:
-    sides = tuple((row[side]["alpha"], row[side]["score"]) for side in ("treatment", "control"))
+    sides = tuple((row[side].get("alpha"), row[side]["score"]) for side in ("treatment", "control"))
     return row["metric"] == metric and sides == (treatment, control)
 
 

@@ -31,6 +31,10 @@ def report(workdir: Path) -> None:
         make, names = lambda: pages.of_grid(workdir, document), pages.GRID_PICTURES
     segmentation = "pictures" in document
     names = (*names, *pages.PIXEL_PICTURES) if segmentation else names
+    sections = [("repair", pages.of_repair, pages.REPAIR_PICTURES)]
+    sections += [("objectives", pages.of_objectives, pages.OBJECTIVE_PICTURES)]
+    for part, _, more_names in sections:
+        names = (*names, *more_names) if part in document else names
     watched = workdir / "logit_statistics.jsonl"
     if watched.exists():
         names, built_from = (*names, *pages.TRAINING_PICTURES), f"{built_from} with {files.fingerprint_file(watched)}"
@@ -40,6 +44,10 @@ def report(workdir: Path) -> None:
         print("report: done")
         return
     pictures, body, text = make()
+    for part, section, _ in sections:
+        if part in document:
+            more, more_body, more_text = section(document)
+            pictures, body, text = {**pictures, **more}, f"{body}\n{more_body}", f"{text}\n{more_text}"
     if segmentation:
         more, more_body, more_text = pages.of_pixels(workdir, document)
         pictures, body, text = {**pictures, **more}, f"{body}\n{more_body}", f"{text}\n{more_text}"

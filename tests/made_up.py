@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from sc_jax import ops
-from sc_jax.config import Contrast
+from sc_jax.config import Contrast, member_name
 from sc_jax.methods import study
 from sc_jax.methods.evaluation import Settings
 from sc_jax.ops import resampling
@@ -33,6 +33,11 @@ def predictions(seed, n=TEST, k=CLASSES, signal=1.5, digits=None, **changes):
     return dataclasses.replace(Predictions(label, logits, np.arange(n), source=f"{seed}.npz"), **changes)
 
 
+def tag_of(alpha, seed):
+    """The tag of a member: of an α, or of another objective."""
+    return {"objective" if isinstance(alpha, str) else "alpha": alpha, "seed": seed}
+
+
 def runs(alphas=ALPHAS, seeds=SEEDS):
     """One run per α and seed; all share labels and ids of each split, as the members of a study do."""
 
@@ -47,8 +52,8 @@ def runs(alphas=ALPHAS, seeds=SEEDS):
                     label,
                     logits.astype(np.float32),
                     first + np.arange(n),
-                    provenance={"split": name, "tags": {"alpha": alpha, "seed": seed}},
-                    source=f"alpha={alpha:g}-seed={seed}/{name}.npz",
+                    provenance={"split": name, "tags": tag_of(alpha, seed)},
+                    source=f"{member_name(tag_of(alpha, seed))}/{name}.npz",
                 )
         return made
 

@@ -16,7 +16,7 @@ from sc_jax.config import Config
 from sc_jax.files import InputError
 
 STUDY = Path(__file__).parents[1] / "experiments" / "label_smoothing" / "config.py"
-VARIANTS = ("default", "cnn", "full", "smoke")
+VARIANTS = ("default", "cnn", "full", "full_cnn", "smoke")
 
 
 def schema(kind=Config, prefix="", required=False):
@@ -266,6 +266,7 @@ def test_a_value_out_of_range_names_the_field(field, text):
         ("training.decay_factor", "0.5", "training.schedule is step"),
         ("training.power", "0.8", "training.schedule is poly"),
         ("model.weights_part", "backbone", "model.weights names a file"),
+        ("training.teacher", "runs/earlier", "members.objectives learn from it"),
     ],
 )
 def test_a_field_that_does_nothing_is_refused_and_named(field, text, where):
@@ -278,6 +279,44 @@ def test_a_field_that_does_nothing_is_refused_and_named(field, text, where):
     message = refused(STUDY, {field: text, **idle})
     assert f"field {field}: " in message
     assert f"does nothing; it acts where {where}" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("members.objectives", "('focal=2', 'focal=2')"),
+        ("augmentation.mixup", "0.2"),
+        ("augmentation.cutmix", "1.0"),
+        ("training.statistics_every", "10"),
+    ],
+)
+def test_what_objectives_do_not_go_with_is_refused(field, text):
+    beside = {"members.objectives": "('focal=2',)", "training.statistics_every": "0"}
+    assert config_lib.load(str(STUDY), beside).members.objectives == ("focal=2",)
+    assert f"field {field}: " in refused(STUDY, {**beside, field: text})
+
+
+def test_members_are_every_alpha_and_objective_with_every_seed():
+    grid = config_lib.MemberGrid((0.0, 0.25), (3, 1), ("focal=2",))
+    assert [config_lib.member_name(tag) for tag in grid.tags] == [
+        *(
+            "alpha=0-seed=3",
+            "alpha=0-seed=1",
+            "alpha=0.25-seed=3",
+            "alpha=0.25-seed=1",
+            "focal=2-seed=3",
+            "focal=2-seed=1",
+        ),
+    ]
+
+
+def test_a_primary_contrast_of_an_objective_names_one_that_is_trained():
+    study = STUDY.parent / "objectives.py"
+    assert config_lib.load(str(study)).primary[0].treatment_objective == "error_smoothing=0.2"
+    message = refused(study, {"members.objectives": "('focal=2',)"})
+    assert (
+        "field primary[0].treatment_objective: 'error_smoothing=0.2'; it must be one of members.objectives" in message
+    )
 
 
 @pytest.mark.parametrize("milestones", ["(15.0,)", "(2.0, 16.0)", "(1.0, 2.0)"])

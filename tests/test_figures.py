@@ -1,5 +1,6 @@
 """Every figure is drawn from small inputs, with what it was given in it, and is written as a picture that is not blank."""
 
+import functools
 import io
 import os
 from xml.etree import ElementTree
@@ -7,13 +8,14 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
-from made_up import ALPHAS, PRIMARY, SETTINGS, runs
+from made_up import ALPHAS, CALIBRATION, PRIMARY, SEEDS, SETTINGS, TEST, runs
 from matplotlib.figure import Figure
 from PIL import Image
 
 from sc_jax import figures, files, ops
 from sc_jax.files import InputError
-from sc_jax.methods import study
+from sc_jax.methods import repair, study
+from sc_jax.ops import resampling
 
 
 def curve(**more):
@@ -70,7 +72,27 @@ DRAWN = {
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
     "logit_statistics": lambda d: figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]),
     "pixels": lambda d: figures.pixels(*pixel_maps()),
+    "norms": lambda d: figures.norms(repaired()["norms"], 0.2),
+    "shifts": lambda d: figures.shifts(repaired()["shifts"], 0.2),
+    "learning_curve": lambda d: figures.learning_curve(repaired()["learning_curve"]),
+    "ensembles": lambda d: figures.ensembles(repaired()["ensembles"], repaired()["subsets"]),
 }
+
+
+@functools.cache
+def repaired():
+    """Of each analysis in `repair`, the rows of a small study."""
+    given, grid, resamples = runs(), (1, 2, 5), 20
+    counts, calibration_counts, seed_counts = (
+        resampling.resample_counts(i, n, resamples) for i, n in enumerate((TEST, CALIBRATION, len(SEEDS)))
+    )
+    return {
+        "norms": repair.norms(given, grid, counts, seed_counts, 0.9),
+        "shifts": repair.shifts(given, grid, counts, seed_counts, 0.9),
+        "learning_curve": repair.learning_curve(given, grid, (10, 30, CALIBRATION), 5, 0, seed_counts, 0.9),
+        "ensembles": repair.ensembles(given, grid, counts, calibration_counts, 0.9),
+        "subsets": repair.subsets(given, grid, 0),
+    }
 
 
 def pixel_maps(images=2):
@@ -297,3 +319,80 @@ def test_pixels_have_the_colour_of_what_happens_to_them():
     assert blank.axes[1].get_title(loc="left") == "no pixel has a label"
     rejected = figures.pixels(images[:1], {"CE": [(np.ones((3, 5), np.uint8), np.zeros((3, 5), bool))]})
     assert rejected.axes[1].get_title(loc="left") == "0.0 % accepted; of all 100.0 % wrong"
+
+
+def band(collection):
+    """Low and high ends of a band, in order of x."""
+    points = np.unique(collection.get_paths()[0].vertices, axis=0)
+    return [points[points[:, 0] == x, 1][[0, -1]] for x in np.unique(points[:, 0])]
+
+
+def test_norms_show_every_p_beside_msp():
+    rows = repaired()["norms"]
+    for axes, alpha in zip(figures.norms(rows, 0.2).axes, (0.0, 0.2), strict=True):
+        centred, raw, msp = axes.lines
+        for line, of, kind in zip((centred, raw), axes.collections[:2], (True, False), strict=True):
+            told = [r for r in rows if r["alpha"] == alpha and r["centred"] is kind]
+            np.testing.assert_allclose(line.get_xdata(), [r["p"] for r in told])
+            np.testing.assert_allclose(line.get_ydata(), [r["metrics"]["naurc"]["estimate"] for r in told])
+            np.testing.assert_allclose(band(of), [r["metrics"]["naurc"]["interval"] for r in told])
+        (told,) = (r for r in rows if r["alpha"] == alpha and r["p"] is None)
+        np.testing.assert_allclose(msp.get_ydata(), told["metrics"]["naurc"]["estimate"])
+        np.testing.assert_allclose(
+            np.sort(np.unique(axes.patches[0].get_corners()[:, 1])), told["metrics"]["naurc"]["interval"]
+        )
+
+
+def test_shifts_show_right_and_wrong_predictions():
+    rows = repaired()["shifts"]
+    for axes, row in zip(figures.shifts(rows, 0.2).axes, rows, strict=True):
+        for line, of, kind in zip(axes.lines[:2], axes.collections, ("right", "wrong"), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), [told[kind]["estimate"] for told in row["norms"]])
+            np.testing.assert_allclose(band(of), [told[kind]["interval"] for told in row["norms"]])
+        assert f"mean logit {row['mean_logit']['all']['estimate']:.2f}" in axes.get_title(loc="left")
+
+
+def test_learning_curve_shows_the_regret_in_percent():
+    rows = repaired()["learning_curve"]
+    for axes, fallback in zip(figures.learning_curve(rows).axes, (False, True), strict=True):
+        assert axes.get_xscale() == "log"
+        for line, alpha in zip(axes.lines, ALPHAS, strict=True):
+            told = [r for r in rows if (r["alpha"], r["fallback"]) == (alpha, fallback)]
+            np.testing.assert_allclose(line.get_xdata(), [r["size"] for r in told])
+            np.testing.assert_allclose(line.get_ydata(), [100 * r["regret"]["aurc"]["estimate"] for r in told])
+
+
+def test_ensembles_show_every_way_and_the_number_of_members():
+    rows, subsets = (repaired()[name] for name in ("ensembles", "subsets"))
+    left, right = figures.ensembles(rows, subsets).axes
+    ways = {(r["average"], r["score"]) for r in rows}
+    drawn = [line for line in left.lines if not line.get_label().startswith("_")]
+    assert len(legend(left)) == len(drawn) == len(ways)
+    told = {tuple(r["metrics"]["naurc"]["estimate"] for r in rows if (r["average"], r["score"]) == way) for way in ways}
+    assert {tuple(line.get_ydata()) for line in drawn} == told
+    wanted = {
+        tuple(r["metrics"]["naurc"].get("interval_p_chosen_anew", r["metrics"]["naurc"]["interval"])) for r in rows
+    }
+    bars = [segment[:, 1] for bar in left.containers for segment in bar.lines[2][0].get_segments()]
+    np.testing.assert_allclose(sorted(map(tuple, bars)), sorted(wanted), atol=1e-12)
+    for line, (alpha, score) in zip(
+        right.lines, [(a, s) for a in ALPHAS for s in ("msp", "max_logit_pnorm")], strict=True
+    ):
+        told = [r for r in subsets if (r["alpha"], r["score"]) == (alpha, score)]
+        np.testing.assert_allclose(line.get_xdata(), [r["members"] for r in told])
+        np.testing.assert_allclose(line.get_ydata(), [r["metrics"]["naurc"]["mean"] for r in told])
+
+
+def test_analyses_without_rows_and_with_undefined_values_are_drawn():
+    for figure in (
+        figures.norms([], 0.2),
+        figures.shifts([], 0.2),
+        figures.learning_curve([]),
+        figures.ensembles([], []),
+    ):
+        figures.to_svg(figure)
+    nothing = {"estimate": None, "interval": [None, None]}
+    rows = [{**r, "metrics": {"naurc": nothing}} for r in repaired()["norms"]]
+    figures.to_svg(figures.norms(rows, 0.2))
+    rows = [{**r, "metrics": {"naurc": nothing}} for r in repaired()["ensembles"]]
+    figures.to_svg(figures.ensembles(rows, []))

@@ -13,6 +13,7 @@ from made_up import ALPHAS, PRIMARY, SETTINGS, predictions, runs, with_head
 from PIL import Image
 
 from sc_jax import evaluate, figures, files, pages, report
+from sc_jax.config import Contrast
 from sc_jax.files import InputError
 from sc_jax.methods import streaming, study
 from sc_jax.methods.scores import SCORES
@@ -479,3 +480,41 @@ def test_one_seed_is_reported_without_an_interval_over_seeds(tmp_path):
     write_study(tmp_path, runs(seeds=(3,)))
     report.main([f"--workdir={tmp_path}"])
     assert "undefined" in page(tmp_path).text  # the t interval
+
+
+def test_other_objectives_have_a_section_with_their_words(tmp_path):
+    objectives = ("max_suppression=0.2", "left_out=3")
+    side = Contrast("ranks better", "naurc", 0.0, "msp", 0.0, "msp", "less", 0.0, treatment_objective=objectives[0])
+    write_study(tmp_path, runs((*ALPHAS, *objectives)), primary=(side,))
+    report.main([f"--workdir={tmp_path}"])
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    for words in ("## Other objectives", "MaxSup, α = 0.2", "without fold 3", "MaxSup, α = 0.2 − α = 0: MSP"):
+        assert words in text
+        assert words.removeprefix("## ") in page
+    assert (tmp_path / "figures" / "objectives.png").stat().st_size > 0
+    assert text.startswith(("# Confirmed here: ranks better", "# Not all of the claim is confirmed here: ranks better"))
+    rows = files.read_json(tmp_path / "metrics.json")["objectives"]["aggregates"]
+    assert sum(line.startswith("| MaxSup, α = 0.2 |") for line in text.splitlines()) == len(rows) / 2
+
+
+def test_the_repair_has_a_section_with_every_way_and_size(tmp_path):
+    document = study.evaluate(runs(), SETTINGS, PRIMARY, with_repair=True)
+    files.write_json(tmp_path / "metrics.json", {"schema": 1, "built_from": "here", **document})
+    report.main([f"--workdir={tmp_path}"])
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "## Why and how far logit normalisation repairs" in text
+    for name in pages.REPAIR_PICTURES:
+        assert (tmp_path / "figures" / name).stat().st_size > 0
+        assert f"figures/{name}" in text
+    for row in document["repair"]["ensembles"]:
+        name = pages._AVERAGES[row["average"]]
+        assert text.count(f"| {name} |") == page.count(f"<td>{name}</td>") > 0
+    assert "| 50 |" in text  # the one size that the made-up calibration split has
+    ensemble = next(r for r in document["repair"]["ensembles"] if r["average"] == "mean_logits" and r["alpha"] == 0.2)
+    assert f"| {ensemble['metrics']['naurc']['estimate']:.3f} [" in text
+
+
+def test_every_objective_has_a_name():
+    from sc_jax.training import objectives
+
+    assert set(figures.OBJECTIVE_NAMES) == set(objectives.registry(10))

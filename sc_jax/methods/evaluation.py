@@ -19,6 +19,7 @@ from sc_jax import files, ops
 from sc_jax.files import InputError
 from sc_jax.methods import logit_norm
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.temperature import Temperature
 from sc_jax.ops import resampling
 from sc_jax.ops.risk_coverage import loss_of_accepted
 from sc_jax.ops.summary import RISKS, summarise_ranking
@@ -193,6 +194,8 @@ def scorer(score: scores_lib.Score, tuning: Split | None) -> tuple[Scorer, dict[
     fitted: dict[str, Any] = {"on": _split(tuning.combined)}
     if isinstance(state, scores_lib.MspPnorm):
         fitted |= {"p": state.p, "temperature": state.temperature}
+    elif isinstance(state, Temperature):
+        fitted |= {"temperature": state.temperature}
     return (lambda split: score.apply(state, split.combined)), fitted
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.files import InputError
+from sc_jax.methods import temperature as temperature_scaling
 from sc_jax.predictions import Predictions
 
 
@@ -98,6 +99,7 @@ SCORES = {
     "doctor_beta": Score(ops.doctor_beta),
     "max_logit": Score(ops.max_logit, needs=("true_logits",)),
     "energy": Score(ops.energy, needs=("true_logits",)),
+    "msp_temperature": Score(fit=temperature_scaling.fit, apply=temperature_scaling.apply, needs=("finite",)),
     "max_logit_pnorm": Score(tuned=True, needs=("three_classes", "finite")),
     "max_logit_pnorm_or_msp": Score(tuned=True, fallback=True, needs=("three_classes", "finite")),
     "msp_pnorm": Score(

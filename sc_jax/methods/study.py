@@ -18,6 +18,7 @@ from sc_jax import ops
 from sc_jax.config import Contrast
 from sc_jax.files import InputError
 from sc_jax.methods import contrasts, evaluation
+from sc_jax.methods import repair as repair_lib
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import COVERAGES, ScoreResult, Settings
 from sc_jax.ops import resampling
@@ -41,16 +42,17 @@ EXPLORATORY_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One member: its predictions on the two splits, examples in order of id."""
+    """One member: what it was trained for, an α of label smoothing or the name of another objective, and its predictions on the two
+    splits, examples in order of id."""
 
-    alpha: float
+    alpha: float | str
     seed: int
     test: Predictions
     calibration: Predictions
 
 
-Cells = dict[tuple[float, str], list[ScoreResult]]
-"""(α, score) → one result per seed, in the order of the seeds."""
+Cells = dict[tuple[float | str, str], list[ScoreResult]]
+"""(α or objective, score) → one result per seed, in the order of the seeds."""
 
 
 def refuse_unknown(scores: Sequence[str], primary: Sequence[Contrast]) -> None:
@@ -75,16 +77,20 @@ def evaluate(
     settings: Settings,
     primary: Sequence[Contrast],
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    with_repair: bool = False,
 ) -> dict[str, Any]:
     """Everything the report shows, ready for JSON.
 
     Args:
       runs: every α with every seed; all test splits hold the same examples in the same order, and so do the others.
       settings: how; primary: the contrasts fixed beforehand.
-      progress: receives the number of runs done.
+      progress: receives the number of runs done; with_repair: whether the analyses of `methods.repair` are made.
 
     Returns:
-      {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}.
+      {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}, and, where there are
+      other objectives than label smoothing, "objectives": {"aggregates", "curves", "contrasts"} of them, the latter exploratory; "repair": of
+      `repair`, if asked for.
     """
     counts = evaluation.resampled(runs[0].test, settings, settings.seed)
     calibration_counts = evaluation.resampled(runs[0].calibration, settings, settings.seed + 1)
@@ -101,20 +107,77 @@ def evaluate(
             progress(done)
 
     cells: Cells = {}
-    order = sorted(range(len(runs)), key=lambda i: (runs[i].alpha, runs[i].seed))
+    smoothed = sorted(
+        (i for i, run in enumerate(runs) if not isinstance(run.alpha, str)), key=lambda i: _place(runs[i])
+    )
+    others = [i for i, run in enumerate(runs) if isinstance(run.alpha, str)]  # in the order of the config
+    order = smoothed + others
     for i in order:
         for score, result in results[i][0].items():
             cells.setdefault((runs[i].alpha, score), []).append(result)
-    return {
-        "level": settings.level,
+    of_others = {key: cell for key, cell in cells.items() if isinstance(key[0], str)}
+    of_smoothing = {key: cell for key, cell in cells.items() if key not in of_others}
+    level, by_alpha = settings.level, [runs[i] for i in smoothed]
+    contrasted = _Contrasts(cells, seed_counts, level)
+    document = {
+        "level": level,
         "runs": [row for i in order for row in run_rows(runs[i].test, results[i][0])],
         "left_out": [left_out_row(runs[i].test, *item) for i in order for item in results[i][1].items()],
-        "aggregates": _aggregates(cells, seed_counts, settings.level),
-        "contrasts": _contrasts(cells, seed_counts, settings.level, primary),
-        "curves": _curves(cells, seed_counts, settings.level),
-        "suppression": _suppression(runs),
-        "max_logit_gap": _max_logit_gap(runs, counts, seed_counts, settings.level),
+        "aggregates": _aggregates(of_smoothing, seed_counts, level),
+        "contrasts": contrasted.primary(primary) + contrasted.exploratory(_pairs(of_smoothing)),
+        "curves": _curves(of_smoothing, seed_counts, level),
+        "suppression": _suppression(by_alpha),
+        "max_logit_gap": _max_logit_gap(by_alpha, counts, seed_counts, level),
     }
+    if of_others:
+        document["objectives"] = {
+            "aggregates": _aggregates(of_others, seed_counts, level),
+            "curves": _curves(of_others, seed_counts, level),
+            "contrasts": contrasted.exploratory(_pairs(of_others, (0.0, "msp") in cells)),
+        }
+    if with_repair:
+        document["repair"] = repair(by_alpha, settings, counts, calibration_counts, seed_counts)
+    return document
+
+
+CALIBRATION_SIZES = (50, 100, 200, 500, 1000, 2000, 5000)
+"""Numbers of calibration examples at which it is asked how well p is chosen."""
+
+
+def repair(
+    runs: Sequence[Run],
+    settings: Settings,
+    counts: np.ndarray,
+    calibration_counts: np.ndarray,
+    seed_counts: np.ndarray,
+) -> dict[str, Any]:
+    """The analyses of `methods.repair` of all α.
+
+    Args:
+      runs: of three classes or more; settings: how; counts, calibration_counts, seed_counts: the resamples of the study.
+
+    Returns:
+      {"norms", "shifts", "learning_curve", "ensembles", "subsets"}.
+    """
+    grid, level, few = settings.p_grid, settings.level, slice(0, 200)  # resamples, where many intervals are drawn
+    return {
+        "norms": repair_lib.norms(runs, grid, counts[few], seed_counts[few], level),
+        "shifts": repair_lib.shifts(runs, grid, counts[few], seed_counts[few], level),
+        "learning_curve": repair_lib.learning_curve(
+            runs, grid, CALIBRATION_SIZES, 100, settings.seed + 3, seed_counts, level
+        ),
+        "ensembles": repair_lib.ensembles(runs, grid, counts, calibration_counts, level),
+        "subsets": repair_lib.subsets(runs, grid, settings.seed + 4),
+    }
+
+
+def _place(run: Run) -> tuple[float, int]:
+    return run.alpha, run.seed
+
+
+def _side(treatment: float | str) -> dict[str, Any]:
+    """How a row says what it is of."""
+    return {"objective": treatment} if isinstance(treatment, str) else {"alpha": treatment}
 
 
 def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[dict[str, Any]]:
@@ -153,7 +216,7 @@ def left_out_row(predictions: Predictions | Stream | Scored, score: str, reason:
     return {"predictions": predictions.source, "score": score, "reason": reason}
 
 
-def _cell(cells: Cells, alpha: float, score: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _cell(cells: Cells, alpha: float | str, score: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
     results = cells[alpha, score]
     return np.array([r.metrics[metric] for r in results]), np.stack([r.replicates[metric] for r in results])
 
@@ -161,6 +224,13 @@ def _cell(cells: Cells, alpha: float, score: str, metric: str) -> tuple[np.ndarr
 def _covers(*scores: str) -> str:
     tuned = any(score.startswith("max_logit_pnorm") for score in scores)
     return "test examples, seeds" + (", choice of p" if tuned else "")
+
+
+def _chosen(fitted: dict[str, Any]) -> int | str:
+    """What was fitted for a seed, in a word: p, or MSP for it, or a temperature."""
+    if "p" in fitted:
+        return fitted["p"] or "msp"
+    return f"T {fitted['temperature']:.2f}" if "temperature" in fitted else "fitted"
 
 
 def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[str, Any]]:
@@ -180,28 +250,51 @@ def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dic
         fitted = [result.fitted for result in results]
         rows.append(
             {
-                "alpha": alpha,
+                **_side(alpha),
                 "score": score,
                 "seeds": len(results),
                 "metrics": metrics,
                 "intervals_cover": _covers(score),
-                "fitted": None if fitted[0] is None else [f.get("p", "fitted") or "msp" for f in fitted],
+                "fitted": None if fitted[0] is None else [_chosen(f) for f in fitted],
             }
         )
     return rows
 
 
-def _contrasts(
-    cells: Cells, seed_counts: np.ndarray, level: float, primary: Sequence[Contrast]
-) -> list[dict[str, Any]]:
-    def row(metric: str, treatment: tuple[float, str], control: tuple[float, str]) -> tuple[dict[str, Any], np.ndarray]:
-        (a, a_replicates), (b, b_replicates) = _cell(cells, *treatment, metric), _cell(cells, *control, metric)
-        difference = resampling.crossed(a - b, a_replicates - b_replicates, seed_counts)
+Side = tuple[float | str, str]
+"""α or objective, and score."""
+
+
+def _pairs(cells: Cells, plain: bool = False) -> list[tuple[Side, Side]]:
+    """Every α with α = 0 and every tuned score with MSP; of other objectives (`plain`: there is cross-entropy with MSP) with that."""
+    if any(isinstance(alpha, str) for alpha, _ in cells):
+        return [(side, (0.0, "msp")) for side in cells if plain] + [
+            ((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells
+        ]
+    pairs = [((alpha, score), (0.0, score)) for alpha, score in cells if alpha != 0 and (0.0, score) in cells]
+    pairs += [((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells]
+    return pairs + [
+        ((alpha, score), (0.0, "msp"))
+        for alpha, score in cells
+        if score != "msp" and alpha != 0 and (0.0, "msp") in cells
+    ]
+
+
+class _Contrasts:
+    """Rows of contrasts between cells; what is primary is not repeated among the exploratory ones."""
+
+    def __init__(self, cells: Cells, seed_counts: np.ndarray, level: float) -> None:
+        self._cells, self._seed_counts, self._level = cells, seed_counts, level
+        self._told: set[tuple[str, Side, Side]] = set()
+
+    def _row(self, metric: str, treatment: Side, control: Side) -> tuple[dict[str, Any], np.ndarray]:
+        (a, a_replicates), (b, b_replicates) = (_cell(self._cells, *side, metric) for side in (treatment, control))
+        difference = resampling.crossed(a - b, a_replicates - b_replicates, self._seed_counts)
         described = {
             "metric": metric,
-            "treatment": {"alpha": treatment[0], "score": treatment[1]},
-            "control": {"alpha": control[0], "score": control[1]},
-            **contrasts.describe(difference, level),
+            "treatment": {**_side(treatment[0]), "score": treatment[1]},
+            "control": {**_side(control[0]), "score": control[1]},
+            **contrasts.describe(difference, self._level),
             "intervals_cover": _covers(treatment[1], control[1]),
             "includes_0": None,
             "p": resampling.two_sided_p(difference.replicates),
@@ -210,41 +303,33 @@ def _contrasts(
         described["includes_0"] = bool(low <= 0 <= high) if np.isfinite(low) and np.isfinite(high) else None
         return described, difference.replicates
 
-    rows, p_values = [], []
-    for contrast in primary:
-        described, replicates = row(
-            contrast.metric,
-            (contrast.treatment_alpha, contrast.treatment_score),
-            (contrast.control_alpha, contrast.control_score),
-        )
-        if contrast.expect == "not_worse_by_margin":
-            described["p"] = contrasts.not_worse_p(replicates, contrast.margin)
-        p_values.append(described["p"])
-        rows.append({"kind": "primary", **dataclasses.asdict(contrast), **described})
-    for contrast_row, p_holm in zip(rows, resampling.holm(np.array(p_values)), strict=True):
-        contrast_row["p_holm"] = float(p_holm)
-        contrast_row["verdict"] = contrasts.verdict(
-            contrast_row["expect"], contrast_row["interval"], p_holm, level, contrast_row["margin"]
-        )
+    def primary(self, primary: Sequence[Contrast]) -> list[dict[str, Any]]:
+        """The contrasts fixed beforehand, with Holm's correction over them and verdicts."""
+        rows, p_values = [], []
+        for contrast in primary:
+            treatment = (contrast.treatment_objective or contrast.treatment_alpha, contrast.treatment_score)
+            control = (contrast.control_objective or contrast.control_alpha, contrast.control_score)
+            described, replicates = self._row(contrast.metric, treatment, control)
+            if contrast.expect == "not_worse_by_margin":
+                described["p"] = contrasts.not_worse_p(replicates, contrast.margin)
+            p_values.append(described["p"])
+            self._told.add((contrast.metric, treatment, control))
+            rows.append({"kind": "primary", **dataclasses.asdict(contrast), **described})
+        for row, p_holm in zip(rows, resampling.holm(np.array(p_values)), strict=True):
+            row["p_holm"] = float(p_holm)
+            row["verdict"] = contrasts.verdict(row["expect"], row["interval"], p_holm, self._level, row["margin"])
+        return rows
 
-    named = {(r["metric"], *r["treatment"].values(), *r["control"].values()) for r in rows}
-    pairs = [((alpha, score), (0.0, score)) for alpha, score in cells if alpha != 0 and (0.0, score) in cells]
-    pairs += [((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells]
-    pairs += [
-        ((alpha, score), (0.0, "msp"))
-        for alpha, score in cells
-        if score != "msp" and alpha != 0 and (0.0, "msp") in cells
-    ]
-    for treatment, control in pairs:
-        for metric in EXPLORATORY_METRICS:
-            known = all(metric in cells[side][0].metrics for side in (treatment, control))
-            if (
-                known
-                and (metric, *treatment, *control) not in named
-                and not (metric == "error" and treatment[1] != "msp")
-            ):
-                rows.append({"kind": "exploratory", **row(metric, treatment, control)[0]})
-    return rows
+    def exploratory(self, pairs: Sequence[tuple[Side, Side]]) -> list[dict[str, Any]]:
+        """Every metric of these pairs of cells; the error is of the classifier, whatever the score."""
+        rows = []
+        for treatment, control in pairs:
+            for metric in EXPLORATORY_METRICS:
+                known = all(metric in self._cells[side][0].metrics for side in (treatment, control))
+                told = (metric, treatment, control) in self._told or (metric == "error" and treatment[1] != "msp")
+                if known and not told:
+                    rows.append({"kind": "exploratory", **self._row(metric, treatment, control)[0]})
+        return rows
 
 
 def _curves(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[str, Any]]:
@@ -257,7 +342,7 @@ def _curves(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[st
         low, high = resampling.percentile_interval(replicates, level)
         rows.append(
             {
-                "alpha": alpha,
+                **_side(alpha),
                 "score": score,
                 "coverage": COVERAGES.tolist(),
                 "risk": np.mean([result.curve for result in results], axis=0).tolist(),

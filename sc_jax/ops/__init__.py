@@ -51,6 +51,7 @@ from sc_jax.ops.groups import (
     group_report,
 )
 from sc_jax.ops.logit_gradients import (
+    acls_gradient,
     confidence_penalty_gradient,
     cross_entropy_gradient,
     expected_extra_gradient_on_max,
@@ -132,11 +133,13 @@ from sc_jax.ops.stratified import (
 from sc_jax.ops.summary import (
     summarise,
 )
+from sc_jax.ops.temperature_scaling import fit_temperature
 
 __all__ = [
     "Ranking",
     "RiskCoverageCurve",
     "achievable_aurc",
+    "acls_gradient",
     "adaptive_calibration_error",
     "augrc",
     "aurc",
@@ -175,6 +178,7 @@ __all__ = [
     "fit_knn",
     "fit_mahalanobis",
     "fit_residual",
+    "fit_temperature",
     "fit_vim",
     "focal_loss_gradient",
     "fpr_at_tpr",

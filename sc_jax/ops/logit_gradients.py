@@ -223,6 +223,29 @@ def margin_label_smoothing_gradient(logits: Array, label: Array, margin: float |
     return cross_entropy_gradient(v, label) + _per_class(weight) * penalty
 
 
+def acls_gradient(
+    logits: Array, label: Array, weight: float | Array, *, margin: float | Array = 10.0, others: float | Array = 0.1
+) -> Array:
+    """∂L/∂v_k = p_k − 1[k = y] + 2w·max(0, v_ŷ − m) at ŷ, and − 2wλ/(K − 1)·max(0, v_ŷ − v_k − m) at the others.
+
+    Args:
+      logits: [..., K]; label: int [...]; weight, margin, others: w, m and λ, scalars or [...].
+
+    Returns:
+      [..., K]; its sum over the classes is not 0.
+
+    Source: Park et al., ICCV 2023 (the loss).
+    """
+    v, xp = _working(logits)
+    v_max = xp.max(v, axis=-1, keepdims=True)
+    top = _number(one_hot(predicted_class(v), v.shape[-1]))
+    m, share = _per_class(margin), _per_class(others) / (v.shape[-1] - 1)
+    down = xp.where(v_max > m, v_max - m, 0.0)
+    up = xp.where(v_max - v > m, v_max - v - m, 0.0)
+    penalty = 2 * (top * down - share * (1 - top) * up)
+    return cross_entropy_gradient(v, label) + _per_class(weight) * penalty
+
+
 def max_logit_suppression(logits: Array, label: Array, alpha: float | Array) -> Array:
     """Smoothing's extra gradient on the max logit: α(1 − 1/K) where the prediction is right, −α/K where it is wrong.
 

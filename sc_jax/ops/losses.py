@@ -205,3 +205,39 @@ def margin_label_smoothing(
     top = jnp.max(v, axis=-1, keepdims=True)
     beyond = jax.nn.relu(top - v - jnp.broadcast_to(margin, top.shape[:-1])[..., None])
     return smoothed_cross_entropy(v, label, 0.0) + weight * jnp.sum(beyond, axis=-1)
+
+
+def acls(
+    logits: jax.Array,
+    label: jax.Array,
+    weight: jax.Array | float,
+    *,
+    margin: jax.Array | float = 10.0,
+    others: jax.Array | float = 0.1,
+) -> jax.Array:
+    """ACLS: cross-entropy and squared penalties on a max logit beyond a margin, and on logits too far below it.
+
+    L = −ln p_y + w·[max(0, v_max − m)² + λ/(K − 1)·Σ_{k≠ŷ} max(0, v̄_max − v_k − m)²], v̄_max a constant: its gradient is not
+    followed. The first penalty sees a shift of all logits.
+
+    Args:
+      logits: [..., K]; label: int [...]; weight: w, scalar or [...].
+      margin: m, in the unit of the logits; others: λ; scalars or [...]. With w = 0.1, the defaults are those of the authors' code.
+
+    Returns:
+      [...], in nats. At ties ŷ is the lowest class.
+
+    Source: Park et al., "ACLS: Adaptive and conditional label smoothing for network calibration", ICCV 2023 (their code).
+
+    >>> v, y = jnp.array([5.0, 4.0, 0.0]), jnp.asarray(0)
+    >>> round(float(acls(v, y, 1.0, margin=3.0, others=0.5) - acls(v, y, 0.0)), 5)  # (5 − 3)² + 0.5/2·(5 − 0 − 3)²
+    5.0
+    """
+    v = _wide(logits)
+    k = v.shape[-1]
+    at_top = jax.nn.one_hot(jnp.argmax(v, axis=-1), k, dtype=v.dtype)
+    top = jnp.sum(at_top * v, axis=-1)
+    threshold = jax.lax.stop_gradient(top) - margin
+    below = jax.nn.relu(threshold[..., None] - v)
+    penalty = jax.nn.relu(top - margin) ** 2 + others / (k - 1) * jnp.sum((1 - at_top) * below**2, axis=-1)
+    return smoothed_cross_entropy(v, label, 0.0) + weight * penalty

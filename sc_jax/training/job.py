@@ -21,7 +21,7 @@ from sc_jax.data import images, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.models import pretrained
-from sc_jax.training import checkpoints, optimizers, parallel, state, step
+from sc_jax.training import checkpoints, objectives, optimizers, parallel, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,16 @@ class Job:
     weights_hash: str | None
     members: state.Members
     tags: list[dict[str, Any]]
+    objectives: list[objectives.Named]
+    known: objectives.Known
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
     total_steps: int
 
     @property
     def names(self) -> list[str]:
-        """One name per member, e.g. `alpha=0.2-seed=3`: of its folder of predictions, and of its lines in the log."""
-        return [f"alpha={tag['alpha']:g}-seed={tag['seed']}" for tag in self.tags]
+        """One name per member; see `config.member_name`."""
+        return [config_lib.member_name(tag) for tag in self.tags]
 
     @property
     def streamed(self) -> bool:
@@ -92,11 +94,16 @@ def build(config: Config) -> Job:
             model, init=pretrained.initializer(b.weights, b.name, part=b.weights_part, **shape, **options)
         )
     _require_fit(config, dataset, model)
+    if config.evaluation.repair and dataset.num_classes < 3:
+        raise InputError(
+            f"evaluation.repair: {d.name} has {dataset.num_classes} classes, where logit normalisation is not defined; leave it out"
+        )
     if config.training.statistics_every and getattr(dataset, "ignore_label", None) is not None:
         raise InputError(
             f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
         )
-    members, tags = state.make_members(config.members.alphas, config.members.seeds)
+    wanted = objectives.named(config.members.objectives, dataset.num_classes)
+    known = _known(config, dataset, wanted)
     steps_per_epoch = len(train) // t.batch_size
     if steps_per_epoch == 0:
         raise InputError(f"training.batch_size = {t.batch_size} exceeds the {len(train)} examples of {d.train_split}")
@@ -106,8 +113,10 @@ def build(config: Config) -> Job:
         dataset,
         model,
         files.fingerprint_file(b.weights) if b.weights else None,
-        members,
-        tags,
+        state.make_members(config.members.tags),
+        config.members.tags,
+        wanted,
+        known,
         _optimizer(config, steps_per_epoch, total_steps),
         steps_per_epoch,
         total_steps,
@@ -187,6 +196,29 @@ def _require_fit(config: Config, dataset: data.Dataset | StreamedDataset, model:
                 f"model.name: {config.model.name} gives logits [{found}], {d.name} has labels for [{needed}]; "
                 "name another network"
             )
+
+
+def _known(config: Config, dataset: data.Dataset | StreamedDataset, wanted: list[objectives.Named]) -> objectives.Known:
+    """What the objectives ask to know of the train split."""
+    streamed = isinstance(dataset, StreamedDataset)
+    fields = objectives.needs(wanted)
+    if streamed and (fields or any(one.objective.change for one in wanted)):
+        raise InputError(
+            f"members.objectives: {config.members.objectives}; images of {dataset.name} are decoded on the way, where batches "
+            "are not changed and nothing more is known of an example: leave out what needs it"
+        )
+    train = dataset.splits[config.data.train_split]
+    mixes = [one.name for one in wanted if one.name in ("mixup", "cutmix")]
+    if mixes and train.inputs.dtype != np.uint8:
+        raise InputError(f"members.objectives: {mixes[0]} mixes images; {dataset.name} holds none")
+    from_teacher = fields & {"teacher", "error"}
+    if config.training.teacher and not from_teacher:
+        raise InputError("training.teacher: no objective learns from it; leave it out")
+    if not fields:
+        return objectives.Known()
+    split = config.data.train_split
+    seeds = config.members.seeds
+    return objectives.known_of(fields, config.training.teacher, split, seeds, train.label, train.example_id)
 
 
 def _refuse_idle(config: Config, dataset: data.Dataset | StreamedDataset) -> None:
@@ -270,9 +302,15 @@ def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
     """The run's checkpoints; they belong to what shapes the training, and to the data it saw."""
     whole = config_lib.as_dict(job.config)
     shaping = {name: whole[name] for name in ("data", "augmentation", "model", "members", "training")}
+    known = {name: array for name, array in job.known._asdict().items() if array is not None}
     return checkpoints.Checkpoints(
         workdir / "checkpoints",
-        {**shaping, "data_fingerprint": job.dataset.fingerprint, "weights_hash": job.weights_hash},
+        {
+            **shaping,
+            "data_fingerprint": job.dataset.fingerprint,
+            "weights_hash": job.weights_hash,
+            "known": files.fingerprint(known) if known else None,
+        },
         job.config.training.checkpoints_kept,
     )
 
@@ -300,7 +338,14 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         cutmix=a.cutmix,
     )
     one = step.make_step(
-        job.model, job.optimizer, transform, mesh, log_every=t.log_every, sam=t.sam, ignore_label=job.ignore_label
+        job.model,
+        job.optimizer,
+        transform,
+        mesh,
+        log_every=t.log_every,
+        sam=t.sam,
+        ignore_label=job.ignore_label,
+        objectives=job.objectives,
     )
     if not job.streamed:
         yield _from_memory(job, mesh, step.from_memory(one, mesh, t.batch_size))
@@ -312,13 +357,17 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
 
 def _from_memory(job: Job, mesh: parallel.Mesh, program: Callable[..., Any]) -> Advance:
     split = job.dataset.splits[job.config.data.train_split]
-    inputs, labels, members = parallel.replicate((split.inputs, split.label.astype(np.int32), job.members), mesh)
+    inputs, labels, members, known = parallel.replicate(
+        (split.inputs, split.label.astype(np.int32), job.members, job.known), mesh
+    )
 
     @functools.lru_cache(maxsize=1)
     def order_of(epoch: int) -> jax.Array:
         return pipelines.epoch_order(members.seed_key, epoch, len(split))
 
-    return lambda current, taken: program(current, members, order_of(taken // job.steps_per_epoch), inputs, labels)
+    return lambda current, taken: program(
+        current, members, order_of(taken // job.steps_per_epoch), inputs, labels, known
+    )
 
 
 def _training_batches(job: Job, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

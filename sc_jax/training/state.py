@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,15 @@ class Members(NamedTuple):
     """What differs between members: data, not code.
 
     Attributes:
-      alpha: float32 [m], label smoothing.
+      alpha: float32 [m], label smoothing; 0 under another objective.
+      objective: int32 [m], 0 for label smoothing, else the place of the member's objective in the program's, from 1.
       key: [m], from the member's seed alone, so that all members of a seed share initialisation, batches and dropout.
       seed_index: int32 [m], row of the member's seed among the distinct seeds.
       seed_key: [s], the keys of the distinct seeds.
     """
 
     alpha: jax.Array
+    objective: jax.Array
     key: jax.Array
     seed_index: jax.Array
     seed_key: jax.Array
@@ -53,17 +55,15 @@ class TrainState(NamedTuple):
     meters: Meters
 
 
-def make_members(alphas: Sequence[float], seeds: Sequence[int]) -> tuple[Members, list[dict[str, Any]]]:
-    """Every α with every seed, α outermost.
-
-    Returns:
-      The members, and their tags `{"alpha", "seed"}` in the same order.
-    """
-    tags = [{"alpha": float(alpha), "seed": int(seed)} for alpha in alphas for seed in seeds]
+def make_members(tags: Sequence[Mapping[str, Any]]) -> Members:
+    """The members that these tags name: {"alpha", "seed"}, or {"objective", "seed"}; see `sc_jax.config.MemberGrid`."""
+    seeds = list(dict.fromkeys(tag["seed"] for tag in tags))
+    names = list(dict.fromkeys(tag["objective"] for tag in tags if "objective" in tag))
     seed_key = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    seed_index = jnp.asarray([list(seeds).index(tag["seed"]) for tag in tags], jnp.int32)
-    alpha = jnp.asarray([tag["alpha"] for tag in tags], jnp.float32)
-    return Members(alpha, seed_key[seed_index], seed_index, seed_key), tags
+    seed_index = jnp.asarray([seeds.index(tag["seed"]) for tag in tags], jnp.int32)
+    alpha = jnp.asarray([tag.get("alpha", 0.0) for tag in tags], jnp.float32)
+    objective = [1 + names.index(tag["objective"]) if "objective" in tag else 0 for tag in tags]
+    return Members(alpha, jnp.asarray(objective, jnp.int32), seed_key[seed_index], seed_index, seed_key)
 
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation, members: Members) -> TrainState:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,24 @@ import optax
 
 from sc_jax.data.pipelines import Transform
 from sc_jax.models import Model, map_members
-from sc_jax.ops.losses import smoothed_cross_entropy
+from sc_jax.training import objectives as objectives_lib
 from sc_jax.training import parallel
+from sc_jax.training.objectives import Known, Named
 from sc_jax.training.optimizers import sam_gradient
 from sc_jax.training.state import Members, Meters, TrainState
 
-Step = Callable[[TrainState, Members, jax.Array, jax.Array], tuple[TrainState, Meters]]
+
+class _OneMember(NamedTuple):
+    """What a member's step depends on beside state and batch; with a leading member axis outside of it."""
+
+    alpha: jax.Array
+    objective: jax.Array
+    key: jax.Array
+    change_key: jax.Array
+
+
+Step = Callable[..., tuple[TrainState, Meters]]
+"""See what `make_step` returns."""
 
 
 def make_step(
@@ -28,6 +40,7 @@ def make_step(
     log_every: int,
     sam: float = 0.0,
     ignore_label: int | None = None,
+    objectives: Sequence[Named] = (),
 ) -> Step:
     """Builds the step.
 
@@ -38,19 +51,21 @@ def make_step(
       log_every: meters start anew after this many steps.
       sam: ρ of sharpness-aware minimisation, 0 for none.
       ignore_label: of segmentation, the label of pixels that do not count.
+      objectives: that members may have beside label smoothing.
 
     Returns:
-      (state, members, inputs [s, b, …], labels [s, b, …]) → (state, meters), to be jitted by `from_memory` or `from_stream`.
+      (state, members, inputs [s, b, …], labels [s, b, …], known [s, b, …]) → (state, meters), to be jitted by `from_memory` or
+      `from_stream`; `known` may be left out where no objective asks for it.
       `members` are data: other α or seeds do not compile anew. Members of a seed see the same batch, augmented alike.
     """
 
     def member_loss(
-        params: Any, model_state: Any, alpha: jax.Array, key: jax.Array, inputs: jax.Array, targets: Any
+        params: Any, model_state: Any, one: _OneMember, key: jax.Array, inputs: jax.Array, targets: Any, known: Known
     ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
         outputs, model_state = model.apply(params, model_state, inputs, train=True, key=key)
 
         def loss(logits: jax.Array) -> jax.Array:
-            values = targets.loss(lambda label: smoothed_cross_entropy(logits, label, alpha))
+            values = objectives_lib.loss(objectives, one.objective, logits, targets, one.alpha, known)
             return jnp.mean(values) if ignore_label is None else _mean_where(values, targets.label, ignore_label)
 
         exits = outputs.get("exit_logits")
@@ -61,30 +76,42 @@ def make_step(
         return total, (model_state, jnp.sum(hits).astype(jnp.float32))
 
     def member_step(
-        params: Any, model_state: Any, opt_state: Any, alpha: jax.Array, key: jax.Array, inputs: jax.Array, targets: Any
+        params: Any,
+        model_state: Any,
+        opt_state: Any,
+        one: _OneMember,
+        inputs: jax.Array,
+        targets: Any,
+        known: Known,
     ) -> tuple[Any, ...]:
+        inputs, targets = objectives_lib.changed(objectives, one.objective, one.change_key, inputs, targets)
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
         if sam:
             value_and_grad = sam_gradient(value_and_grad, sam)
-        (loss, (model_state, correct)), grads = value_and_grad(params, model_state, alpha, key, inputs, targets)
+        (loss, (model_state, correct)), grads = value_and_grad(
+            params, model_state, one, one.key, inputs, targets, known
+        )
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite
 
     all_members = map_members(member_step, model.member_mapping)
 
-    def step(state: TrainState, members: Members, inputs: jax.Array, labels: jax.Array) -> tuple[TrainState, Meters]:
+    def step(
+        state: TrainState, members: Members, inputs: jax.Array, labels: jax.Array, known: Known = objectives_lib.NOTHING
+    ) -> tuple[TrainState, Meters]:
         batch_size = inputs.shape[1]
 
         def keys_for(seed_keys: jax.Array, purpose: int) -> jax.Array:
             return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, purpose), state.step))(seed_keys)
 
         batch = jax.vmap(transform)(keys_for(members.seed_key, 3), inputs, labels)
-        batch, targets = jax.tree.map(
-            lambda array: parallel.split_batch(array, mesh, axis=1)[members.seed_index], batch
+        batch, targets, known = jax.tree.map(
+            lambda array: parallel.split_batch(array, mesh, axis=1)[members.seed_index], (*batch, known)
         )
+        each = _OneMember(members.alpha, members.objective, keys_for(members.key, 2), keys_for(members.key, 4))
         params, model_state, opt_state, loss, correct, finite = all_members(
-            state.params, state.model_state, state.opt_state, members.alpha, keys_for(members.key, 2), batch, targets
+            state.params, state.model_state, state.opt_state, each, batch, targets, known
         )
         past = jnp.where(state.step % log_every == 0, 0, 1)
         meters = Meters(
@@ -109,16 +136,22 @@ def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Callable[..
     """The jitted step on data that lie whole on the devices.
 
     Returns:
-      (state, members, order int32 [s, n], inputs [n, …], labels [n]) → (state, meters): `order` is the epoch's order for each
-      distinct seed. `state` is donated; `meters` is a copy that outlives it.
+      (state, members, order int32 [s, n], inputs [n, …], labels [n], known of all examples) → (state, meters): `order` is the
+      epoch's order for each distinct seed. `state` is donated; `meters` is a copy that outlives it.
     """
 
     def advance(
-        state: TrainState, members: Members, order: jax.Array, inputs: jax.Array, labels: jax.Array
+        state: TrainState,
+        members: Members,
+        order: jax.Array,
+        inputs: jax.Array,
+        labels: jax.Array,
+        known: Known = objectives_lib.NOTHING,
     ) -> tuple[TrainState, Meters]:
         start = (state.step % (order.shape[1] // batch_size)) * batch_size
         index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]
-        return step(state, members, *(parallel.split_batch(array[index], mesh, axis=1) for array in (inputs, labels)))
+        batch = (parallel.split_batch(array[index], mesh, axis=1) for array in (inputs, labels))
+        return step(state, members, *batch, known.at(index))
 
     return jax.jit(advance, donate_argnums=0)
 

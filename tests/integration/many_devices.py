@@ -16,6 +16,7 @@ import numpy as np
 import shared_metrics
 
 from sc_jax import models, ops
+from sc_jax.config import MemberGrid
 from sc_jax.data.pipelines import epoch_order, evaluation_transform, train_transform
 from sc_jax.models import member_logits
 from sc_jax.ops.ranking import rank_over_axis
@@ -48,7 +49,8 @@ def main() -> None:
             warmup_steps=2,
             total_steps=STEPS,
         )
-        members, _ = state.make_members((0.0,) if name == "streamed" else (0.0, 0.3), (0, 1))
+        grid = MemberGrid((0.0,) if name == "streamed" else (0.0, 0.3), (0, 1))
+        members = state.make_members(grid.tags)
         members, data, target = parallel.replicate((members, images, labels), mesh)
         current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
         one = step.make_step(

@@ -36,7 +36,8 @@ def name_of(recipe: tuple[str, str]) -> str:
 
 def test_every_config_is_a_row() -> None:
     files = {str(path.relative_to(ROOT / "experiments")) for path in (ROOT / "experiments").glob("*/*.py")}
-    assert files - {"label_smoothing/recipe.py", "label_smoothing/config.py"} == {*ROWS, "cascades/config.py"}
+    own_studies = {f"label_smoothing/{name}.py" for name in ("recipe", "config", "objectives")}
+    assert files - own_studies == {*ROWS, "cascades/config.py"}
 
 
 @pytest.mark.parametrize("variant", CASCADES)
@@ -87,3 +88,18 @@ def test_smoke_runs_to_the_report(
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert {row["score"] for row in metrics["runs"]} == set(config.evaluation.scores)
     assert (workdir / "report.html").stat().st_size > 10_000
+
+
+def test_the_study_of_objectives_runs_to_the_report(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    if pytestconfig.getoption("recipes") != "all":
+        pytest.skip("long: make smoke runs it")
+    workdir = tmp_path / "run"
+    result = run_door("run", "--config=experiments/label_smoothing/objectives.py:smoke", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    config = config_lib.load(f"{ROOT}/experiments/label_smoothing/objectives.py:smoke")
+    assert {path.name for path in (workdir / "predictions").iterdir()} == {
+        config_lib.member_name(tag) for tag in config.members.tags
+    }
+    objectives = json.loads((workdir / "metrics.json").read_text())["objectives"]
+    assert {row["objective"] for row in objectives["aggregates"]} == set(config.members.objectives)
+    assert "## Other objectives" in (workdir / "report.md").read_text()

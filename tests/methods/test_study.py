@@ -23,8 +23,9 @@ from made_up import (
 )
 
 from sc_jax import files, ops
+from sc_jax.config import Contrast
 from sc_jax.files import InputError
-from sc_jax.methods import contrasts, study
+from sc_jax.methods import contrasts, repair, study
 from sc_jax.ops import resampling
 
 B = SETTINGS.resamples
@@ -396,3 +397,77 @@ def test_weights_enter_the_suppression_and_the_gap():
         assert after["centred"]["estimate"] == pytest.approx(before["centred"]["estimate"])
         np.testing.assert_allclose(after["profile"]["right"], before["profile"]["right"])
         assert changed["centred"]["estimate"] != pytest.approx(before["centred"]["estimate"])
+
+
+# Other objectives than label smoothing
+
+OBJECTIVES = ("max_suppression=0.2", "focal=2")
+
+
+@pytest.fixture(scope="module")
+def with_objectives():
+    smoothed_better = Contrast("", "naurc", 0.0, "msp", 0.2, "msp", "less", 0.0, treatment_objective=OBJECTIVES[0])
+    other = Contrast("", "aurc", 0.0, "msp", 0.0, "max_logit_pnorm", "greater", 0.0, OBJECTIVES[1], OBJECTIVES[0])
+    return study.evaluate(runs((*ALPHAS, *OBJECTIVES)), SETTINGS, (*PRIMARY, smoothed_better, other))
+
+
+def test_other_objectives_leave_what_is_said_of_smoothing_as_it_is(document, with_objectives):
+    assert "objectives" not in document
+    for name in ("aggregates", "curves", "suppression", "max_logit_gap"):
+        assert json.dumps(with_objectives[name], default=str) == json.dumps(document[name], default=str)
+    rows = [row for row in with_objectives["contrasts"] if row["kind"] == "exploratory"]
+    assert [{**row, "p": 0} for row in rows] == [
+        {**row, "p": 0} for row in document["contrasts"] if row["kind"] == "exploratory"
+    ]
+    tags = [row["tags"] for row in with_objectives["runs"]]
+    assert [tag for tag in tags if "alpha" in tag] == [row["tags"] for row in document["runs"]]
+    others = [tag for tag in tags if "objective" in tag]
+    each = [{"objective": o, "seed": s} for o in OBJECTIVES for s in SEEDS]
+    assert others == [tag for tag in each for _ in SETTINGS.scores]
+
+
+def test_aggregates_of_an_objective_are_those_of_its_runs_as_a_study_of_their_own(with_objectives):
+    alone = study.evaluate(
+        [dataclasses.replace(run, alpha=0.7) for run in runs((*ALPHAS, *OBJECTIVES))[4:6]], SETTINGS, ()
+    )
+    rows = [row for row in with_objectives["objectives"]["aggregates"] if row["objective"] == OBJECTIVES[0]]
+    assert [row["score"] for row in rows] == list(SETTINGS.scores)
+    for mine, theirs in zip(rows, alone["aggregates"], strict=True):
+        assert json.dumps(mine["metrics"]) == json.dumps(theirs["metrics"])
+    curves = [row for row in with_objectives["objectives"]["curves"] if row["objective"] == OBJECTIVES[0]]
+    assert [row["risk"] for row in curves] == [row["risk"] for row in alone["curves"]]
+
+
+def test_objectives_are_contrasted_by_name_paired_by_seed(with_objectives):
+    given = {(run.alpha, run.seed): run.test for run in runs((*ALPHAS, *OBJECTIVES))}
+
+    def naurc(treatment, seed):
+        test = given[treatment, seed]
+        return ops.naurc(ops.msp(test.logits.astype(np.float64)), errors(test))
+
+    row = with_objectives["contrasts"][len(PRIMARY)]
+    expected = [naurc(OBJECTIVES[0], seed) - naurc(0.2, seed) for seed in SEEDS]
+    np.testing.assert_allclose(row["per_seed"], expected, rtol=1e-5)
+    assert row["treatment"] == {"objective": OBJECTIVES[0], "score": "msp"}
+    assert row["control"] == {"alpha": 0.2, "score": "msp"}
+    assert with_objectives["contrasts"][len(PRIMARY) + 1]["control"]["objective"] == OBJECTIVES[0]
+    exploratory = with_objectives["objectives"]["contrasts"]
+    with_plain = [r for r in exploratory if r["control"] == {"alpha": 0.0, "score": "msp"} and r["metric"] == "naurc"]
+    assert [(r["treatment"]["objective"], r["treatment"]["score"]) for r in with_plain] == [
+        (objective, score) for objective in OBJECTIVES for score in SETTINGS.scores
+    ]
+
+
+def test_the_repair_is_of_the_alphas_on_the_resamples_of_the_study():
+    given = runs((*ALPHAS, *OBJECTIVES))
+    found = study.evaluate(given, SETTINGS, (), with_repair=True)["repair"]
+    counts, calibration_counts, seed_counts = study_counts()
+    few = slice(0, 200)
+    expected = {
+        "norms": repair.norms(runs(), SETTINGS.p_grid, counts[few], seed_counts[few], SETTINGS.level),
+        "ensembles": repair.ensembles(runs(), SETTINGS.p_grid, counts, calibration_counts, SETTINGS.level),
+    }
+    for name, rows in expected.items():
+        assert json.dumps(found[name]) == json.dumps(rows)
+    assert {row["alpha"] for part in found.values() for row in part} == set(ALPHAS)
+    assert [row["size"] for row in found["learning_curve"] if row["alpha"] == 0 and row["fallback"]] == [50]

@@ -358,7 +358,16 @@ NO_METRIC = {
         *("negative_entropy", "negative_gini", "predicted_class", "sirc", "variation_ratio"),
     ),
     "fitted scores and their states": (
-        *("fit_knn", "fit_mahalanobis", "fit_residual", "fit_vim", "knn_distance", "mahalanobis", "residual"),
+        *(
+            "fit_knn",
+            "fit_mahalanobis",
+            "fit_residual",
+            "fit_temperature",
+            "fit_vim",
+            "knn_distance",
+            "mahalanobis",
+            "residual",
+        ),
         *("sirc_parameters", "vim"),
     ),
     "losses and weights, one per example": (
@@ -366,7 +375,7 @@ NO_METRIC = {
     ),
     "to train with": ("aurc_loss",),
     "gradients, and what losses do to the max logit": (
-        *("confidence_penalty_gradient", "cross_entropy_gradient", "expected_extra_gradient_on_max"),
+        *("acls_gradient", "confidence_penalty_gradient", "cross_entropy_gradient", "expected_extra_gradient_on_max"),
         *("expected_suppression", "extra_gradient_on_max", "focal_loss_gradient", "log_score_shift_derivative"),
         *("logit_norm_cross_entropy_gradient", "margin_label_smoothing_gradient", "max_logit_suppression"),
         *("max_suppression_gradient", "mixed_cross_entropy_gradient", "smoothed_binary_cross_entropy_gradient"),

@@ -116,6 +116,7 @@ PARAMETERS = {
     "confidence_penalty": {"beta": (-0.3, 0.0, 0.2, 0.9)},
     "max_suppression": {"alpha": (-0.3, 0.0, 0.2, 0.9)},
     "margin_label_smoothing": {"margin": (0.0, 2.0, 10.0), "weight": (-0.1, 0.0, 0.1)},
+    "acls": {"weight": (0.0, 0.1, 1.0), "margin": (-1.0, 2.0), "others": (0.1, 2.0)},
 }
 each_loss = pytest.mark.parametrize("name", PARAMETERS)
 
@@ -203,10 +204,10 @@ def test_a_temperature_divides_the_gradient_at_the_scaled_logits(temperature):
 
 @each_loss
 @pytest.mark.parametrize("k", [2, 1000])
-def test_a_shift_changes_no_loss_but_that_of_normalised_logits(name, k):
+def test_a_shift_changes_no_loss_but_that_of_normalised_logits_and_acls(name, k):
     logits, label, columns = draw_with_settings(name, k)
     total = pair(name)[1](logits, label, **columns).sum(axis=-1)
-    if name == "logit_norm_cross_entropy":
+    if name in ("logit_norm_cross_entropy", "acls"):
         assert (np.abs(total) > 1e-3).any()
     else:
         np.testing.assert_allclose(total, 0, atol=1e-12)
@@ -241,6 +242,8 @@ def test_normalised_logits_gain_nothing_from_their_norm():
         ("max_suppression", {"alpha": 0.0}),
         ("margin_label_smoothing", {"margin": 1.0, "weight": 0.0}),
         ("margin_label_smoothing", {"margin": 1e3, "weight": 0.5}),
+        ("acls", {"weight": 0.0}),
+        ("acls", {"weight": 0.5, "margin": 1e3}),
     ],
 )
 def test_without_its_term_a_gradient_is_that_of_cross_entropy(name, parameters):

@@ -86,6 +86,12 @@ def gaps(logits):
     return logits.max(axis=-1, keepdims=True) - logits
 
 
+def beyond_others(logits, margin):
+    """Σ over all classes but the first of the largest logits."""
+    squares = np.maximum(0, gaps(logits) - margin) ** 2
+    return squares.sum(axis=-1) - at(squares, logits.argmax(axis=-1))
+
+
 # name → parameters to try, and the formula in NumPy
 LABELLED = {
     "smoothed_cross_entropy": (
@@ -111,6 +117,17 @@ LABELLED = {
     "margin_label_smoothing": (
         [{"margin": margin, "weight": weight} for margin in (0.0, 2.0, 10.0) for weight in (0.0, 0.1)],
         lambda v, y, margin, weight: minus_log(v, y) + weight * np.maximum(0, gaps(v) - margin).sum(axis=-1),
+    ),
+    "acls": (
+        [
+            {"weight": w, "margin": m, "others": o}
+            for w, m, o in ((0.0, 1, 1), (0.1, 10, 0.1), (0.3, 1, 2), (1, -2, 0.1))
+        ],
+        lambda v, y, weight, margin, others: (
+            minus_log(v, y)
+            + weight * np.maximum(0, v.max(axis=-1) - margin) ** 2
+            + weight * others * beyond_others(v, margin) / (v.shape[-1] - 1)
+        ),
     ),
 }
 each_setting = pytest.mark.parametrize(
@@ -166,6 +183,8 @@ def test_distillation_is_least_where_the_student_is_the_teacher(outputs):
         ("max_suppression", {"alpha": 0.0}),
         ("margin_label_smoothing", {"margin": 1.0, "weight": 0.0}),
         ("margin_label_smoothing", {"margin": 1e3, "weight": 0.5}),
+        ("acls", {"weight": 0.0}),
+        ("acls", {"weight": 0.5, "margin": 1e3}),
     ],
 )
 def test_without_its_term_a_loss_is_cross_entropy(outputs, name, parameters):

@@ -280,3 +280,68 @@ def test_training_for_no_epoch_needs_weights() -> None:
             f"{RECIPES}/cifar10.py:smoke",
             {"training.epochs": "0", "training.steps": "0", "data.preprocessing": "given", "members.alphas": "(0.0,)"},
         )
+
+
+# Objectives beside label smoothing
+
+
+def table(**members: Any) -> Config:
+    config = config_lib.load(f"{RECIPES}/adult.py:smoke")
+    return dataclasses.replace(config, members=config_lib.MemberGrid((0.0,), (0,), **members), primary=())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: with_members(streaming(), ("left_out=1",)), "decoded on the way"),
+        (lambda: with_members(streaming(), ("label_noise=0.1",)), "decoded on the way"),
+        (lambda: table(objectives=("mixup=0.2",)), "mixes images"),
+        (lambda: table(objectives=("cutmix=0.2",)), "mixes images"),
+        (lambda: table(objectives=("distillation=2",)), "training.teacher"),
+        (lambda: table(objectives=("nothing=2",)), "no objective 'nothing'"),
+    ],
+)
+def test_objectives_that_the_data_do_not_allow_are_refused(config: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        job_lib.build(config())
+
+
+def with_members(config: Config, objectives: tuple[str, ...]) -> Config:
+    members = dataclasses.replace(config.members, objectives=objectives)
+    return dataclasses.replace(config, members=members)
+
+
+def test_the_repair_of_two_classes_is_refused_before_training() -> None:
+    config = table()
+    with pytest.raises(InputError, match=r"evaluation\.repair: adult has 2 classes"):
+        job_lib.build(dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, repair=True)))
+
+
+def test_a_teacher_nobody_learns_from_is_refused() -> None:
+    config = table(objectives=("focal=2",))
+    training = dataclasses.replace(config.training, teacher="runs/earlier")
+    with pytest.raises(InputError, match=r"training\.teacher: no objective learns from it"):
+        job_lib.build(dataclasses.replace(config, training=training))
+
+
+def test_losses_go_with_streams_and_tables() -> None:
+    streamed = with_members(streaming(), ("focal=2",))
+    assert len(job_lib.build(streamed).names) == 6
+    assert np.isfinite(jax.tree.leaves(trained(with_members(streaming(steps=1), ("focal=2",))).params)[0]).all()
+    job = job_lib.build(table(objectives=("left_out=2", "label_noise=0.1")))
+    assert job.names == ["alpha=0-seed=0", "left_out=2-seed=0", "label_noise=0.1-seed=0"]
+    assert len(job.known.fold) == len(job.dataset.splits["train"])
+
+
+def test_what_is_known_belongs_to_the_run(tmp_path: Path) -> None:
+    """A workdir is bound to the teacher's predictions: others are another run."""
+    config = table(objectives=("left_out=2",))
+    job = job_lib.build(config)
+    with job_lib.open_checkpoints(job, tmp_path) as saved:
+        current = state.initial_state(job.model, job.optimizer, job.members)
+        saved.save(1, current)
+    other = dataclasses.replace(job, known=job.known._replace(fold=job.known.fold[::-1].copy()))
+    with job_lib.open_checkpoints(job, tmp_path) as saved:
+        saved.restore(1, current)
+    with pytest.raises(InputError), job_lib.open_checkpoints(other, tmp_path) as saved:
+        saved.restore(1, current)

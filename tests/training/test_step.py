@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from sc_jax import models
+from sc_jax.config import MemberGrid
 from sc_jax.data.pipelines import Targets, epoch_order, model_inputs, train_transform
 from sc_jax.models import mlp
 from sc_jax.ops.losses import smoothed_cross_entropy
@@ -56,7 +57,7 @@ def train(
     **options: Any,
 ) -> tuple[state.TrainState, list[state.Meters]]:
     model = models.build(name, input_shape=(6, 6, 1), num_classes=3, hidden=(7, 5), **options)
-    members, _ = state.make_members(alphas, seeds)
+    members = state.make_members(MemberGrid(alphas, seeds).tags)
     mesh = parallel.data_mesh()
     advance = make_advance(model, mesh, augmentation, sam)
     current = parallel.replicate(state.initial_state(model, optimizer(), members), mesh)
@@ -186,7 +187,7 @@ class Dense(nnx.Module):
 def one_step(monkeypatch: pytest.MonkeyPatch, labels: jax.Array, **options: Any) -> tuple[Any, state.Meters, jax.Array]:
     monkeypatch.setitem(models.BACKBONES, "dense", (f"{__name__}:Dense", options))
     model = models.build("dense", input_shape=(4, 5, 3), num_classes=3)
-    members, mesh = state.make_members((0.2,), (1,))[0], parallel.data_mesh()
+    members, mesh = state.make_members(MemberGrid((0.2,), (1,)).tags), parallel.data_mesh()
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (1, 2, 4, 5, 3)), jnp.uint8)
     sgd = optax.sgd(1.0)
     advance = step.from_stream(step.make_step(model, sgd, train_transform(*HALF), mesh, log_every=1, ignore_label=255))
@@ -222,7 +223,8 @@ def test_pixels_without_a_label_count_nowhere_and_every_exit_counts(
 
 def test_members_of_a_seed_start_alike_and_members_of_other_seeds_do_not() -> None:
     model = models.build("mlp", input_shape=(6, 6, 1), num_classes=3, hidden=(7,), dropout=0.0)
-    members, tags = state.make_members(ALPHAS, SEEDS)
+    tags = MemberGrid(ALPHAS, SEEDS).tags
+    members = state.make_members(tags)
     assert tags == [{"alpha": a, "seed": s} for a in ALPHAS for s in SEEDS]
     kernel = jax.tree.leaves(state.initial_state(model, optimizer(), members).params)[1]
     np.testing.assert_array_equal(kernel[0], kernel[2])
@@ -261,13 +263,13 @@ def test_the_first_step_that_is_not_finite_is_kept(examples: Any) -> None:
 def test_one_compilation_whatever_the_alphas_and_seeds(examples: Any) -> None:
     model = models.build("mlp", input_shape=(6, 6, 1), num_classes=3, hidden=(7,), dropout=0.1)
     mesh = parallel.data_mesh()
-    members = parallel.replicate(state.make_members(ALPHAS, SEEDS)[0], mesh)
+    members = parallel.replicate(state.make_members(MemberGrid(ALPHAS, SEEDS).tags), mesh)
     advance = make_advance(model, mesh)
     current = parallel.replicate(state.initial_state(model, optimizer(), members), mesh)
     arrays = parallel.replicate(examples, mesh)
     for s in range(7):
         current, _ = advance(current, members, epoch_order(members.seed_key, s // 5, N), *arrays)
-    others = parallel.replicate(state.make_members((0.9, 0.1), (3, 4))[0], mesh)
+    others = parallel.replicate(state.make_members(MemberGrid((0.9, 0.1), (3, 4)).tags), mesh)
     current, _ = advance(current, others, epoch_order(others.seed_key, 0, N), *arrays)
     assert advance._cache_size() == 1
 

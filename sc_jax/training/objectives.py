@@ -1,0 +1,358 @@
+"""What a member is trained for beside label smoothing: other losses, augmentations of the label, smoothing by example.
+
+A config names them in `members.objectives` as "name=strength", e.g. "max_suppression=0.2": each is a member with every seed, in
+one program with the α of label smoothing, on the same batches from the same initialisation. What an objective knows of an example
+beyond its label (`Known`) comes from an earlier run on the same train split, `training.teacher`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sc_jax import files
+from sc_jax.data import augment
+from sc_jax.data.pipelines import Targets
+from sc_jax.files import InputError
+from sc_jax.ops import losses
+from sc_jax.ops.temperature_scaling import fit_temperature
+
+FOLDS = 5
+"""Folds of the train split for predictions of examples that were not trained on."""
+
+MOST_SMOOTHING = 0.8
+"""Bound of the α(x) of smoothing by example."""
+
+
+class Known(NamedTuple):
+    """What is known of training examples beyond their labels; fields that no objective asks for are None.
+
+    Attributes:
+      fold: int32 [n], the fold an example is in.
+      teacher: float32 [s, n, k], logits of the seed's network of plain cross-entropy, which was trained on the example.
+      error: float32 [s, n], P_err(x) = 1 − max_k p(k | x) by the seed's network that was trained without the example's fold, at the
+        temperature at which the log loss of all such predictions is least.
+      mean_error: float32 [s], its mean over the examples.
+    """
+
+    fold: jax.Array | None = None
+    teacher: jax.Array | None = None
+    error: jax.Array | None = None
+    mean_error: jax.Array | None = None
+
+    def at(self, index: jax.Array) -> Known:
+        """Of a batch: index int32 [s, b] → the same fields [s, b, …]."""
+        rows = jnp.arange(len(index))[:, None]
+        mean = None if self.mean_error is None else jnp.broadcast_to(self.mean_error[:, None], index.shape)
+        return Known(
+            None if self.fold is None else self.fold[index],
+            None if self.teacher is None else self.teacher[rows, index],
+            None if self.error is None else self.error[rows, index],
+            mean,
+        )
+
+
+NOTHING = Known()
+
+Loss = Callable[[jax.Array, jax.Array, float, Known], jax.Array]
+"""(logits [b, k], label [b], strength, what is known of the batch) → [b]."""
+
+
+class Objective(NamedTuple):
+    """A loss of one member's batch, or cross-entropy after a change of the batch.
+
+    Attributes:
+      loss: see `Loss`.
+      least, below: the strength lies in [least, below), or in (0, below) where least is None.
+      change: (key, images [b, …], label [b], strength) → images, targets; or None.
+      needs: fields of `Known`.
+    """
+
+    loss: Loss
+    least: float | None = 0.0
+    below: float = math.inf
+    change: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, Targets]] | None = None
+    needs: tuple[str, ...] = ()
+
+
+def _cross_entropy(logits: jax.Array, label: jax.Array, strength: float, known: Known) -> jax.Array:
+    return losses.smoothed_cross_entropy(logits, label, 0.0)
+
+
+def _of_label(loss: Callable[..., jax.Array]) -> Loss:
+    return lambda logits, label, strength, known: loss(logits, label, strength)
+
+
+def _mixed(mix: Callable[..., augment.Mixed]) -> Callable[..., tuple[jax.Array, Targets]]:
+    def change(key: jax.Array, images: jax.Array, label: jax.Array, strength: float) -> tuple[jax.Array, Targets]:
+        mixed, first, second, weight = mix(key, images, label, strength)
+        return mixed, Targets(first, second, weight)
+
+    return change
+
+
+def _disturbed(num_classes: int) -> Callable[..., tuple[jax.Array, Targets]]:
+    """Each label is replaced by a class drawn uniformly, with the probability that is the strength, anew at each step."""
+
+    def change(key: jax.Array, images: jax.Array, label: jax.Array, strength: float) -> tuple[jax.Array, Targets]:
+        which, draw = jax.random.split(key)
+        drawn = jax.random.randint(draw, label.shape, 0, num_classes)
+        return images, Targets(jnp.where(jax.random.bernoulli(which, strength, label.shape), drawn, label))
+
+    return change
+
+
+def _left_out(logits: jax.Array, label: jax.Array, fold: float, known: Known) -> jax.Array:
+    """Cross-entropy of the examples of the other folds, so scaled that its mean over the batch is their mean."""
+    kept = known.fold != int(fold)
+    return jnp.where(kept, losses.smoothed_cross_entropy(logits, label, 0.0), 0) / jnp.maximum(jnp.mean(kept), 1e-6)
+
+
+def _distillation(logits: jax.Array, label: jax.Array, temperature: float, known: Known) -> jax.Array:
+    """T²·CE(softmax(u/T), v/T), u the teacher's logits."""
+    target = jax.nn.softmax(known.teacher / temperature)
+    return temperature**2 * losses.soft_cross_entropy(logits / temperature, target)
+
+
+def _instance_smoothing(logits: jax.Array, label: jax.Array, epsilon: float, known: Known) -> jax.Array:
+    """ILS-1: the label gets 1 − ε·q_y, each other class ε·q_y/(K − 1), q the teacher's probabilities."""
+    k = logits.shape[-1]
+    spread = epsilon * jnp.take_along_axis(jax.nn.softmax(known.teacher), label[:, None], axis=-1)[:, 0]
+    return losses.smoothed_cross_entropy(logits, label, spread * k / (k - 1))
+
+
+def equal_suppression(error: jax.Array, alpha: float, num_classes: int) -> jax.Array:
+    """The α(x) that suppresses every max logit alike: min(α(1 − 1/K)/(1 − P_err − 1/K), bound), the bound where that is not > 0.
+
+    Up to the bound its expected suppression α(x)(1 − P_err − 1/K) is that of MaxSup, α(1 − 1/K), whatever P_err is.
+
+    Args:
+      error: P_err [...]; alpha: the smoothing where P_err = 0; num_classes: K.
+
+    Returns:
+      [...], at most `MOST_SMOOTHING`.
+    """
+    share = 1 - error - 1 / num_classes
+    return jnp.minimum(alpha * (1 - 1 / num_classes) / jnp.maximum(share, 1e-6), MOST_SMOOTHING)
+
+
+def error_smoothing(error: jax.Array, mean_error: jax.Array, alpha: float) -> jax.Array:
+    """The α(x) that grows with the risk of error: min(α·P_err/mean P_err, bound); its mean is α but for the bound.
+
+    Its expected suppression, proportional to P_err(1 − P_err − 1/K), is 0 where errors are impossible and grows up to
+    P_err = (1 − 1/K)/2: the reverse of label smoothing's.
+
+    Args:
+      error: P_err [...]; mean_error: its mean over the train split; alpha: the smoothing on average.
+
+    Returns:
+      [...], at most `MOST_SMOOTHING`.
+    """
+    return jnp.minimum(alpha * error / jnp.maximum(mean_error, 1e-6), MOST_SMOOTHING)
+
+
+def _equally_suppressed(logits: jax.Array, label: jax.Array, alpha: float, known: Known) -> jax.Array:
+    return losses.smoothed_cross_entropy(logits, label, equal_suppression(known.error, alpha, logits.shape[-1]))
+
+
+def _smoothed_by_error(logits: jax.Array, label: jax.Array, alpha: float, known: Known) -> jax.Array:
+    return losses.smoothed_cross_entropy(logits, label, error_smoothing(known.error, known.mean_error, alpha))
+
+
+def _margin_smoothing(logits: jax.Array, label: jax.Array, margin: float, known: Known) -> jax.Array:
+    return losses.margin_label_smoothing(logits, label, margin, 0.1 / logits.shape[-1])
+
+
+def _of_temperature(logits: jax.Array, label: jax.Array, temperature: float, known: Known) -> jax.Array:
+    return losses.smoothed_cross_entropy(logits / temperature, label, 0.0)
+
+
+def registry(num_classes: int) -> dict[str, Objective]:
+    """Every objective by name; what its strength is stands beside it."""
+    return {
+        "max_suppression": Objective(_of_label(losses.max_suppression)),  # α
+        "confidence_penalty": Objective(_of_label(losses.confidence_penalty)),  # β
+        "focal": Objective(_of_label(losses.focal_loss)),  # γ
+        "logit_norm": Objective(_of_label(losses.logit_norm_cross_entropy), least=None),  # τ
+        "margin_smoothing": Objective(_margin_smoothing),  # m; λK = 0.1
+        "acls": Objective(_of_label(losses.acls)),  # w; m = 10, λ = 0.1
+        "temperature": Objective(_of_temperature, least=None),  # T: cross-entropy of v/T
+        "mixup": Objective(_cross_entropy, least=None, change=_mixed(augment.mixup)),  # of Beta(a, a)
+        "cutmix": Objective(_cross_entropy, least=None, change=_mixed(augment.cutmix)),  # of Beta(a, a)
+        "label_noise": Objective(_cross_entropy, below=1.0, change=_disturbed(num_classes)),  # DisturbLabel's rate
+        "left_out": Objective(_left_out, below=FOLDS, needs=("fold",)),  # the fold
+        "distillation": Objective(_distillation, least=None, needs=("teacher",)),  # T
+        "instance_smoothing": Objective(_instance_smoothing, below=1.0, needs=("teacher",)),  # ε of ILS-1
+        "equal_suppression": Objective(_equally_suppressed, below=1.0, needs=("error",)),  # α
+        "error_smoothing": Objective(_smoothed_by_error, below=1.0, needs=("error", "mean_error")),  # α
+    }
+
+
+class Named(NamedTuple):
+    """An objective of a config: its name, its strength, and what it is."""
+
+    name: str
+    strength: float
+    objective: Objective
+
+
+def named(texts: Sequence[str], num_classes: int) -> list[Named]:
+    """The objectives "name=strength" of a config.
+
+    Raises:
+      InputError: a name is unknown, or a strength is outside its range.
+    """
+    known, found = registry(num_classes), []
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known:
+            raise InputError(f"members.objectives: there is no objective {name!r}; there are {', '.join(known)}")
+        objective = known[name]
+        try:
+            strength = float(value)
+        except ValueError:
+            raise InputError(f"members.objectives: {text!r} is not name=strength, e.g. {name}=0.2") from None
+        over = strength > 0 if objective.least is None else strength >= objective.least
+        whole = name != "left_out" or strength == int(strength)
+        if not (over and strength < objective.below and whole):
+            lower = "above 0" if objective.least is None else f"≥ {objective.least:g}"
+            upper = "finite" if objective.below == math.inf else f"below {objective.below:g}"
+            whole_number = ", a whole number" * (name == "left_out")
+            raise InputError(f"members.objectives: {text!r}: the strength must be {lower} and {upper}{whole_number}")
+        found.append(Named(name, strength, objective))
+    return found
+
+
+def needs(objectives: Sequence[Named]) -> set[str]:
+    """The fields of `Known` that any of them asks for."""
+    return {field for one in objectives for field in one.objective.needs}
+
+
+def changed(
+    objectives: Sequence[Named], which: jax.Array, key: jax.Array, inputs: jax.Array, targets: Targets
+) -> tuple[jax.Array, Targets]:
+    """One member's batch as its objective has it.
+
+    Args:
+      objectives: of the program; which: int32 [], 0 for label smoothing, else the place of the member's objective from 1.
+      key: of seed and step; inputs: [b, …] as the model takes them; targets: with one label each.
+
+    Returns:
+      inputs, and targets of two labels with their weights, if any objective of the program changes them.
+    """
+    if all(one.objective.change is None for one in objectives):
+        return inputs, targets
+
+    def as_it_is(key: jax.Array, inputs: jax.Array, label: jax.Array) -> tuple[jax.Array, Targets]:
+        return inputs, _paired(Targets(label))
+
+    def branch(one: Named) -> Callable[..., tuple[jax.Array, Targets]]:
+        if one.objective.change is None:
+            return as_it_is
+
+        def by_change(key: jax.Array, inputs: jax.Array, label: jax.Array) -> tuple[jax.Array, Targets]:
+            mixed, targets = one.objective.change(key, inputs, label, one.strength)
+            return mixed, _paired(targets)
+
+        return by_change
+
+    branches = [as_it_is, *(branch(one) for one in objectives)]
+    return jax.lax.switch(which, branches, key, inputs, targets.label)
+
+
+def _paired(targets: Targets) -> Targets:
+    if targets.other is not None:
+        return targets
+    return Targets(targets.label, targets.label, jnp.ones(targets.label.shape, jnp.float32))
+
+
+def loss(
+    objectives: Sequence[Named], which: jax.Array, logits: jax.Array, targets: Targets, alpha: jax.Array, known: Known
+) -> jax.Array:
+    """The loss of each example of one member: [b].
+
+    Args:
+      objectives, which: as for `changed`; logits: [b, k]; targets: of `changed`; alpha: of label smoothing.
+      known: of the batch.
+    """
+
+    def smoothed(logits: jax.Array) -> jax.Array:
+        return targets.loss(lambda label: losses.smoothed_cross_entropy(logits, label, alpha))
+
+    def branch(one: Named) -> Callable[[jax.Array], jax.Array]:
+        return lambda logits: targets.loss(lambda label: one.objective.loss(logits, label, one.strength, known))
+
+    if not objectives:
+        return smoothed(logits)
+    return jax.lax.switch(which, [smoothed, *(branch(one) for one in objectives)], logits)
+
+
+def folds(n: int) -> np.ndarray:
+    """The fold of each of n examples, int32 [n]: a fixed permutation dealt out in turn, so that folds differ by at most one."""
+    return (np.random.default_rng(0).permutation(n) % FOLDS).astype(np.int32)
+
+
+def known_of(
+    wanted: set[str], teacher: str, split: str, seeds: Sequence[int], label: np.ndarray, example_id: np.ndarray
+) -> Known:
+    """What the objectives ask for, from the predictions of the run `teacher` for the train split.
+
+    Args:
+      wanted: fields of `Known`; teacher: a workdir; split: the name of the train split; seeds: distinct ones, in order.
+      label, example_id: of the examples, in order.
+
+    Raises:
+      InputError: no teacher is named, or its predictions are not there or are of other examples.
+    """
+    fold = folds(len(label)) if wanted else None
+    of_teacher = error = mean = None
+    if {"teacher", "error"} & wanted and not teacher:
+        raise InputError(
+            "training.teacher: an objective asks for what an earlier run predicts of the train split; name its workdir"
+        )
+    if "teacher" in wanted:
+        each = [_predicted(teacher, f"alpha=0-seed={seed}", split, label, example_id) for seed in seeds]
+        of_teacher = np.stack(each).astype(np.float32)
+    if "error" in wanted:
+        rows, out_of_fold = np.arange(len(label)), []
+        for seed in seeds:
+            each = [_predicted(teacher, f"left_out={f}-seed={seed}", split, label, example_id) for f in range(FOLDS)]
+            out_of_fold.append(error_probability(np.stack(each)[fold, rows], label))
+        error = np.stack(out_of_fold).astype(np.float32)
+        mean = error.mean(axis=1)
+    return Known(fold, of_teacher, error, mean)
+
+
+def _predicted(workdir: str, member: str, split: str, label: np.ndarray, example_id: np.ndarray) -> np.ndarray:
+    path = Path(workdir) / "predictions" / member / f"{split}.npz"
+    if not path.is_file():
+        raise InputError(
+            f"training.teacher: {path}: not there; run a study with this member, these seeds and prediction.splits that "
+            f"hold {split!r} first"
+        )
+    arrays = files.read_npz(path)
+    place = np.argsort(arrays["example_id"], kind="stable")
+    back = np.argsort(np.argsort(example_id, kind="stable"), kind="stable")
+    same = np.array_equal(arrays["example_id"][place][back], example_id) if len(place) == len(example_id) else False
+    if not (same and np.array_equal(arrays["label"][place][back], label)):
+        raise InputError(f"training.teacher: {path}: is of other examples than {split!r} here; train the teacher on it")
+    return arrays["logits"][place][back]
+
+
+def error_probability(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """P_err(x) = 1 − max_k softmax(v/T)_k, at the T of least log loss.
+
+    Args:
+      logits: [n, k] of examples that were not trained on; label: int [n].
+
+    Returns:
+      float64 [n].
+    """
+    v = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return 1 - 1 / np.exp(v / fit_temperature(v, label)).sum(axis=-1)
