@@ -213,6 +213,127 @@ def claims(variant: str) -> str:
     return f"**{pages.claim(document)}**\n\n{pages.contrast_table(primary, True).markdown()}"
 
 
+SETTINGS = {
+    "default": "Fashion-MNIST, 12,000 images, MLP",
+    "cnn": "Fashion-MNIST, 12,000 images, CNN",
+    "full": "Fashion-MNIST, 58,000 images, MLP",
+    "full_cnn": "Fashion-MNIST, 58,000 images, CNN",
+    "cifar10_jpeg": "CIFAR-10 as JPEG, narrow ResNet-20",
+    "trec": "TREC, LSTM",
+    "sst2": "SST-2, LSTM",
+    "adult": "Adult, MLP",
+    "online_shoppers": "Online Shoppers, MLP",
+}
+"""The rows of the evidence, in order; those that have been run have a folder of results."""
+
+
+def _settings() -> dict[str, dict[str, Any]]:
+    return {name: _metrics(name) for name in SETTINGS if (STUDY / "results" / name / "metrics.json").exists()}
+
+
+def verdicts() -> str:
+    """Claim → verdict → evidence, over all settings."""
+    rows = []
+    claims: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
+    for name, document in _settings().items():
+        for row in document["contrasts"]:
+            if row["kind"] == "primary":
+                claims.setdefault((row["claim"], row["metric"]), []).append((name, row))
+    for (claim, metric), found in claims.items():
+        confirmed = [name for name, row in found if row["verdict"] == "confirmed"]
+        rows += [
+            [
+                f"**{claim}**: {len(confirmed)} of {len(found)}" if i == 0 else "",
+                SETTINGS[name],
+                row["verdict"],
+                pages.with_interval(metric, row).replace("-", "−"),
+                f"[{name}](results/{name}/metrics.json)",
+            ]
+            for i, (name, row) in enumerate(found)
+        ]
+    return pages.Table(["claim", "setting", "verdict", "difference [95 %]", "evidence"], rows).markdown()
+
+
+def rows() -> str:
+    """Every setting under cross-entropy, smoothing, and smoothing with p-norm."""
+    lines = []
+    names = ("error", "aurc", "naurc", "failure_auroc", "coverage_at_risk_0.05")
+    for name, document in _settings().items():
+        alpha = next(r["treatment"]["alpha"] for r in document["contrasts"] if r["kind"] == "primary")
+        aggregates = {(row["alpha"], row["score"]): row for row in document["aggregates"]}
+        for label, side in (
+            ("CE", (0.0, "msp")),
+            ("LS", (alpha, "msp")),
+            ("LS + p-norm", (alpha, "max_logit_pnorm")),
+            ("LS + p-norm or MSP", (alpha, "max_logit_pnorm_or_msp")),
+        ):
+            row = aggregates.get(side)
+            cells = (
+                ["not defined"] * len(names)
+                if row is None
+                else [pages.with_interval(n, row["metrics"][n]) for n in names]
+            )
+            first = f"{SETTINGS[name]}, α = {alpha:g}, {aggregates[0.0, 'msp']['seeds']} seeds" if label == "CE" else ""
+            lines.append([first, label, *cells])
+    return pages.Table(["setting", "", *(pages.heading(name) for name in names)], lines).markdown()
+
+
+def repairs(variant: str) -> str:
+    """Post-hoc scores on cross-entropy and on smoothing: NAURC, and its difference to MSP."""
+    document = _metrics(variant)
+    alpha = next(r["treatment"]["alpha"] for r in document["contrasts"] if r["kind"] == "primary")
+    aggregates = {(row["alpha"], row["score"]): row for row in document["aggregates"]}
+    against = {
+        (row["treatment"]["alpha"], row["treatment"]["score"]): row
+        for row in document["contrasts"]
+        if row["metric"] == "naurc"
+        and row["treatment"]["alpha"] == row["control"]["alpha"]
+        and row["control"]["score"] == "msp"
+    }
+    lines = []
+    for score in dict.fromkeys(score for _, score in aggregates):
+        cells = []
+        for a in (0.0, alpha):
+            told = against.get((a, score))
+            cells += [pages.with_interval("naurc", aggregates[a, score]["metrics"]["naurc"])]
+            cells += ["" if told is None else pages.with_interval("naurc", told)]
+        lines.append([pages.SCORE_NAMES[score], *cells])
+    headings = ["score", "NAURC, CE", "minus MSP", f"NAURC, LS α = {alpha:g}", "minus MSP"]
+    return pages.Table(headings, lines).markdown()
+
+
+def objectives() -> str:
+    """What else was trained: error and NAURC by MSP and p-norm, and against cross-entropy."""
+    path = STUDY / "results" / "objectives" / "metrics.json"
+    if not path.exists():
+        return "Not run."
+    document = files.read_json(path)
+    both = [*document["aggregates"], *document["objectives"]["aggregates"]]
+    against = {
+        pages.treatment_name(row["treatment"]): row
+        for row in (*document["contrasts"], *document["objectives"]["contrasts"])
+        if row["metric"] == "naurc"
+        and row["treatment"]["score"] == "msp"
+        and row["control"] == {"alpha": 0.0, "score": "msp"}
+    }
+    table = {(pages.treatment_name(row), row["score"]): row["metrics"] for row in both}
+    names = sorted({name for name, _ in table}, key=lambda name: table[name, "msp"]["naurc"]["estimate"])
+    lines = []
+    for name in names:
+        msp, normed = table[name, "msp"], table[name, "max_logit_pnorm"]
+        told = against.get(name)
+        lines.append(
+            [
+                name,
+                *(pages.with_interval(metric, msp[metric]) for metric in ("error", "aurc", "naurc")),
+                "" if told is None else pages.with_interval("naurc", told),
+                pages.with_interval("naurc", normed["naurc"]),
+            ]
+        )
+    headings = ["trained with", "error %", "AURC %, MSP", "NAURC, MSP", "NAURC minus α = 0", "NAURC, p-norm"]
+    return pages.Table(headings, lines).markdown()
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "finding": finding,
     "stages": stages,
@@ -227,6 +348,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims cnn": lambda: claims("cnn"),
     "claims cnn-first": lambda: claims("cnn-first"),
     "claims full": lambda: claims("full"),
+    "claims full_cnn": lambda: claims("full_cnn"),
+    "claims trec": lambda: claims("trec"),
+    "claims sst2": lambda: claims("sst2"),
+    "claims cifar10_jpeg": lambda: claims("cifar10_jpeg"),
+    "claims objectives": lambda: claims("objectives"),
+    "objectives": objectives,
+    "verdicts": verdicts,
+    "rows": rows,
+    "repairs full": lambda: repairs("full"),
     "claims online_shoppers": lambda: claims("online_shoppers"),
     "claims adult": lambda: claims("adult"),
 }

@@ -244,7 +244,7 @@ def objectives(aggregates: Sequence[dict[str, Any]]) -> Figure:
     if ("α = 0", "msp") in values:
         axes.axvline(values["α = 0", "msp"]["estimate"], color=GREY, lw=0.8)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="NAURC (0 perfect, 1 random)")
+    axes.set(xlabel="NAURC (0 perfect, 1 random)", ylabel="trained with")
     axes.set_title("Quality of the ranking, by what was trained", fontsize=10.5, loc="left")
     axes.legend(loc="lower right")
     return figure

@@ -567,7 +567,8 @@ def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
             "What a shift of the logits does without centring",
             figures.shifts(found["shifts"], alpha),
             "The softmax does not see a shift c of all logits; the uncentred score does. Means of d ln(score)/dc over right and over wrong test "
-            "predictions; with centring it is 0. Where v_max ≤ 0 there is no logarithm: those are left out and counted.",
+            "predictions; with centring it is 0. Where v_max ≤ 0 there is no logarithm: those are left out and counted. The derivative holds 1/v_max: compare right with "
+            "wrong within an α, not sizes between them.",
             None,
         ),
         (

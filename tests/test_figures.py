@@ -64,6 +64,7 @@ LINES = [
 ]
 
 DRAWN = {
+    "objectives": lambda d: figures.objectives([*d["aggregates"], {**d["aggregates"][0], "objective": "focal=2"}]),
     "finding": lambda d: figures.finding(d["curves"], d["aggregates"], 0.2),
     "suppression": lambda d: figures.suppression(d["suppression"]),
     "max_logit_gap": lambda d: figures.max_logit_gap(d["max_logit_gap"], 0.2),
@@ -113,7 +114,7 @@ def test_every_public_figure_is_drawn_here():
         for name, function in vars(figures).items()
         if callable(function) and getattr(function, "__module__", "") == figures.__name__ and not name.startswith("_")
     }
-    assert public - {"to_svg", "to_png", "save_png"} == set(DRAWN)
+    assert public - {"to_svg", "to_png", "save_png", "treatment_name"} == set(DRAWN)
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -396,3 +397,13 @@ def test_analyses_without_rows_and_with_undefined_values_are_drawn():
     figures.to_svg(figures.norms(rows, 0.2))
     rows = [{**r, "metrics": {"naurc": nothing}} for r in repaired()["ensembles"]]
     figures.to_svg(figures.ensembles(rows, []))
+
+
+def test_objectives_are_ordered_by_naurc_of_msp_and_named_in_words(document):
+    worse = {**document["aggregates"][0], "objective": "mixup=0.2"}
+    told = {**worse["metrics"]["naurc"], "estimate": 9.0, "interval": [8.0, 10.0]}
+    rows = [{**worse, "metrics": {**worse["metrics"], "naurc": told}}, *document["aggregates"]]
+    (axes,) = figures.objectives(rows).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0] == "mixup, Beta(0.2, 0.2)"  # the worst lies at the bottom
+    assert set(names[1:]) == {"α = 0", "α = 0.2"}

@@ -82,6 +82,8 @@ def get_config(variant: str = "default") -> ConfigDict:
                 config.training.log_every = 151
                 config.training.statistics_every = 906
                 config.training.checkpoint_every = 453  # an epoch
+                config.evaluation.scores += ("msp_temperature", "msp_pnorm", "max_logit", "energy", "doctor_alpha")
+                config.evaluation.repair = True  # over which p, how many calibration examples, ensembles
         case "smoke":
             config.members.alphas = (0.0, 0.2)
             config.members.seeds = (0, 1)
