@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,7 +35,7 @@ class Block(nnx.Module):
 
 
 class ResNetCIFAR(nnx.Module):
-    """3×3 convolution, three stages of n residual blocks of 16, 32 and 64 channels, mean over pixels → logits.
+    """3×3 convolution, three stages of n residual blocks of 16, 32 and 64 channels or others, mean over pixels → logits.
 
     97,216·n − 21,926 parameters with 3 colours and 10 classes: depth 20: 269,722, 32: 464,154, 44: 658,586, 56:
     853,018, 110: 1,727,962. Tensors are named as in the weights of akamaster/pytorch_resnet_cifar10.
@@ -45,12 +48,13 @@ class ResNetCIFAR(nnx.Module):
       input_shape: (h, w, c).
       num_classes: k.
       depth: 6n + 2.
+      hidden: channels of the three stages, each as many more than those before that half of the difference is whole.
       dropout: rate before the head; the paper has none.
       dtype: of the computation; parameters, batch statistics and the head are float32.
       rngs: stream "params".
 
     Raises:
-      InputError: another depth.
+      InputError: another depth, or other than three widths that do not shrink.
     """
 
     member_mapping = "unroll"
@@ -62,6 +66,7 @@ class ResNetCIFAR(nnx.Module):
         input_shape: tuple[int, ...],
         num_classes: int,
         depth: int,
+        hidden: Sequence[int] = (16, 32, 64),
         dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -70,15 +75,20 @@ class ResNetCIFAR(nnx.Module):
         if rest or n < 1:
             raise InputError(f"model.depth: {depth} is not 6n + 2; take 20, 32, 44, 56 or 110")
 
+        grows = len(hidden) == 3 and all(b >= a and (b - a) % 2 == 0 for a, b in pairwise(hidden))
+        if not grows:
+            raise InputError(f"model.hidden: {tuple(hidden)}; take three widths that grow by even numbers, as (16, 32, 64)")
+
         def stage(in_features: int, features: int, stride: int) -> nnx.List:
             first = Block(in_features, features, stride, dtype=dtype, rngs=rngs)
             return nnx.List([first] + [Block(features, features, 1, dtype=dtype, rngs=rngs) for _ in range(n - 1)])
 
-        self.conv1 = convolution(input_shape[-1], 16, 3, dtype=dtype, rngs=rngs)
-        self.bn1 = batch_norm(16, dtype=dtype, rngs=rngs)
-        self.layer1, self.layer2, self.layer3 = stage(16, 16, 1), stage(16, 32, 2), stage(32, 64, 2)
+        first, second, third = hidden
+        self.conv1 = convolution(input_shape[-1], first, 3, dtype=dtype, rngs=rngs)
+        self.bn1 = batch_norm(first, dtype=dtype, rngs=rngs)
+        self.layer1, self.layer2, self.layer3 = stage(first, first, 1), stage(first, second, 2), stage(second, third, 2)
         self.dropout = nnx.Dropout(dropout)
-        self.linear = linear_head(64, num_classes, rngs=rngs)
+        self.linear = linear_head(third, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
         x = jax.nn.relu(self.bn1(self.conv1(images), use_running_average=not train))

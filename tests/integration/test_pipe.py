@@ -196,22 +196,30 @@ def test_divergence_stops_the_run_by_name(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    longer = ["--config.training.epochs=30", "--config.model.hidden=(32,)"]
-    command = [sys.executable, "-m", "sc_jax.train", SMOKE, f"--workdir={tmp_path}", *longer]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not any(path.name.isdigit() for path in (tmp_path / "checkpoints").glob("*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert "interrupted" in stderr
-    assert "Traceback" not in stderr
-    result = run_door("train", SMOKE, f"--workdir={tmp_path}", *longer)
-    assert result.returncode == 0
-    assert "resuming from step" in result.stdout
+    """Interrupted twice: the second time what the first saved has been taken up and carried on."""
+    endless = ["--config.training.epochs=5000", "--config.model.hidden=(32,)"]
+    command = [sys.executable, "-m", "sc_jax.train", SMOKE, f"--workdir={tmp_path}", *endless]
+
+    def saved() -> int:
+        return max((int(path.name) for path in (tmp_path / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+    said = []
+    for _ in range(2):
+        before = saved()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while saved() <= before:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=300)
+        assert process.returncode == 130
+        assert "interrupted" in stderr
+        assert "Traceback" not in stderr
+        said.append(stdout)
+    assert "resuming from step" not in said[0]
+    assert "resuming from step" in said[1]
 
 
 def test_a_data_set_that_is_not_there_names_the_command(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from sc_jax.data import small as small_sets
 from sc_jax.predictions import is_scored, load
 
 ROWS = [f"label_smoothing/{name}.py" for name in ("bank_marketing", "online_shoppers", "imdb", "cifar10", "cifar100")]
-ROWS += [f"label_smoothing/{name}.py" for name in ("adult", "sst2", "trec")]
+ROWS += [f"label_smoothing/{name}.py" for name in ("adult", "sst2", "trec", "cifar10_jpeg")]
 ROWS += [f"label_smoothing/{name}.py" for name in ("imagenet_resnet50", "imagenet_vit_s16", "cityscapes")]
 CASCADES = [f"efficientnet_b{size}" for size in range(5)]
 CASCADES += [f"mobilenetv2_{name}" for name in ("100_160", "100_192", "100_224", "130_224", "140_224")]
-LONG = {"cifar100", "imagenet_resnet50", "imagenet_vit_s16", "cityscapes", "efficientnet_b0", "mobilenetv2_100_160"}
-"""Those that take tens of seconds to compile."""
+SAMPLE = {"bank_marketing", "trec"}
+"""Those that `make test` runs too, for their way through table and text; `make smoke` runs all."""
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -67,8 +67,8 @@ def test_a_smoke_run_swaps_nothing(recipe: tuple[str, str]) -> None:
 def test_smoke_runs_to_the_report(
     recipe: tuple[str, str], tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name_of(recipe) in LONG and pytestconfig.getoption("recipes") != "all":
-        pytest.skip("long: make smoke runs it")
+    if name_of(recipe) not in SAMPLE and pytestconfig.getoption("recipes") != "all":
+        pytest.skip("make smoke runs it")
     monkeypatch.setenv("SC_JAX_DATA", str(tmp_path / "data"))
     workdir = tmp_path / "run"
     result = run_door("run", f"--config={recipe[0]}", f"--workdir={workdir}")
@@ -92,7 +92,7 @@ def test_smoke_runs_to_the_report(
 
 def test_the_study_of_objectives_runs_to_the_report(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("recipes") != "all":
-        pytest.skip("long: make smoke runs it")
+        pytest.skip("make smoke runs it")
     workdir = tmp_path / "run"
     result = run_door("run", "--config=experiments/label_smoothing/objectives.py:smoke", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr

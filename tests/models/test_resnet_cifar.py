@@ -59,3 +59,17 @@ def test_features_are_the_mean_over_64_maps_of_a_quarter_and_logits_the_head_on_
 def test_another_depth_is_refused(depth: int) -> None:
     with pytest.raises(InputError, match=rf"model\.depth: {depth} is not 6n \+ 2"):
         network(depth)
+
+
+def test_narrower_stages_have_their_parameters_and_their_shortcuts() -> None:
+    narrow = {"input_shape": (32, 32, 3), "num_classes": 10, "depth": 20, "hidden": (4, 8, 16)}
+    blocks = 3 * sum(18 * w**2 + 4 * w for w in (4, 8, 16)) - 9 * (8**2 + 16**2) // 2
+    assert count(abstract(ResNetCIFAR, **narrow)) == 9 * 3 * 4 + 8 + blocks + 170
+    module = filled(ResNetCIFAR, **{**narrow, "depth": 8})
+    assert module(jnp.zeros((1, 32, 32, 3)), train=False)["features"].shape == (1, 16)
+
+
+@pytest.mark.parametrize("hidden", [(16, 32), (16, 8, 4), (16, 33, 64)])
+def test_widths_a_shortcut_cannot_pad_to_are_refused(hidden: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"model\.hidden"):
+        abstract(ResNetCIFAR, input_shape=(32, 32, 3), num_classes=10, depth=8, hidden=hidden)

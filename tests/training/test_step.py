@@ -77,12 +77,10 @@ def by_hand(examples: tuple[jax.Array, jax.Array], alpha: float, seed: int, name
     tx = optimizer()
     opt_state = tx.init(params)
     images, labels = examples
-    for s in range(EPOCHS * N // BATCH):
-        epoch, place = divmod(s, N // BATCH)
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 1), epoch), N)
-        index = order[place * BATCH : (place + 1) * BATCH]
 
-        def loss(params: Any, s: int = s, index: jax.Array = index) -> jax.Array:
+    @jax.jit
+    def one_step(params: Any, opt_state: Any, s: jax.Array, index: jax.Array) -> tuple[Any, Any]:
+        def loss(params: Any) -> jax.Array:
             dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), s)
             outputs, _ = model.apply(
                 params, model_state, model_inputs(images[index], *HALF), train=True, key=dropout_key
@@ -90,7 +88,12 @@ def by_hand(examples: tuple[jax.Array, jax.Array], alpha: float, seed: int, name
             return smoothed_cross_entropy(outputs["logits"], labels[index], alpha).mean()
 
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), opt_state
+
+    for s in range(EPOCHS * N // BATCH):
+        epoch, place = divmod(s, N // BATCH)
+        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 1), epoch), N)
+        params, opt_state = one_step(params, opt_state, s, order[place * BATCH : (place + 1) * BATCH])
     return params
 
 
