@@ -216,6 +216,7 @@ def claims(variant: str) -> str:
 SETTINGS = {
     "default": "Fashion-MNIST, 12,000 images, MLP",
     "cnn": "Fashion-MNIST, 12,000 images, CNN",
+    "cnn-first": "the same, a first CNN, replaced after its test results were there",
     "full": "Fashion-MNIST, 58,000 images, MLP",
     "full_cnn": "Fashion-MNIST, 58,000 images, CNN",
     "cifar10_jpeg": "CIFAR-10 as JPEG, narrow ResNet-20",
@@ -371,6 +372,11 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- generated: ([\w -]+) -->\n.*?<!-- end -->", block, text, flags=re.S)
 
 
+def _folder(row: str, variant: str) -> str:
+    """Where results lie: by the row, with its variant where that is not the default; of the study's own, by the variant."""
+    return variant if not row else row if variant == "default" else f"{row}_{variant}"
+
+
 def collect() -> None:
     """Copies the results of the runs that are there."""
     for workdir in sorted((ROOT / "runs").glob("label_smoothing*-*")):
@@ -378,7 +384,7 @@ def collect() -> None:
         row = study.removeprefix("label_smoothing").removeprefix("_")  # "adult", or "" of the study's own variants
         if variant == "smoke" or not (workdir / "report.md").exists():
             continue
-        target = STUDY / "results" / (row or variant)
+        target = STUDY / "results" / _folder(row, variant)
         target.mkdir(parents=True, exist_ok=True)
         for source in [workdir / "metrics.json", *sorted((workdir / "figures").glob("*.png"))]:
             shutil.copy(source, target / source.name)

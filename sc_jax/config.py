@@ -491,6 +491,7 @@ def _checked_values(config: Config, path: str) -> Config:
             alpha, score, objective = (getattr(c, f"{side}_{what}") for what in ("alpha", "score", "objective"))
             if objective:
                 require(objective in o, f"primary[{i}].{side}_objective", objective, f"one of members.objectives {o}")
+                require(alpha == 0, f"primary[{i}].{side}_alpha", alpha, "0 beside an objective")
             else:
                 require(alpha in m.alphas, f"primary[{i}].{side}_alpha", alpha, f"one of members.alphas {m.alphas}")
             require(score in e.scores, f"primary[{i}].{side}_score", score, f"one of evaluation.scores {e.scores}")

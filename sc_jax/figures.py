@@ -59,8 +59,10 @@ OBJECTIVE_NAMES = {
     "left_out": "without fold {}",
     "distillation": "self-distillation, T = {}",
     "instance_smoothing": "ILS-1, ε = {}",
+    "inverse_instance_smoothing": "ILS-1 reversed, ε = {}",
     "equal_suppression": "equal suppression, α = {}",
     "error_smoothing": "smoothing by error, ᾱ = {}",
+    "shuffled_error_smoothing": "the same α(x) of another x, ᾱ = {}",
 }
 """How objectives other than label smoothing are called, with their strengths."""
 

@@ -238,16 +238,20 @@ def claim(document: dict[str, Any]) -> str:
     if not confirmed >= {("error", "msp"), ("naurc", "msp"), ("naurc", "max_logit_pnorm")}:
         return f"Confirmed here (α = {alpha:g}): {'; '.join(row['claim'] for row in primary)}."
     left = _remaining(document, alpha)
-    if left is None or left["includes_0"] is None:
-        repairs = "improves it"
-    elif left["includes_0"]:
-        repairs = "repairs it, as far as these data can tell"
-    else:
-        repairs = "repairs it" if left["estimate"] < 0 else "repairs most of it"
-    return (
-        f"Confirmed here: label smoothing (α = {alpha:g}) costs no accuracy and ruins the ranking of errors; "
-        f"logit normalisation {repairs}."
+    known = left is not None and left["includes_0"] is not None
+    rest = (
+        f"; of NAURC against cross-entropy {_with_interval(left['estimate'], left['interval'], signed=True)} is left"
+        if known
+        else ""
     )
+    return (
+        f"Confirmed here: label smoothing (α = {alpha:g}) costs no accuracy (margin {100 * _margin(primary):g} points) and worsens the ranking of "
+        f"errors; logit normalisation improves it again{rest}."
+    )
+
+
+def _margin(primary: Sequence[dict[str, Any]]) -> float:
+    return max(row["margin"] for row in primary if row["metric"] == "error")
 
 
 def _main_alpha(document: dict[str, Any]) -> float:
@@ -343,7 +347,7 @@ def _aggregate_table(aggregates: Sequence[dict[str, Any]]) -> Table:
         lines.append([treatment, SCORE_NAMES.get(row["score"], row["score"]), *cells, chosen])
     headings = [heading(name) for name, _, _ in TABLE]
     first = "trained with" if any("objective" in row for row in aggregates) else "α"
-    return Table([first, "score", *headings, "p chosen (one per seed)"], lines)
+    return Table([first, "score", *headings, "fitted (one per seed): p, MSP or T"], lines)
 
 
 def _gap_table(document: dict[str, Any]) -> Table:
@@ -415,7 +419,8 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     ]
     how = (
         f"Mean of {seeds} seeds on {n:,} test examples, one training set. Brackets: {_level(document)} intervals from a crossed bootstrap over "
-        "seeds and test examples; where p was tuned, the validation examples are resampled too and p is chosen anew in each resample."
+        "seeds and test examples; for the scores p-norm and p-norm or MSP the validation examples are resampled too and p is chosen anew in each "
+        "resample; what other scores are fitted to is held fixed."
     )
     rule = (
         f"The {len(primary)} primary contrasts, their direction and the margin are fixed in the config. Confirmed: p < {1 - document['level']:.2g} after "
@@ -557,14 +562,15 @@ def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     parts = (
         (
             "norms.png",
-            "Over which p the gain comes, and whether centring matters",
+            "Every p, with and without centring",
             figures.norms(found["norms"], alpha),
-            "Every p of the grid on the test split, nothing chosen: a description. Bands: intervals over test examples and seeds.",
+            "Every p of the grid on the test split. Bands: intervals over test examples and seeds, from 200 resamples. The table names the p that is best on the "
+            "test split itself, which is optimistic, and intervals are not corrected for their number: a description.",
             _norm_table(found["norms"]),
         ),
         (
             "shifts.png",
-            "What a shift of the logits does without centring",
+            "A shift of the logits, without centring",
             figures.shifts(found["shifts"], alpha),
             "The softmax does not see a shift c of all logits; the uncentred score does. Means of d ln(score)/dc over right and over wrong test "
             "predictions; with centring it is 0. Where v_max ≤ 0 there is no logarithm: those are left out and counted. The derivative holds 1/v_max: compare right with "
@@ -581,7 +587,7 @@ def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
         ),
         (
             "ensembles.png",
-            "Deep ensembles: what is left of the damage, and where p-norm belongs",
+            "Deep ensembles, and p-norm before or after averaging",
             figures.ensembles(found["ensembles"], found["subsets"]),
             "One ensemble of all seeds for each α, so intervals are over test examples alone; where p is tuned, they carry its choice. Averages that "
             "predict differently have errors of their own. Right: subsets of the seeds share members, and their quartiles are not "
@@ -590,8 +596,8 @@ def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
         ),
     )
     body, text = (
-        ["<h2>Why and how far logit normalisation repairs</h2>"],
-        ["## Why and how far logit normalisation repairs"],
+        ["<h2>Logit normalisation: norms, calibration, ensembles</h2>"],
+        ["## Logit normalisation: norms, calibration, ensembles"],
     )
     for name, title, picture, note, table in parts:
         body += [f"<h3>{html.escape(title)}</h3>", figures.to_svg(picture), _note(note)]
@@ -676,7 +682,7 @@ def of_objectives(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str
     others = document["objectives"]
     picture = figures.objectives([*document["aggregates"], *others["aggregates"]])
     note = (
-        "What else the members were trained with, on the same batches from the same initialisation. NAURC as a mean over seeds with intervals over seeds "
+        "What else the members were trained with, on the same batches from the same initialisation, each at one strength that was not tuned. NAURC as a mean over seeds with intervals over seeds "
         "and test examples; the line is cross-entropy with MSP. p is chosen per member on the validation split."
     )
     count = f"{len(others['contrasts'])} exploratory contrasts of them with α = 0 and of scores with MSP (not corrected for multiplicity)"

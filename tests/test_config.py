@@ -319,6 +319,14 @@ def test_a_primary_contrast_of_an_objective_names_one_that_is_trained():
     )
 
 
+def test_a_contrast_of_an_objective_has_no_alpha(tmp_path):
+    for name in ("config.py", "recipe.py"):
+        (tmp_path / name).write_text((STUDY.parent / name).read_text())
+    text = (STUDY.parent / "objectives.py").read_text()
+    (tmp_path / "objectives.py").write_text(text.replace('"treatment_alpha": 0.0', '"treatment_alpha": 0.2'))
+    assert "field primary[0].treatment_alpha: 0.2; it must be 0 beside" in refused(tmp_path / "objectives.py")
+
+
 @pytest.mark.parametrize("milestones", ["(15.0,)", "(2.0, 16.0)", "(1.0, 2.0)"])
 def test_milestones_lie_between_the_warm_up_and_the_end(milestones):
     steps = {"training.schedule": "step", "training.milestones": "(1.5, 14.0)"}

@@ -502,7 +502,7 @@ def test_the_repair_has_a_section_with_every_way_and_size(tmp_path):
     files.write_json(tmp_path / "metrics.json", {"schema": 1, "built_from": "here", **document})
     report.main([f"--workdir={tmp_path}"])
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
-    assert "## Why and how far logit normalisation repairs" in text
+    assert "## Logit normalisation: norms, calibration, ensembles" in text
     for name in pages.REPAIR_PICTURES:
         assert (tmp_path / "figures" / name).stat().st_size > 0
         assert f"figures/{name}" in text

@@ -109,20 +109,21 @@ def train_transform(
         mixers += [(augment.cutmix, cutmix)] if cutmix else []
         if not mixers:
             return images, Targets(labels)
-        branches = [functools.partial(_mixed, mix, parameter) for mix, parameter in mixers]
+        branches = [functools.partial(mixed, mix, parameter) for mix, parameter in mixers]
         which = jax.random.bernoulli(keys[3]).astype(jnp.int32) if len(branches) == 2 else 0
         return jax.lax.switch(which, branches, keys[4], images, labels)
 
     return transform
 
 
-def _mixed(
-    mix: Callable[..., Any], parameter: float, key: jax.Array, images: jax.Array, labels: jax.Array
+def mixed(
+    mix: Callable[..., augment.Mixed], parameter: float, key: jax.Array, images: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Targets]:
-    images, first, second, weight = mix(key, images, labels, parameter)
+    """Images after mixup or CutMix (`mix`, with its parameter), and their two labels, the heavier first."""
+    pictures, first, second, weight = mix(key, images, labels, parameter)
     weight = jnp.broadcast_to(weight, labels.shape).astype(jnp.float32)
     heavier = weight >= 0.5
     targets = Targets(
         jnp.where(heavier, first, second), jnp.where(heavier, second, first), jnp.maximum(weight, 1 - weight)
     )
-    return images, targets
+    return pictures, targets

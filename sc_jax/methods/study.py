@@ -110,7 +110,11 @@ def evaluate(
     smoothed = sorted(
         (i for i, run in enumerate(runs) if not isinstance(run.alpha, str)), key=lambda i: _place(runs[i])
     )
-    others = [i for i, run in enumerate(runs) if isinstance(run.alpha, str)]  # in the order of the config
+    given = [run.alpha for run in runs]
+    others = sorted(  # in the order of the config, and seeds as above, which pairs them
+        (i for i, alpha in enumerate(given) if isinstance(alpha, str)),
+        key=lambda i: (given.index(given[i]), runs[i].seed),
+    )
     order = smoothed + others
     for i in order:
         for score, result in results[i][0].items():

@@ -77,7 +77,9 @@ class ResNetCIFAR(nnx.Module):
 
         grows = len(hidden) == 3 and all(b >= a and (b - a) % 2 == 0 for a, b in pairwise(hidden))
         if not grows:
-            raise InputError(f"model.hidden: {tuple(hidden)}; take three widths that grow by even numbers, as (16, 32, 64)")
+            raise InputError(
+                f"model.hidden: {tuple(hidden)}; take three widths that grow by even numbers, as (16, 32, 64)"
+            )
 
         def stage(in_features: int, features: int, stride: int) -> nnx.List:
             first = Block(in_features, features, stride, dtype=dtype, rngs=rngs)

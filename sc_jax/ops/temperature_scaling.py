@@ -37,4 +37,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray, *, weight: np.ndarray
         return float(np.average(np.log(np.exp(scale * v).sum(axis=-1)) - scale * own, weights=weight))
 
     end = math.log(LARGEST)
-    return math.exp(minimize_scalar(log_loss, bounds=(-end, end), method="bounded", options={"xatol": 1e-7}).x)
+    found = minimize_scalar(log_loss, bounds=(-end, end), method="bounded", options={"xatol": 1e-7})
+    return (
+        1 / LARGEST if log_loss(-end) <= found.fun else math.exp(found.x)
+    )  # where the loss has rounded to 0 it is flat

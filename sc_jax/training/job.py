@@ -202,6 +202,10 @@ def _known(config: Config, dataset: data.Dataset | StreamedDataset, wanted: list
     """What the objectives ask to know of the train split."""
     streamed = isinstance(dataset, StreamedDataset)
     fields = objectives.needs(wanted)
+    if wanted and getattr(dataset, "ignore_label", None) is not None:
+        raise InputError(
+            f"members.objectives: {dataset.name} labels pixels, for which there is label smoothing alone; leave them out"
+        )
     if streamed and (fields or any(one.objective.change for one in wanted)):
         raise InputError(
             f"members.objectives: {config.members.objectives}; images of {dataset.name} are decoded on the way, where batches "
@@ -218,7 +222,9 @@ def _known(config: Config, dataset: data.Dataset | StreamedDataset, wanted: list
         return objectives.Known()
     split = config.data.train_split
     seeds = config.members.seeds
-    return objectives.known_of(fields, config.training.teacher, split, seeds, train.label, train.example_id)
+    return objectives.known_of(
+        fields, config.training.teacher, split, seeds, train.label, train.example_id, dataset.fingerprint
+    )
 
 
 def _refuse_idle(config: Config, dataset: data.Dataset | StreamedDataset) -> None:

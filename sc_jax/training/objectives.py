@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sc_jax import files
-from sc_jax.data import augment
+from sc_jax.data import augment, pipelines
 from sc_jax.data.pipelines import Targets
 from sc_jax.files import InputError
 from sc_jax.ops import losses
@@ -36,26 +36,28 @@ class Known(NamedTuple):
     Attributes:
       fold: int32 [n], the fold an example is in.
       teacher: float32 [s, n, k], logits of the seed's network of plain cross-entropy, which was trained on the example.
-      error: float32 [s, n], P_err(x) = 1 − max_k p(k | x) by the seed's network that was trained without the example's fold, at the
-        temperature at which the log loss of all such predictions is least.
+      error: float32 [s, n], P_err(x) = 1 − max_k p(k | x) by the seed's network that learned from no label of the example's fold, at the
+        temperature at which the log loss of all such predictions is least. (BatchNorm's statistics see the inputs of all folds.)
       mean_error: float32 [s], its mean over the examples.
+      shuffled_error: float32 [s, n], `error` of another example, by a fixed permutation.
     """
 
     fold: jax.Array | None = None
     teacher: jax.Array | None = None
     error: jax.Array | None = None
     mean_error: jax.Array | None = None
+    shuffled_error: jax.Array | None = None
 
     def at(self, index: jax.Array) -> Known:
         """Of a batch: index int32 [s, b] → the same fields [s, b, …]."""
         rows = jnp.arange(len(index))[:, None]
+
+        def of(field: jax.Array | None) -> jax.Array | None:
+            return None if field is None else field[rows, index]
+
         mean = None if self.mean_error is None else jnp.broadcast_to(self.mean_error[:, None], index.shape)
-        return Known(
-            None if self.fold is None else self.fold[index],
-            None if self.teacher is None else self.teacher[rows, index],
-            None if self.error is None else self.error[rows, index],
-            mean,
-        )
+        fold = None if self.fold is None else self.fold[index]
+        return Known(fold, of(self.teacher), of(self.error), mean, of(self.shuffled_error))
 
 
 NOTHING = Known()
@@ -90,11 +92,7 @@ def _of_label(loss: Callable[..., jax.Array]) -> Loss:
 
 
 def _mixed(mix: Callable[..., augment.Mixed]) -> Callable[..., tuple[jax.Array, Targets]]:
-    def change(key: jax.Array, images: jax.Array, label: jax.Array, strength: float) -> tuple[jax.Array, Targets]:
-        mixed, first, second, weight = mix(key, images, label, strength)
-        return mixed, Targets(first, second, weight)
-
-    return change
+    return lambda key, images, label, strength: pipelines.mixed(mix, strength, key, images, label)
 
 
 def _disturbed(num_classes: int) -> Callable[..., tuple[jax.Array, Targets]]:
@@ -120,17 +118,22 @@ def _distillation(logits: jax.Array, label: jax.Array, temperature: float, known
     return temperature**2 * losses.soft_cross_entropy(logits / temperature, target)
 
 
-def _instance_smoothing(logits: jax.Array, label: jax.Array, epsilon: float, known: Known) -> jax.Array:
-    """ILS-1: the label gets 1 − ε·q_y, each other class ε·q_y/(K − 1), q the teacher's probabilities."""
-    k = logits.shape[-1]
-    spread = epsilon * jnp.take_along_axis(jax.nn.softmax(known.teacher), label[:, None], axis=-1)[:, 0]
-    return losses.smoothed_cross_entropy(logits, label, spread * k / (k - 1))
+def _instance_smoothing(inverse: bool) -> Loss:
+    """ILS-1: the label gets 1 − ε·q_y, each other class ε·q_y/(K − 1), q the teacher's probabilities; `inverse` has 1 − q_y for q_y."""
+
+    def loss(logits: jax.Array, label: jax.Array, epsilon: float, known: Known) -> jax.Array:
+        k = logits.shape[-1]
+        q = jnp.take_along_axis(jax.nn.softmax(known.teacher), label[:, None], axis=-1)[:, 0]
+        return losses.smoothed_cross_entropy(logits, label, epsilon * (1 - q if inverse else q) * k / (k - 1))
+
+    return loss
 
 
 def equal_suppression(error: jax.Array, alpha: float, num_classes: int) -> jax.Array:
     """The α(x) that suppresses every max logit alike: min(α(1 − 1/K)/(1 − P_err − 1/K), bound), the bound where that is not > 0.
 
-    Up to the bound its expected suppression α(x)(1 − P_err − 1/K) is that of MaxSup, α(1 − 1/K), whatever P_err is.
+    Up to the bound its suppression in the mean over fresh labels, α(x)(1 − P_err − 1/K), is that of MaxSup, α(1 − 1/K), whatever P_err
+    is. Of an example that is fitted already it is α(x)(1 − 1/K), which grows with P_err.
 
     Args:
       error: P_err [...]; alpha: the smoothing where P_err = 0; num_classes: K.
@@ -145,8 +148,8 @@ def equal_suppression(error: jax.Array, alpha: float, num_classes: int) -> jax.A
 def error_smoothing(error: jax.Array, mean_error: jax.Array, alpha: float) -> jax.Array:
     """The α(x) that grows with the risk of error: min(α·P_err/mean P_err, bound); its mean is α but for the bound.
 
-    Its expected suppression, proportional to P_err(1 − P_err − 1/K), is 0 where errors are impossible and grows up to
-    P_err = (1 − 1/K)/2: the reverse of label smoothing's.
+    Its suppression in the mean over fresh labels, up to the bound proportional to P_err(1 − P_err − 1/K), is 0 where errors are impossible
+    and grows up to P_err = (1 − 1/K)/2: the reverse of label smoothing's. Of an example that is fitted it is α(x)(1 − 1/K).
 
     Args:
       error: P_err [...]; mean_error: its mean over the train split; alpha: the smoothing on average.
@@ -163,6 +166,10 @@ def _equally_suppressed(logits: jax.Array, label: jax.Array, alpha: float, known
 
 def _smoothed_by_error(logits: jax.Array, label: jax.Array, alpha: float, known: Known) -> jax.Array:
     return losses.smoothed_cross_entropy(logits, label, error_smoothing(known.error, known.mean_error, alpha))
+
+
+def _smoothed_by_shuffled_error(logits: jax.Array, label: jax.Array, alpha: float, known: Known) -> jax.Array:
+    return _smoothed_by_error(logits, label, alpha, known._replace(error=known.shuffled_error))
 
 
 def _margin_smoothing(logits: jax.Array, label: jax.Array, margin: float, known: Known) -> jax.Array:
@@ -188,9 +195,13 @@ def registry(num_classes: int) -> dict[str, Objective]:
         "label_noise": Objective(_cross_entropy, below=1.0, change=_disturbed(num_classes)),  # DisturbLabel's rate
         "left_out": Objective(_left_out, below=FOLDS, needs=("fold",)),  # the fold
         "distillation": Objective(_distillation, least=None, needs=("teacher",)),  # T
-        "instance_smoothing": Objective(_instance_smoothing, below=1.0, needs=("teacher",)),  # ε of ILS-1
+        "instance_smoothing": Objective(_instance_smoothing(False), below=1.0, needs=("teacher",)),  # ε
+        "inverse_instance_smoothing": Objective(_instance_smoothing(True), below=1.0, needs=("teacher",)),  # ε
         "equal_suppression": Objective(_equally_suppressed, below=1.0, needs=("error",)),  # α
-        "error_smoothing": Objective(_smoothed_by_error, below=1.0, needs=("error", "mean_error")),  # α
+        "error_smoothing": Objective(_smoothed_by_error, below=1.0, needs=("error", "mean_error")),  # mean α
+        "shuffled_error_smoothing": Objective(  # mean α; the control: the same α(x), of another x
+            _smoothed_by_shuffled_error, below=1.0, needs=("error", "mean_error", "shuffled_error")
+        ),
     }
 
 
@@ -218,6 +229,8 @@ def named(texts: Sequence[str], num_classes: int) -> list[Named]:
             strength = float(value)
         except ValueError:
             raise InputError(f"members.objectives: {text!r} is not name=strength, e.g. {name}=0.2") from None
+        if text != f"{name}={strength:g}":  # names of folders, and of what others learn from
+            raise InputError(f"members.objectives: {text!r}: write '{name}={strength:g}'")
         over = strength > 0 if objective.least is None else strength >= objective.least
         whole = name != "left_out" or strength == int(strength)
         if not (over and strength < objective.below and whole):
@@ -293,55 +306,72 @@ def loss(
     return jax.lax.switch(which, [smoothed, *(branch(one) for one in objectives)], logits)
 
 
-def folds(n: int) -> np.ndarray:
-    """The fold of each of n examples, int32 [n]: a fixed permutation dealt out in turn, so that folds differ by at most one."""
-    return (np.random.default_rng(0).permutation(n) % FOLDS).astype(np.int32)
+def folds(example_id: np.ndarray) -> np.ndarray:
+    """The fold of each example, int32 [n], by the rank of its id: a fixed permutation dealt out in turn, so that folds differ by at most one."""
+    rank = np.argsort(np.argsort(example_id, kind="stable"), kind="stable")
+    return (np.random.default_rng(0).permutation(len(rank)) % FOLDS).astype(np.int32)[rank]
 
 
 def known_of(
-    wanted: set[str], teacher: str, split: str, seeds: Sequence[int], label: np.ndarray, example_id: np.ndarray
+    wanted: set[str],
+    teacher: str,
+    split: str,
+    seeds: Sequence[int],
+    label: np.ndarray,
+    example_id: np.ndarray,
+    data_fingerprint: str,
 ) -> Known:
     """What the objectives ask for, from the predictions of the run `teacher` for the train split.
 
     Args:
       wanted: fields of `Known`; teacher: a workdir; split: the name of the train split; seeds: distinct ones, in order.
-      label, example_id: of the examples, in order.
+      label, example_id: of the examples, in order; data_fingerprint: of the data set.
 
     Raises:
-      InputError: no teacher is named, or its predictions are not there or are of other examples.
+      InputError: no teacher is named, or its predictions are not there or are of other data.
     """
-    fold = folds(len(label)) if wanted else None
-    of_teacher = error = mean = None
+    fold = folds(example_id) if wanted else None
+    of_teacher = error = mean = shuffled = None
+
+    def predicted(member: str) -> np.ndarray:
+        return _predicted(teacher, member, split, label, example_id, data_fingerprint)
+
     if {"teacher", "error"} & wanted and not teacher:
         raise InputError(
             "training.teacher: an objective asks for what an earlier run predicts of the train split; name its workdir"
         )
     if "teacher" in wanted:
-        each = [_predicted(teacher, f"alpha=0-seed={seed}", split, label, example_id) for seed in seeds]
-        of_teacher = np.stack(each).astype(np.float32)
+        of_teacher = np.stack([predicted(f"alpha=0-seed={seed}") for seed in seeds]).astype(np.float32)
     if "error" in wanted:
         rows, out_of_fold = np.arange(len(label)), []
         for seed in seeds:
-            each = [_predicted(teacher, f"left_out={f}-seed={seed}", split, label, example_id) for f in range(FOLDS)]
+            each = [predicted(f"left_out={f}-seed={seed}") for f in range(FOLDS)]
             out_of_fold.append(error_probability(np.stack(each)[fold, rows], label))
         error = np.stack(out_of_fold).astype(np.float32)
-        mean = error.mean(axis=1)
-    return Known(fold, of_teacher, error, mean)
+        mean, shuffled = error.mean(axis=1), error[:, np.random.default_rng(1).permutation(len(label))]
+    return Known(fold, of_teacher, error, mean, shuffled)
 
 
-def _predicted(workdir: str, member: str, split: str, label: np.ndarray, example_id: np.ndarray) -> np.ndarray:
+def _predicted(
+    workdir: str, member: str, split: str, label: np.ndarray, example_id: np.ndarray, data_fingerprint: str
+) -> np.ndarray:
     path = Path(workdir) / "predictions" / member / f"{split}.npz"
     if not path.is_file():
         raise InputError(
             f"training.teacher: {path}: not there; run a study with this member, these seeds and prediction.splits that "
             f"hold {split!r} first"
         )
-    arrays = files.read_npz(path)
+    arrays, about = files.read_npz(path), files.read_json(path.with_suffix(".json"))
     place = np.argsort(arrays["example_id"], kind="stable")
     back = np.argsort(np.argsort(example_id, kind="stable"), kind="stable")
     same = np.array_equal(arrays["example_id"][place][back], example_id) if len(place) == len(example_id) else False
-    if not (same and np.array_equal(arrays["label"][place][back], label)):
-        raise InputError(f"training.teacher: {path}: is of other examples than {split!r} here; train the teacher on it")
+    if not (
+        same
+        and np.array_equal(arrays["label"][place][back], label)
+        and about.get("data_fingerprint") == data_fingerprint
+        and about.get("fingerprint") == files.fingerprint(arrays)
+    ):
+        raise InputError(f"training.teacher: {path}: is of other data than {split!r} here; train the teacher on it")
     return arrays["logits"][place][back]
 
 

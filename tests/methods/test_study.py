@@ -471,3 +471,14 @@ def test_the_repair_is_of_the_alphas_on_the_resamples_of_the_study():
         assert json.dumps(found[name]) == json.dumps(rows)
     assert {row["alpha"] for part in found.values() for row in part} == set(ALPHAS)
     assert [row["size"] for row in found["learning_curve"] if row["alpha"] == 0 and row["fallback"]] == [50]
+
+
+def test_objectives_pair_by_seed_in_whatever_order_seeds_are_given():
+    given = runs((*ALPHAS, *OBJECTIVES), seeds=(11, 5))
+    for i in (0, 1):  # α = 0 under another name
+        given[4 + i] = dataclasses.replace(given[4 + i], test=given[i].test, calibration=given[i].calibration)
+    rows = study.evaluate(given, SETTINGS, ())["objectives"]["contrasts"]
+    treatment = {"objective": OBJECTIVES[0], "score": "msp"}
+    row = next(r for r in rows if r["treatment"] == treatment and r["metric"] == "naurc")
+    assert row["per_seed"] == [0, 0]
+    assert row["interval"] == [0, 0]

@@ -46,6 +46,7 @@ def test_weights_are_repeated_rows_and_shifts_do_nothing():
     np.testing.assert_allclose(ops.fit_temperature(shifted, LABEL, weight=counts), repeated, rtol=1e-5)
 
 
-def test_separable_data_end_at_the_smallest():
-    found = ops.fit_temperature(LOGITS, LOGITS.argmax(axis=-1))
+@pytest.mark.parametrize("scale", [0.01, 1.0, 50.0])
+def test_separable_data_end_at_the_smallest(scale):
+    found = ops.fit_temperature(scale * LOGITS, LOGITS.argmax(axis=-1))
     np.testing.assert_allclose(found, 1 / LARGEST, rtol=1e-3)

@@ -295,6 +295,7 @@ def table(**members: Any) -> Config:
     [
         (lambda: with_members(streaming(), ("left_out=1",)), "decoded on the way"),
         (lambda: with_members(streaming(), ("label_noise=0.1",)), "decoded on the way"),
+        (lambda: with_members(config_lib.load(f"{RECIPES}/cityscapes.py:smoke"), ("focal=2",)), "labels pixels"),
         (lambda: table(objectives=("mixup=0.2",)), "mixes images"),
         (lambda: table(objectives=("cutmix=0.2",)), "mixes images"),
         (lambda: table(objectives=("distillation=2",)), "training.teacher"),

@@ -13,12 +13,13 @@ import optax
 import pytest
 import scipy.special
 
-from sc_jax import files, models
+from sc_jax import models
 from sc_jax.config import MemberGrid
 from sc_jax.data import augment
 from sc_jax.data.pipelines import Targets, epoch_order, train_transform
 from sc_jax.files import InputError
 from sc_jax.ops import losses
+from sc_jax.predictions import Predictions, save
 from sc_jax.training import objectives, parallel, state, step
 from sc_jax.training.objectives import Known
 
@@ -26,7 +27,8 @@ N, BATCH, K, SEEDS = 40, 8, 3, (5, 11)
 ALL = (
     *("max_suppression=0.3", "confidence_penalty=0.2", "focal=2", "logit_norm=0.5", "margin_smoothing=1", "acls=0.1"),
     *("temperature=2", "mixup=0.4", "cutmix=1", "label_noise=0.3", "left_out=1", "distillation=2"),
-    *("instance_smoothing=0.3", "equal_suppression=0.2", "error_smoothing=0.3"),
+    *("instance_smoothing=0.3", "inverse_instance_smoothing=0.3", "equal_suppression=0.2", "error_smoothing=0.3"),
+    "shuffled_error_smoothing=0.3",
 )
 
 
@@ -41,16 +43,14 @@ def known() -> Known:
     rng = np.random.default_rng(1)
     teacher = rng.normal(size=(len(SEEDS), N, K)).astype(np.float32)
     error = rng.uniform(0, 0.6, (len(SEEDS), N)).astype(np.float32)
-    return Known(*map(jnp.asarray, (objectives.folds(N), teacher, error, error.mean(axis=1))))
+    shuffled = error[:, rng.permutation(N)]
+    return Known(*map(jnp.asarray, (objectives.folds(np.arange(N)), teacher, error, error.mean(axis=1), shuffled)))
 
 
 def of_batch(known: Known, row: int, index: Any) -> Known:
-    return Known(
-        known.fold[index],
-        known.teacher[row, index],
-        known.error[row, index],
-        jnp.full(len(index), known.mean_error[row]),
-    )
+    mean = jnp.full(len(index), known.mean_error[row])
+    of_row = {name: getattr(known, name)[row, index] for name in ("teacher", "error", "shuffled_error")}
+    return Known(fold=known.fold[index], mean_error=mean, **of_row)
 
 
 def train(
@@ -103,7 +103,7 @@ def test_every_objective_does_something_of_its_own(trained: Any) -> None:
 
 def test_convolutions_too(examples: Any, known: Known) -> None:
     chosen = ("label_noise=0.3", "error_smoothing=0.3")
-    known = Known(known.fold, known.teacher[:1], known.error[:1], known.mean_error[:1])
+    known = Known(known.fold, *(field[:1] for field in known[1:]))
     together, tags = train(examples, known, MemberGrid((0.0,), SEEDS[:1], chosen), 3, "cnn")
     assert tags[2]["objective"] == chosen[1]
     alone, _ = train(examples, known, MemberGrid((0.0,), SEEDS[:1], chosen[1:]), 3, "cnn")
@@ -157,13 +157,23 @@ def test_distillation_is_cross_entropy_against_the_teacher(batch: Any) -> None:
     np.testing.assert_allclose(value("distillation=2", batch), 4 * cross_entropy(batch[0] / 2, target), rtol=1e-5)
 
 
-def test_instance_smoothing_takes_from_the_label_what_the_teacher_gives_it(batch: Any) -> None:
+@pytest.mark.parametrize("name", ["instance_smoothing", "inverse_instance_smoothing"])
+def test_instance_smoothing_takes_from_the_label_by_what_the_teacher_gives_it(batch: Any, name: str) -> None:
     logits, label, known = batch
     rows = np.arange(BATCH)
-    taken = 0.3 * scipy.special.softmax(np.asarray(known.teacher, np.float64), axis=-1)[rows, np.asarray(label)]
+    given = scipy.special.softmax(np.asarray(known.teacher, np.float64), axis=-1)[rows, np.asarray(label)]
+    taken = 0.3 * (given if name == "instance_smoothing" else 1 - given)
     target = np.repeat(taken[:, None] / (K - 1), K, axis=1)
     target[rows, np.asarray(label)] = 1 - taken
-    np.testing.assert_allclose(value("instance_smoothing=0.3", batch), cross_entropy(logits, target), rtol=1e-5)
+    np.testing.assert_allclose(value(f"{name}=0.3", batch), cross_entropy(logits, target), rtol=1e-5)
+
+
+def test_the_control_is_smoothing_by_the_error_of_another_example(batch: Any) -> None:
+    logits, label, known = batch
+    swapped = known._replace(error=known.shuffled_error)
+    np.testing.assert_array_equal(
+        value("shuffled_error_smoothing=0.3", batch), value("error_smoothing=0.3", (logits, label, swapped))
+    )
 
 
 def test_smoothing_by_example(batch: Any) -> None:
@@ -209,9 +219,13 @@ def test_a_fold_left_out_is_not_learned_from(batch: Any) -> None:
 
 def test_folds_deal_out_every_example_once() -> None:
     for n in (7, 40, 12_003):
-        counts = np.bincount(objectives.folds(n), minlength=objectives.FOLDS)
+        ids = np.random.default_rng(n).permutation(3 * n)[:n]
+        found = objectives.folds(ids)
+        counts = np.bincount(found, minlength=objectives.FOLDS)
         assert counts.sum() == n
         assert counts.max() - counts.min() <= 1
+        order = np.random.default_rng(1).permutation(n)  # an example is in its fold wherever it stands
+        np.testing.assert_array_equal(objectives.folds(ids[order]), found[order])
 
 
 def change(text: str, label: jax.Array, seed: int = 0) -> tuple[np.ndarray, Targets]:
@@ -233,9 +247,10 @@ def test_mixing_is_that_of_the_augmentations(examples: Any) -> None:
         )
         found, targets = changed(1)
         np.testing.assert_allclose(found, mixed.images, atol=1e-6)
-        np.testing.assert_array_equal(targets.label, mixed.label_a)
-        np.testing.assert_array_equal(targets.other, mixed.label_b)
-        np.testing.assert_array_equal(targets.weight, mixed.weight)
+        heavier = mixed.weight >= 0.5
+        np.testing.assert_array_equal(targets.label, jnp.where(heavier, mixed.label_a, mixed.label_b))
+        np.testing.assert_array_equal(targets.other, jnp.where(heavier, mixed.label_b, mixed.label_a))
+        np.testing.assert_allclose(targets.weight, jnp.maximum(mixed.weight, 1 - mixed.weight), atol=1e-6)
         untouched, same = changed(0)
         np.testing.assert_array_equal(untouched, images)
         np.testing.assert_array_equal(same.weight, 1)
@@ -277,9 +292,11 @@ def write_teacher(folder: Path, label: np.ndarray, ids: np.ndarray, leave_out: s
             logits = rng.normal(size=(N, K)).astype(np.float32)
             written[name] = logits
             shuffled = rng.permutation(N)
-            arrays = {"label": label[shuffled], "logits": logits[shuffled], "example_id": ids[shuffled]}
+            given = Predictions(
+                label[shuffled], logits[shuffled], ids[shuffled], provenance={"data_fingerprint": "these"}
+            )
             if name != leave_out:
-                files.write_npz(folder / "predictions" / name / "train.npz", arrays)
+                save(folder / "predictions" / name / "train.npz", given)
     return written
 
 
@@ -287,16 +304,18 @@ def test_known_is_read_by_id_and_out_of_fold(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     label, ids = rng.integers(0, K, N), 100 + rng.permutation(N)
     written = write_teacher(tmp_path, label, ids)
-    wanted = {"teacher", "error", "mean_error"}
-    found = objectives.known_of(wanted, str(tmp_path), "train", SEEDS, label, ids)
+    wanted = {"teacher", "error", "mean_error", "shuffled_error"}
+    found = objectives.known_of(wanted, str(tmp_path), "train", SEEDS, label, ids, "these")
     np.testing.assert_array_equal(found.teacher, [written[f"alpha=0-seed={s}"] for s in SEEDS])
     for row, seed in enumerate(SEEDS):
         out = np.stack([written[f"left_out={found.fold[i]}-seed={seed}"][i] for i in range(N)])
         np.testing.assert_allclose(found.error[row], objectives.error_probability(out, label), rtol=1e-6)
     np.testing.assert_allclose(found.mean_error, found.error.mean(axis=1))
+    np.testing.assert_array_equal(np.sort(found.shuffled_error), np.sort(found.error))
+    assert not np.array_equal(found.shuffled_error, found.error)
 
 
-@pytest.mark.parametrize("damage", ["missing", "labels", "ids", "nowhere", "unnamed"])
+@pytest.mark.parametrize("damage", ["missing", "labels", "ids", "data", "nowhere", "unnamed"])
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, damage: str) -> None:
     label, ids = np.arange(N) % K, np.arange(N)
     write_teacher(tmp_path, label, ids, f"left_out=3-seed={SEEDS[1]}" if damage == "missing" else "")
@@ -306,12 +325,12 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, damage: str) -> 
         ids = ids + 1
     where = {"nowhere": "no/such/run", "unnamed": ""}.get(damage, str(tmp_path))
     with pytest.raises(InputError, match=r"training\.teacher"):
-        objectives.known_of({"error"}, where, "train", SEEDS, label, ids)
+        objectives.known_of({"error"}, where, "train", SEEDS, label, ids, "others" if damage == "data" else "these")
 
 
 def test_fields_nobody_asks_for_are_not_read() -> None:
-    assert objectives.known_of(set(), "", "train", SEEDS, np.zeros(N), np.arange(N)) == Known()
-    only_fold = objectives.known_of({"fold"}, "", "train", SEEDS, np.zeros(N), np.arange(N))
+    assert objectives.known_of(set(), "", "train", SEEDS, np.zeros(N), np.arange(N), "these") == Known()
+    only_fold = objectives.known_of({"fold"}, "", "train", SEEDS, np.zeros(N), np.arange(N), "these")
     assert only_fold.teacher is None
     np.testing.assert_array_equal(only_fold.fold, objectives.folds(N))
 
@@ -320,7 +339,7 @@ def test_fields_nobody_asks_for_are_not_read() -> None:
     "text",
     [
         *("max_supression=0.2", "focal", "focal=two", "focal=-1", "focal=nan", "temperature=0", "label_noise=1"),
-        *("left_out=5", "left_out=0.5", "mixup=inf", "error_smoothing=1"),
+        *("left_out=5", "left_out=0.5", "mixup=inf", "error_smoothing=1", "focal=2.0", "left_out=00"),
     ],
 )
 def test_objectives_that_are_not_one_are_refused(text: str) -> None:
