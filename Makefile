@@ -24,6 +24,7 @@ lint: .venv/.test
 bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
 	.venv-peers/bin/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.logit_statistics
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage
 	$(BIN)/python -m benchmarks.models

@@ -36,7 +36,7 @@ def train(config: Config, workdir: Path) -> None:
         log = logs.TrainingLog(workdir, job.names, first)
         progress = logs.Progress(job.total_steps, first, f"training {len(job.tags)} × {config.model.name}")
         try:
-            with job_lib.stepping(job, mesh, first) as advance, _watching(job, mesh, workdir, first) as hooks:
+            with job_lib.stepping(job, mesh, first) as advance, watching(job, mesh, workdir, first) as hooks:
                 loop.fit(
                     current,
                     advance,
@@ -57,7 +57,7 @@ def train(config: Config, workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int) -> Iterator[list[loop.Hook]]:
+def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int) -> Iterator[list[loop.Hook]]:
     """The hook that writes statistics of the logits to `logit_statistics.jsonl`, if the config asks for them.
 
     What is measured at a step is fetched when the next one is, so that dispatch does not wait for it.

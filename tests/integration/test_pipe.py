@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -114,8 +115,9 @@ def test_a_second_run_changes_nothing(smoke_run: Path) -> None:
 
 
 def test_the_same_config_gives_the_same_bits(smoke_run: Path, tmp_path: Path) -> None:
-    """Another workdir, another process: same checkpoint contents, same predictions, same metrics."""
-    result = run_door("run", SMOKE, f"--workdir={tmp_path}")
+    """Another workdir, another process that compiles anew: same checkpoint contents, same predictions, same metrics."""
+    afresh = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    result = run_door("run", SMOKE, f"--workdir={tmp_path}", env=afresh)
     assert result.returncode == 0, result.stderr
     for member in MEMBERS:
         for split in ("train", "validation", "test"):
