@@ -214,6 +214,7 @@ def claims(variant: str) -> str:
 
 
 SETTINGS = {
+    "few": "Fashion-MNIST, 1,000 images, MLP",
     "default": "Fashion-MNIST, 12,000 images, MLP",
     "cnn": "Fashion-MNIST, 12,000 images, CNN",
     "cnn-first": "the same, a first CNN, replaced after its test results were there",

@@ -28,7 +28,7 @@ class Data:
     """What is learned from, and how it comes to the model.
 
     `name` is known to `sc_jax.data`; `small` is the made-up small set of that name, in the same form on disk. `train_split`
-    is trained on. Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
+    is trained on, or of data in memory its first `train_examples`, where that is not 0. Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
     decoded on the way: the side of the crop in training and at test, the share of the shorter side that the crop at test
     covers, how Pillow resamples (random-resized crops of images in memory follow it too), and how many
     threads read. `preprocessing` says whose published weights these images are
@@ -39,6 +39,7 @@ class Data:
     name: str
     small: bool = False
     train_split: str = "train"
+    train_examples: int = 0
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     train_size: int = 224
@@ -392,6 +393,7 @@ def _checked_values(config: Config, path: str) -> Config:
             getattr(d, name),
             "one number, or one for each of 3 channels",
         )
+    require(d.train_examples >= 0, "data.train_examples", d.train_examples, "≥ 0")
     require(all(x > 0 for x in d.std), "data.std", d.std, "positive")
     for name in ("train_size", "test_size", "threads"):
         require(getattr(d, name) > 0, f"data.{name}", getattr(d, name), "positive")

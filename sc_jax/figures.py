@@ -166,6 +166,57 @@ def _points(
     axes.errorbar(x, (low + high) / 2, yerr=(high - low) / 2, color=colour, fmt="none", capsize=3, lw=1.4)
 
 
+def error_ranks(curves: Sequence[dict[str, Any]], alpha: float) -> Figure:
+    """Where errors lie in the ranking: the share of all errors among the most confident, against coverage.
+
+    coverage·risk(coverage)/risk(1); a perfect ranking has none until coverage reaches the accuracy, a random one the diagonal.
+
+    Args:
+      curves: as in `metrics.json`; alpha: the smoothing compared with cross-entropy.
+    """
+    figure, panels = _axes(2, 10, 4)
+    by_cell = {(row["alpha"], row["score"]): row for row in curves}
+    sides = [((0.0, "msp"), BLUE, "cross-entropy, MSP"), ((alpha, "msp"), RED, f"α = {alpha:g}, MSP")]
+    sides += [((alpha, "max_logit_pnorm"), GREEN, f"α = {alpha:g}, p-norm")]
+    for axes, most in zip(panels, (1.0, 0.5), strict=True):
+        for side, colour, label in [side for side in sides if side[0] in by_cell]:
+            row = by_cell[side]
+            coverage, risk = np.array(row["coverage"]), np.array(row["risk"], float)
+            shown = coverage <= most
+            share = coverage * risk / risk[-1] if risk[-1] else np.zeros_like(risk)
+            axes.plot(100 * coverage[shown], 100 * share[shown], color=colour, label=label, lw=1.8)
+        axes.set(xlabel="most confident examples (%)", ylabel="of all errors (%)", xlim=(0, 100 * most), ylim=(0, None))
+    panels[0].plot([0, 100], [0, 100], color=GREY, lw=0.8, label="random")
+    panels[0].set_title("Where the errors lie in the ranking", fontsize=10.5, loc="left")
+    panels[1].set_title("Among the more confident half", fontsize=10.5, loc="left")
+    panels[0].legend(loc="upper left")
+    return figure
+
+
+def repairs(aggregates: Sequence[dict[str, Any]], alpha: float) -> Figure:
+    """NAURC of every score under cross-entropy and under smoothing, with intervals; the best under smoothing at the top.
+
+    Args:
+      aggregates: as in `metrics.json`; alpha: the smoothing.
+    """
+    values = {(row["alpha"], row["score"]): row["metrics"]["naurc"] for row in aggregates if "alpha" in row}
+    scores = sorted({score for a, score in values if a == alpha}, key=lambda score: -values[alpha, score]["estimate"])
+    figure, (axes,) = _axes(1, 8, 1.2 + 0.36 * len(scores))
+    for a, colour, offset in ((0.0, BLUE, 0.12), (alpha, RED, -0.12)):
+        there = [i for i, score in enumerate(scores) if (a, score) in values]
+        told = [values[a, scores[i]] for i in there]
+        low, high = np.array([value["interval"] for value in told], float).reshape(-1, 2).T
+        y = np.array(there, float) + offset
+        label = "cross-entropy" if a == 0 else f"label smoothing α = {a:g}"
+        axes.plot([value["estimate"] for value in told], y, "o", color=colour, ms=5, label=label)
+        axes.errorbar((low + high) / 2, y, xerr=(high - low) / 2, color=colour, fmt="none", capsize=2, lw=1.2)
+    axes.set_yticks(range(len(scores)), [SCORE_NAMES[score] for score in scores])
+    axes.set(xlabel="NAURC (0 perfect, 1 random)", ylabel="score")
+    axes.set_title("Scores of the same networks", fontsize=10.5, loc="left")
+    axes.legend(loc="lower right")
+    return figure
+
+
 def suppression(rows: Sequence[dict[str, Any]]) -> Figure:
     """The identity: extra gradient on the max logit against the error rate, autodiff on the closed-form line.
 

@@ -16,7 +16,7 @@ from sc_jax.config import Config
 from sc_jax.files import InputError
 
 STUDY = Path(__file__).parents[1] / "experiments" / "label_smoothing" / "config.py"
-VARIANTS = ("default", "cnn", "full", "full_cnn", "smoke")
+VARIANTS = ("default", "few", "cnn", "full", "full_cnn", "smoke")
 
 
 def schema(kind=Config, prefix="", required=False):
@@ -243,6 +243,7 @@ def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem)
         ("training.ema", "1.0"),
         ("training.sam", "-1"),
         ("prediction.pixels", "0"),
+        ("data.train_examples", "-1"),
     ],
 )
 def test_a_value_out_of_range_names_the_field(field, text):

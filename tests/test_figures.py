@@ -64,6 +64,8 @@ LINES = [
 ]
 
 DRAWN = {
+    "error_ranks": lambda d: figures.error_ranks(d["curves"], 0.2),
+    "repairs": lambda d: figures.repairs(d["aggregates"], 0.2),
     "objectives": lambda d: figures.objectives([*d["aggregates"], {**d["aggregates"][0], "objective": "focal=2"}]),
     "finding": lambda d: figures.finding(d["curves"], d["aggregates"], 0.2),
     "suppression": lambda d: figures.suppression(d["suppression"]),
@@ -407,3 +409,20 @@ def test_objectives_are_ordered_by_naurc_of_msp_and_named_in_words(document):
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[0] == "mixup, Beta(0.2, 0.2)"  # the worst lies at the bottom
     assert set(names[1:]) == {"α = 0", "α = 0.2"}
+
+
+def test_errors_lie_in_the_ranking_where_their_shares_say():
+    risk = [0.0, 0.1, 0.2, 0.3]
+    row = {"alpha": 0.0, "score": "msp", "coverage": [0.25, 0.5, 0.75, 1.0], "risk": risk}
+    whole, half = figures.error_ranks([row], 0.2).axes
+    line = whole.lines[0]
+    np.testing.assert_allclose(line.get_xdata(), [25, 50, 75, 100])
+    np.testing.assert_allclose(line.get_ydata(), [0, 100 / 6, 50, 100])  # c·risk(c)/risk(1)
+    np.testing.assert_allclose(half.lines[0].get_xdata(), [25, 50])
+
+
+def test_scores_are_ordered_by_naurc_under_smoothing(document):
+    (axes,) = figures.repairs(document["aggregates"], 0.2).axes
+    told = {r["score"]: r["metrics"]["naurc"]["estimate"] for r in document["aggregates"] if r["alpha"] == 0.2}
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [figures.SCORE_NAMES[score] for score in sorted(told, key=told.get, reverse=True)]

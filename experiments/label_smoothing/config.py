@@ -6,6 +6,7 @@
 Variants:
   default  12,000 Fashion-MNIST images (embedded), MLP 784-256-256-10, 25 members.
   cnn      the same with a strided CNN.
+  few      1,000 of them, ten times the epochs of 12,000.
   full     58,000 training images, 10 seeds: `python -m sc_jax.data.prepare fashion_mnist` first.
   full_cnn the same with the CNN.
   smoke    4 members, one epoch, 50 resamples: every stage in seconds, no finding.
@@ -71,6 +72,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     match variant:
         case "default":
             pass
+        case "few":
+            config.data.train_examples, config.training.epochs = 1000, 150
+            config.training.checkpoint_every = 350  # 50 epochs
         case "cnn" | "full" | "full_cnn":
             if "cnn" in variant:
                 config.model.name = "cnn"
@@ -92,5 +96,5 @@ def get_config(variant: str = "default") -> ConfigDict:
             config.training.checkpoint_every = config.training.statistics_every = 31
             config.evaluation.resamples = 50
         case _:
-            raise ValueError(f"there is no variant {variant!r}; there are default, cnn, full, full_cnn, smoke")
+            raise ValueError(f"there is no variant {variant!r}; there are default, few, cnn, full, full_cnn, smoke")
     return config

@@ -77,6 +77,8 @@ def build(config: Config) -> Job:
         for split in splits:
             if split not in dataset.splits:
                 raise InputError(f"{field}: there is no split {split!r}; there are {', '.join(dataset.splits)}")
+    if d.train_examples:
+        dataset = _shortened(dataset, d.train_split, d.train_examples)
     mesh = parallel.data_mesh()
     parallel.require_divisible(t.batch_size, mesh, "training.batch_size")
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
@@ -121,6 +123,18 @@ def build(config: Config) -> Job:
         steps_per_epoch,
         total_steps,
     )
+
+
+def _shortened(dataset: data.Dataset | StreamedDataset, name: str, count: int) -> data.Dataset:
+    """The data set with the first `count` examples alone in one of its splits."""
+    if isinstance(dataset, StreamedDataset):
+        raise InputError(f"data.train_examples: images of {dataset.name} are decoded on the way; leave it out")
+    split = dataset.splits[name]
+    if count > len(split):
+        raise InputError(f"data.train_examples = {count} exceeds the {len(split)} examples of {name}")
+    group = None if split.group is None else split.group[:count]
+    first = data.Split(split.inputs[:count], split.label[:count], split.example_id[:count], group)
+    return dataclasses.replace(dataset, splits={**dataset.splits, name: first})
 
 
 def _preprocessed(config: Config) -> Config:

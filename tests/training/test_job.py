@@ -346,3 +346,29 @@ def test_what_is_known_belongs_to_the_run(tmp_path: Path) -> None:
         saved.restore(1, current)
     with pytest.raises(InputError), job_lib.open_checkpoints(other, tmp_path) as saved:
         saved.restore(1, current)
+
+
+# Fewer examples
+
+
+def test_the_first_examples_alone_are_trained_on() -> None:
+    config = table()
+    whole, short = (
+        job_lib.build(dataclasses.replace(config, data=dataclasses.replace(config.data, train_examples=n)))
+        for n in (0, 20)
+    )
+    for field in ("inputs", "label", "example_id"):
+        mine, theirs = (getattr(job.dataset.splits["train"], field) for job in (short, whole))
+        np.testing.assert_array_equal(mine, theirs[:20])
+        np.testing.assert_array_equal(
+            getattr(short.dataset.splits["test"], field), getattr(whole.dataset.splits["test"], field)
+        )
+    assert short.steps_per_epoch == 20 // config.training.batch_size < whole.steps_per_epoch
+    assert short.dataset.fingerprint != whole.dataset.fingerprint
+
+
+@pytest.mark.parametrize(("config", "message"), [(streaming, "decoded on the way"), (table, "exceeds the")])
+def test_fewer_examples_than_there_are_of_what_lies_in_memory(config: Any, message: str) -> None:
+    given = config()
+    with pytest.raises(InputError, match=rf"data\.train_examples.*{message}"):
+        job_lib.build(dataclasses.replace(given, data=dataclasses.replace(given.data, train_examples=10**6)))
