@@ -248,35 +248,34 @@ def needs(objectives: Sequence[Named]) -> set[str]:
 
 
 def changed(
-    objectives: Sequence[Named], which: jax.Array, key: jax.Array, inputs: jax.Array, targets: Targets
-) -> tuple[jax.Array, Targets]:
-    """One member's batch as its objective has it.
+    objectives: Sequence[Named], keys: jax.Array, inputs: jax.Array, targets: Targets
+) -> tuple[jax.Array, Targets, jax.Array]:
+    """The batches of all seeds, as they are and as each objective that changes them has them.
+
+    Members of a seed draw alike, so each is made once a seed.
 
     Args:
-      objectives: of the program; which: int32 [], 0 for label smoothing, else the place of the member's objective from 1.
-      key: of seed and step; inputs: [b, …] as the model takes them; targets: with one label each.
+      objectives: of the program; keys: of each seed and the step, [s]; inputs: [s, b, …] as the model takes them.
+      targets: with one label each.
 
     Returns:
-      inputs, and targets of two labels with their weights, if any objective of the program changes them.
+      Inputs [v, s, b, …], targets of two labels [v, s, b], and which of the v are an objective's, int32 [1 + objectives]; label
+      smoothing, at place 0, has the batches as they are.
     """
-    if all(one.objective.change is None for one in objectives):
-        return inputs, targets
-
-    def as_it_is(key: jax.Array, inputs: jax.Array, label: jax.Array) -> tuple[jax.Array, Targets]:
-        return inputs, _paired(Targets(label))
-
-    def branch(one: Named) -> Callable[..., tuple[jax.Array, Targets]]:
+    made, place = [(inputs, _paired(targets))], [0]
+    for one in objectives:
         if one.objective.change is None:
-            return as_it_is
+            place.append(0)
+            continue
 
-        def by_change(key: jax.Array, inputs: jax.Array, label: jax.Array) -> tuple[jax.Array, Targets]:
-            mixed, targets = one.objective.change(key, inputs, label, one.strength)
-            return mixed, _paired(targets)
+        def change(key: jax.Array, images: jax.Array, label: jax.Array, one: Named = one) -> tuple[jax.Array, Targets]:
+            images, changed = one.objective.change(key, images, label, one.strength)
+            return images, _paired(changed)
 
-        return by_change
-
-    branches = [as_it_is, *(branch(one) for one in objectives)]
-    return jax.lax.switch(which, branches, key, inputs, targets.label)
+        place.append(len(made))
+        made.append(jax.vmap(change)(keys, inputs, targets.label))
+    stacked, both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+    return stacked, both, jnp.asarray(place, jnp.int32)
 
 
 def _paired(targets: Targets) -> Targets:
@@ -291,7 +290,8 @@ def loss(
     """The loss of each example of one member: [b].
 
     Args:
-      objectives, which: as for `changed`; logits: [b, k]; targets: of `changed`; alpha: of label smoothing.
+      objectives: of the program; which: int32 [], 0 for label smoothing, else the place of the member's objective from 1.
+      logits: [b, k]; targets: of the member's batch; alpha: of label smoothing.
       known: of the batch.
     """
 

@@ -24,7 +24,6 @@ class _OneMember(NamedTuple):
     alpha: jax.Array
     objective: jax.Array
     key: jax.Array
-    change_key: jax.Array
 
 
 Step = Callable[..., tuple[TrainState, Meters]]
@@ -84,7 +83,6 @@ def make_step(
         targets: Any,
         known: Known,
     ) -> tuple[Any, ...]:
-        inputs, targets = objectives_lib.changed(objectives, one.objective, one.change_key, inputs, targets)
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
         if sam:
             value_and_grad = sam_gradient(value_and_grad, sam)
@@ -106,10 +104,20 @@ def make_step(
             return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, purpose), state.step))(seed_keys)
 
         batch = jax.vmap(transform)(keys_for(members.seed_key, 3), inputs, labels)
-        batch, targets, known = jax.tree.map(
-            lambda array: parallel.split_batch(array, mesh, axis=1)[members.seed_index], (*batch, known)
-        )
-        each = _OneMember(members.alpha, members.objective, keys_for(members.key, 2), keys_for(members.key, 4))
+        each = _OneMember(members.alpha, members.objective, keys_for(members.key, 2))
+
+        def of_members(array: jax.Array) -> jax.Array:
+            return parallel.split_batch(array, mesh, axis=1)[members.seed_index]
+
+        if any(one.objective.change for one in objectives):
+            *batch, place = objectives_lib.changed(objectives, keys_for(members.seed_key, 4), *batch)
+            which = place[members.objective]
+            batch = jax.tree.map(
+                lambda array: parallel.split_batch(array, mesh, axis=2)[which, members.seed_index], batch
+            )
+        else:
+            batch = jax.tree.map(of_members, batch)
+        (batch, targets), known = batch, jax.tree.map(of_members, known)
         params, model_state, opt_state, loss, correct, finite = all_members(
             state.params, state.model_state, state.opt_state, each, batch, targets, known
         )
