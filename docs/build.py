@@ -383,7 +383,7 @@ def collect() -> None:
     for workdir in sorted((ROOT / "runs").glob("label_smoothing*-*")):
         study, _, variant = workdir.name.partition("-")
         row = study.removeprefix("label_smoothing").removeprefix("_")  # "adult", or "" of the study's own variants
-        if variant == "smoke" or not (workdir / "report.md").exists():
+        if variant in ("smoke", "teacher") or not (workdir / "report.md").exists():  # a teacher shows nothing itself
             continue
         target = STUDY / "results" / _folder(row, variant)
         target.mkdir(parents=True, exist_ok=True)
