@@ -299,7 +299,7 @@ def objectives(aggregates: Sequence[dict[str, Any]]) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="NAURC (0 perfect, 1 random)", ylabel="trained with")
     axes.set_title("Quality of the ranking, by what was trained", fontsize=10.5, loc="left")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     return figure
 
 

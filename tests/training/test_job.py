@@ -108,9 +108,7 @@ def test_augmentations_that_the_data_cannot_have_are_refused(
 
 
 def test_an_option_that_the_network_does_not_take_is_refused() -> None:
-    config = config_lib.load(
-        f"{RECIPES}/bank_marketing.py:smoke", {"model.name": "resnet18", "model.hidden": "(3,)"}
-    )
+    config = config_lib.load(f"{RECIPES}/bank_marketing.py:smoke", {"model.name": "resnet18", "model.hidden": "(3,)"})
     with pytest.raises(InputError, match="resnet18 does not take"):
         job_lib.build(config)
 
