@@ -88,7 +88,7 @@ def test_a_process_evaluates_label_and_logits_and_says_what_it_leaves_out(in_a_f
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for said in (
-        "left out: max_logit_pnorm, max_logit_pnorm_or_msp, msp_pnorm of ",
+        "left out: msp_temperature, max_logit_pnorm, max_logit_pnorm_or_msp, msp_pnorm of ",
         "--calibration",
         "NAURC",
         "AURC %",
@@ -98,7 +98,7 @@ def test_a_process_evaluates_label_and_logits_and_says_what_it_leaves_out(in_a_f
     assert [row["score"] for row in document["runs"]] == list(OF_LOGITS)
     reasons = {row["score"]: row["reason"] for row in document["left_out"]}
     assert set(reasons) == set(SCORES) - set(OF_LOGITS)
-    assert {name for name in reasons if "--calibration" in reasons[name]} == {*TUNED, "msp_pnorm"}
+    assert {name for name in reasons if "--calibration" in reasons[name]} == {"msp_temperature", *TUNED, "msp_pnorm"}
     features = {"mahalanobis", "knn_distance", "residual", "vim", "sirc"}
     assert {name for name in reasons if "needs features" in reasons[name]} == features
     assert {name for name in reasons if "members" in reasons[name]} == set(OF_MEMBERS)
@@ -116,7 +116,7 @@ def test_metrics_json_follows_its_schema(test_file, calibration_file):
     document = run("--predictions=test.npz", "--calibration=val.npz")
     assert document["schema"] == 1
     assert [row["score"] for row in document["runs"]] == [
-        name for name in SCORES if name in (*OF_LOGITS, *TUNED, "msp_pnorm")
+        name for name in SCORES if name in (*OF_LOGITS, "msp_temperature", *TUNED, "msp_pnorm")
     ]
     for row in document["runs"]:
         assert row["predictions"] == "test.npz"
@@ -215,10 +215,18 @@ def test_two_classes_leave_out_p_norm():
     write("test.npz", predictions(0, k=2))
     write("val.npz", predictions(1, k=2))
     document = run("--predictions=test.npz", "--calibration=val.npz")
-    assert [row["score"] for row in document["runs"]] == list(OF_LOGITS)
+    assert [row["score"] for row in document["runs"]] == [*OF_LOGITS, "msp_temperature"]
     assert {r["score"] for r in document["left_out"] if "k = 2" in r["reason"]} == {*TUNED, "msp_pnorm"}
     rows = {row["score"]: row["metrics"] for row in document["runs"]}
-    for name in ("margin", "logit_margin", "negative_entropy", "negative_gini", "doctor_alpha", "doctor_beta"):
+    for name in (
+        "margin",
+        "logit_margin",
+        "negative_entropy",
+        "negative_gini",
+        "doctor_alpha",
+        "doctor_beta",
+        "msp_temperature",
+    ):
         assert rows[name]["aurc"] == pytest.approx(rows["msp"]["aurc"], rel=1e-9)  # two classes have one order
 
 
