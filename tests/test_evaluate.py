@@ -123,7 +123,7 @@ def test_metrics_json_follows_its_schema(test_file, calibration_file):
         assert row["split"] is None
         assert row["tags"] == {}
         assert row["n"] == 60
-        assert row["fitted_on"] == ("val.npz" if "pnorm" in row["score"] else None)
+        assert row["fitted_on"] == ("val.npz" if row["score"] not in OF_LOGITS else None)
         assert row["intervals"].keys() < row["metrics"].keys()
         without = row["metrics"].keys() - row["intervals"].keys()
         assert without.isdisjoint({"error", "aurc", "naurc", "augrc", "failure_auroc", "coverage_at_risk_0.05", "ece"})
