@@ -452,8 +452,8 @@ def test_both_mappings_of_members_equal_each_alone(name: str, mapping: str) -> N
         ("mlp", {"wat": 1}, r"model\.wat: mlp does not take it; it takes hidden, dropout, dtype"),
         (
             "resnet20_cifar",
-            {"hidden": (3,)},
-            r"model\.hidden: resnet20_cifar does not take it; it takes depth, dropout, dtype",
+            {"heads": 3},
+            r"model\.heads: resnet20_cifar does not take it; it takes depth, hidden, dropout, dtype",
         ),
         ("lstm", {}, r"model\.vocabulary_size: lstm needs it"),
         ("mlp", {"dtype": "bfloat61"}, r"model\.dtype: 'bfloat61'; take 'float32' or 'bfloat16'"),
