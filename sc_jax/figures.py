@@ -200,7 +200,7 @@ def repairs(aggregates: Sequence[dict[str, Any]], alpha: float) -> Figure:
       aggregates: as in `metrics.json`; alpha: the smoothing.
     """
     values = {(row["alpha"], row["score"]): row["metrics"]["naurc"] for row in aggregates if "alpha" in row}
-    scores = sorted({score for a, score in values if a == alpha}, key=lambda score: -values[alpha, score]["estimate"])
+    scores = sorted((score for a, score in values if a == alpha), key=lambda score: -values[alpha, score]["estimate"])
     figure, (axes,) = _axes(1, 8, 1.2 + 0.36 * len(scores))
     for a, colour, offset in ((0.0, BLUE, 0.12), (alpha, RED, -0.12)):
         there = [i for i, score in enumerate(scores) if (a, score) in values]

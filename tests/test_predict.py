@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sc_jax import evaluate, files, ops, pages, predict, predictions, report
+from sc_jax import config, evaluate, files, ops, pages, predict, predictions, report
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
@@ -18,8 +18,8 @@ from sc_jax.methods import pixels
 pytestmark = pytest.mark.filterwarnings("ignore:only 4 clusters")
 
 IGNORE, K, SHAPE, PIXELS, IMAGES = 255, 4, (8, 12), 9, 5
-ALPHAS = (0.0, 0.2)
-NAMES = [f"alpha={alpha:g}-seed=0" for alpha in ALPHAS]
+MEMBERS = config.MemberGrid(alphas=(0.0, 0.2), seeds=(0,))
+NAMES = [config.member_name(tag) for tag in MEMBERS.tags]
 KINDS = {"validation": ("",), "test": ("", "_pixels", "_images", "_pictures")}
 
 
@@ -60,29 +60,22 @@ def measure(batch):
 
 
 def job_of(splits, batch_size=2):
-    evaluation = SimpleNamespace(
-        test_split="test",
-        calibration_split="validation",
-        scores=("msp", "max_logit_pnorm"),
-        p_grid=(1, 2),
-        ece_bins=5,
-        resamples=30,
-        level=0.9,
-        seed=0,
+    evaluation = config.Evaluation(
+        "test", "validation", scores=("msp", "max_logit_pnorm"), p_grid=(1, 2), ece_bins=5, resamples=30, level=0.9
     )
-    config = SimpleNamespace(
-        data=SimpleNamespace(threads=2),
-        prediction=SimpleNamespace(batch_size=batch_size, pixels=PIXELS, splits=tuple(splits)),
-        members=SimpleNamespace(alphas=ALPHAS, seeds=(0,)),
+    configured = SimpleNamespace(
+        data=config.Data("scenes", threads=2),
+        prediction=config.Prediction(tuple(splits), batch_size, PIXELS),
+        members=MEMBERS,
         evaluation=evaluation,
         primary=(),
     )
     dataset = StreamedDataset("scenes", tuple("abcd"), splits, "print", IGNORE)
-    return SimpleNamespace(config=config, dataset=dataset, names=NAMES, ignore_label=IGNORE)
+    return SimpleNamespace(config=configured, dataset=dataset, names=NAMES, ignore_label=IGNORE)
 
 
 def about(split):
-    return [{"dataset": "scenes", "split": split, "tags": {"alpha": a, "seed": 0}, "checkpoint": "c"} for a in ALPHAS]
+    return [{"dataset": "scenes", "split": split, "tags": tags, "checkpoint": "c"} for tags in MEMBERS.tags]
 
 
 def write(job, workdir, split, measured=measure):
@@ -218,7 +211,7 @@ def test_intervals_of_the_sample_are_over_images(evaluated):
 
 def test_the_threshold_of_the_pictures_accepts_nine_tenths_of_the_validation_pixels(evaluated):
     document = files.read_json(evaluated / "metrics.json")
-    assert [row["alpha"] for row in document["pictures"]] == list(ALPHAS)
+    assert [row["alpha"] for row in document["pictures"]] == list(MEMBERS.alphas)
     for row in document["pictures"]:
         tuning = predictions.load(Path(row["predictions"]).with_name("validation.npz"))
         accepted = ops.msp(tuning.logits) >= row["threshold"]
