@@ -46,7 +46,7 @@ def predict(config: Config, workdir: Path) -> None:
         if not missing:
             print(f"predict: done ({len(job.tags)} members × {len(config.prediction.splits)} splits)")
             return
-        like = parallel.replicate(state.initial_state(job.model, job.optimizer, job.members), mesh)
+        like = parallel.replicated(state.shape_of_state(job.model, job.optimizer, job.members), mesh)
         trained = saved.restore(job.total_steps, like)
 
     averaged = optimizers.averaged(trained.opt_state)

@@ -27,10 +27,12 @@ def train(config: Config, workdir: Path) -> None:
             saved.meta(first)  # refuses a checkpoint that is damaged or of another config
             print(f"train: done ({job.total_steps} steps)")
             return
-        current = parallel.replicate(state.initial_state(job.model, job.optimizer, job.members), mesh)
+        made = job.model, job.optimizer, job.members
         if first:
-            current = saved.restore(first, current)
+            current = saved.restore(first, parallel.replicated(state.shape_of_state(*made), mesh))
             print(f"train: resuming from step {first} of {job.total_steps}")
+        else:
+            current = parallel.replicate(state.initial_state(*made), mesh)
         if job.total_steps == 0:  # weights from elsewhere, as they are
             saved.save(0, current)
         log = logs.TrainingLog(workdir, job.names, first)

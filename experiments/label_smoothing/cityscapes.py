@@ -35,5 +35,5 @@ def get_config(variant: str = "default") -> ConfigDict:
     if variant == "smoke":
         smoke(config, batch_size=2)
         one_member(config)
-        config.prediction.batch_size = 1
+        config.data.train_size, config.prediction.batch_size, config.evaluation.resamples = 256, 1, 20
     return config

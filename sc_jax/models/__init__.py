@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import pkgutil
 from collections.abc import Callable
@@ -108,13 +109,31 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
     backbone = pkgutil.resolve_name(reference)
     options = _checked_options(name, backbone, {**preset, **options})
 
-    def create(key: jax.Array) -> nnx.Module:
-        return backbone(input_shape=input_shape, num_classes=num_classes, rngs=nnx.Rngs(key), **options)
+    hashable = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    init, apply = _functions(backbone, tuple(input_shape), num_classes, tuple(sorted(hashable.items())))
+    return Model(init, apply, backbone.member_mapping, getattr(backbone, "head_parts", ()))
 
-    graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))), nnx.Param, ...)
+
+@functools.lru_cache(maxsize=8)
+def _functions(
+    backbone: type[nnx.Module], input_shape: tuple[int, ...], num_classes: int, options: tuple[tuple[str, Any], ...]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`init` and `apply`; the same functions for the same backbone, so that what JAX traced and compiled of them is found again."""
+
+    def parts(key: jax.Array) -> tuple[Any, Any, Any]:
+        return nnx.split(
+            backbone(input_shape=input_shape, num_classes=num_classes, rngs=nnx.Rngs(key), **dict(options)),
+            nnx.Param,
+            ...,
+        )
+
+    # Initialisation runs once; optimised, the generator of random numbers takes a CPU longer to compile than many a network.
+    cheaply = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    traced, compiled = jax.jit(parts), jax.jit(parts, compiler_options=cheaply)
+    graphdef, _, _ = jax.eval_shape(traced, jax.random.key(0))
 
     def init(key: jax.Array) -> tuple[Any, Any]:
-        _, params, model_state = nnx.split(create(key), nnx.Param, ...)
+        _, params, model_state = (traced if isinstance(key, jax.core.Tracer) else compiled)(key)
         return params, model_state
 
     def apply(
@@ -125,7 +144,7 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
         _, _, model_state = nnx.split(module, nnx.Param, ...)
         return outputs, model_state
 
-    return Model(init, apply, backbone.member_mapping, getattr(backbone, "head_parts", ()))
+    return init, apply
 
 
 def _checked_options(name: str, backbone: type[nnx.Module], options: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +175,11 @@ def map_members(function: Callable[..., Any], mapping: str) -> Callable[..., Any
     if mapping == "vmap":
         return jax.vmap(function)
 
+    once = jax.jit(function)  # traced once for all members
+
     def unrolled(*arguments: Any) -> Any:
         members = jax.tree.leaves(arguments)[0].shape[0]
-        each = [function(*jax.tree.map(lambda leaf, m=m: leaf[m], arguments)) for m in range(members)]
+        each = [once(*jax.tree.map(lambda leaf, m=m: leaf[m], arguments)) for m in range(members)]
         return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *each)
 
     return unrolled

@@ -22,6 +22,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def replicated(shapes: Any, mesh: Mesh) -> Any:
+    """The shapes and dtypes of `shapes`, said to lie whole on every device; what a checkpoint is restored to."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+
+
 def split_batch(batch: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
     """Inside `jit`: asks for `axis` of `batch` to be divided over the devices, and so for the work on it."""
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))

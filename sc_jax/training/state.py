@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sc_jax.models import Model, map_members
+from sc_jax.models import Model
 
 
 class Members(NamedTuple):
@@ -69,11 +69,18 @@ def make_members(tags: Sequence[Mapping[str, Any]]) -> Members:
 def initial_state(model: Model, optimizer: optax.GradientTransformation, members: Members) -> TrainState:
     """State before the first step; members of one seed start from the same parameters."""
 
-    def init(key: jax.Array) -> tuple[Any, Any, Any]:
-        params, model_state = model.init(jax.random.fold_in(key, 0))
-        return params, model_state, optimizer.init(params)
+    @jax.jit
+    def of_members(of_seeds: list[Any], seed_index: jax.Array) -> TrainState:
+        params, model_state = jax.tree.map(lambda *leaves: jnp.stack(leaves)[seed_index], *of_seeds)
+        opt_state = jax.vmap(optimizer.init)(params)
+        m = len(seed_index)
+        meters = Meters(jnp.zeros(m), jnp.zeros(m), jnp.zeros((), jnp.int32), jnp.zeros(m, jnp.int32))
+        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, meters)
 
-    params, model_state, opt_state = map_members(init, "vmap")(members.key)
-    m = len(members.alpha)
-    meters = Meters(jnp.zeros(m), jnp.zeros(m), jnp.zeros((), jnp.int32), jnp.zeros(m, jnp.int32))
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, meters)
+    # Seed by seed rather than under `vmap`: one program, compiled once.
+    return of_members([model.init(jax.random.fold_in(key, 0)) for key in members.seed_key], members.seed_index)
+
+
+def shape_of_state(model: Model, optimizer: optax.GradientTransformation, members: Members) -> TrainState:
+    """Shapes and dtypes of `initial_state`, without drawing it."""
+    return jax.eval_shape(lambda one: initial_state(model, optimizer, one), members)

@@ -53,7 +53,8 @@ def test_a_smoke_run_swaps_nothing(recipe: tuple[str, str]) -> None:
     """It differs in size alone: same network, same data set and loader, same augmentation, same optimiser."""
     small, whole = (config_lib.load(f"{ROOT}/{reference}") for reference in recipe)
     assert (small.model, small.augmentation) == (whole.model, whole.augmentation)
-    assert dataclasses.replace(small.data, small=False) == whole.data
+    crop = {"train_size": whole.data.train_size} if small.data.name == "cityscapes" else {}
+    assert dataclasses.replace(small.data, small=False, **crop) == whole.data
     size = {"batch_size", "steps", "log_every", "checkpoint_every", "warmup_epochs", "warmup_factor", "milestones"}
     of_small, of_whole = (
         {name: value for name, value in dataclasses.asdict(config.training).items() if name not in size}
