@@ -114,6 +114,18 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
     return Model(init, apply, backbone.member_mapping, getattr(backbone, "head_parts", ()))
 
 
+class _Keys:
+    """The stream "params" of `nnx.Rngs(key)`, counted in Python: Flax counts in a traced array, and walks all that was traced before it."""
+
+    def __init__(self, key: jax.Array):
+        self._key, self._drawn = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self._drawn += 1
+        return jax.random.fold_in(self._key, self._drawn - 1)
+
+
 @functools.lru_cache(maxsize=8)
 def _functions(
     backbone: type[nnx.Module], input_shape: tuple[int, ...], num_classes: int, options: tuple[tuple[str, Any], ...]
@@ -122,7 +134,7 @@ def _functions(
 
     def parts(key: jax.Array) -> tuple[Any, Any, Any]:
         return nnx.split(
-            backbone(input_shape=input_shape, num_classes=num_classes, rngs=nnx.Rngs(key), **dict(options)),
+            backbone(input_shape=input_shape, num_classes=num_classes, rngs=_Keys(key), **dict(options)),
             nnx.Param,
             ...,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,17 @@ def convolution(
     )
 
 
+class _Statistic(nnx.BatchStat):
+    """A running statistic whose new value takes the old one's place; Flax asks first where the old one lies, and if it is traced walks
+    all that was traced before it.
+    """
+
+    def __setitem__(self, index: Any, value: jax.Array) -> None:
+        if index is not ...:
+            raise TypeError("a statistic is replaced whole")
+        self.set_value(value)
+
+
 def _unchanged(arrays: tuple[jax.Array, ...], dtype: jnp.dtype) -> tuple[jax.Array, ...]:
     return arrays
 
@@ -78,9 +90,11 @@ def batch_norm(
     Returns:
       The layer; call it with `use_running_average=not train`.
     """
-    return nnx.BatchNorm(
+    norm = nnx.BatchNorm(
         features, momentum=0.9, epsilon=1e-5, scale_init=scale, dtype=dtype, promote_dtype=_unchanged, rngs=rngs
     )
+    norm.mean, norm.var = _Statistic(norm.mean[...]), _Statistic(norm.var[...])
+    return norm
 
 
 def spatial_mean(x: jax.Array, *, keepdims: bool = False) -> jax.Array:

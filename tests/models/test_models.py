@@ -19,6 +19,7 @@ from flax import nnx
 from sc_jax import models
 from sc_jax.files import InputError
 from sc_jax.models import costs
+from sc_jax.models.mlp import MLP
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -444,6 +445,37 @@ def test_both_mappings_of_members_equal_each_alone(name: str, mapping: str) -> N
     for m in range(3):
         alone = small.evaluate(*each[m], small.inputs(), jax.random.key(0))["logits"]
         np.testing.assert_allclose(together[m], alone, atol=2e-5)
+
+
+def test_members_one_after_the_other_are_traced_once() -> None:
+    traces = []
+
+    def square(x: jax.Array) -> jax.Array:
+        traces.append(x.shape)
+        return x * x
+
+    np.testing.assert_array_equal(models.map_members(square, "unroll")(jnp.arange(6.0).reshape(3, 2))[2], [16, 25])
+    assert traces == [(2,)]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_parameters_are_drawn_from_the_keys_of_flax(traced: bool) -> None:
+    model = models.build("mlp", input_shape=(5,), num_classes=3, hidden=(4, 4))
+    backbone = MLP(input_shape=(5,), num_classes=3, hidden=(4, 4), rngs=nnx.Rngs(jax.random.key(8)))
+    params, _ = (jax.jit(model.init) if traced else model.init)(jax.random.key(8))
+    expected = nnx.split(backbone, nnx.Param, ...)[1]
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for found, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, leaf, rtol=1e-6)
+
+
+def test_a_backbone_built_again_is_the_same_functions() -> None:
+    """So that what was traced and compiled is found again, in whatever form an option is given."""
+    one, same, other = (
+        models.build("mlp", input_shape=(5,), num_classes=3, hidden=hidden) for hidden in ((4, 4), [4, 4], (4, 5))
+    )
+    assert (one.init, one.apply) == (same.init, same.apply)
+    assert one.apply != other.apply
 
 
 @pytest.mark.parametrize(
