@@ -30,6 +30,7 @@ LOADERS = {
     "mnist": "sc_jax.data.mnist:load",
     "cifar10": "sc_jax.data.cifar:load_cifar10",
     "cifar10_jpeg": "sc_jax.data.cifar:load_cifar10_jpeg",
+    "cifar10_jpeg_halves": "sc_jax.data.cifar:load_cifar10_jpeg_halves",
     "cifar100": "sc_jax.data.cifar:load_cifar100",
     "imdb": "sc_jax.data.text:load_imdb",
     "sst2": "sc_jax.data.text:load_sst2",

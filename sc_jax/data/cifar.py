@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from sc_jax import files
-from sc_jax.data import Dataset, images, sources
+from sc_jax.data import Dataset, Split, images, sources
 from sc_jax.data.small import made_up_images
 from sc_jax.files import InputError
 
@@ -148,6 +148,26 @@ def load_cifar10_jpeg(directory: Path) -> Dataset:
       InputError: it is not prepared, or the file is damaged.
     """
     return sources.read_prepared("cifar10_jpeg", directory)
+
+
+def load_cifar10_jpeg_halves(directory: Path) -> Dataset:
+    """The same images for networks that were trained on all 50,000 training images: validation are the test images of even id.
+
+    Train is all training images, and test the test images of odd id; what is chosen on validation is chosen on images that
+    such a network has not seen.
+
+    Raises:
+      InputError: it is not prepared, or the file is damaged.
+    """
+    whole = load_cifar10_jpeg(directory)
+    train, validation, test = (whole.splits[name].arrays() for name in ("train", "validation", "test"))
+    even = test["example_id"] % 2 == 0
+    splits = {
+        "train": Split(*(np.concatenate([train[name], validation[name]]) for name in train)),
+        "validation": Split(*(array[even] for array in test.values())),
+        "test": Split(*(array[~even] for array in test.values())),
+    }
+    return dataclasses.replace(whole, name="cifar10_jpeg_halves", splits=splits)
 
 
 def prepare_cifar10(source: Path | None, directory: Path) -> Path:

@@ -24,6 +24,7 @@ SMALL = {
     "mnist": "sc_jax.data.mnist:write_small",
     "cifar10": "sc_jax.data.cifar:write_small_cifar10",
     "cifar10_jpeg": "sc_jax.data.cifar:write_small_cifar10_jpeg",
+    "cifar10_jpeg_halves": "sc_jax.data.cifar:write_small_cifar10_jpeg",
     "cifar100": "sc_jax.data.cifar:write_small_cifar100",
     "imdb": "sc_jax.data.text:write_small_imdb",
     "sst2": "sc_jax.data.text:write_small_sst2",

@@ -271,6 +271,25 @@ def test_a_jpeg_of_another_size_is_refused(tmp_path):
         cifar.prepare_cifar10_jpeg(tmp_path / "originals", tmp_path / "to")
 
 
+def test_halves_of_the_test_images_are_disjoint_and_all_of_them(tmp_path):
+    cifar.write_small_cifar10_jpeg(tmp_path)
+    whole, halves = (data.load(name, tmp_path).splits for name in ("cifar10_jpeg", "cifar10_jpeg_halves"))
+    assert {name: len(split) for name, split in halves.items()} == {"train": 240, "validation": 30, "test": 30}
+    pairs = {"train": ("train", "validation"), "test": ("test",)}
+    for ours, theirs in ((("validation", "test"), pairs["test"]), (("train",), pairs["train"])):
+        examples = [
+            {
+                int(i): (int(y), x.tobytes())
+                for s in names
+                for i, y, x in zip(of[s].example_id, of[s].label, of[s].inputs, strict=True)
+            }
+            for names, of in ((ours, halves), (theirs, whole))
+        ]
+        assert examples[0] == examples[1]
+    assert not (halves["validation"].example_id % 2).any()
+    assert (halves["test"].example_id % 2).all()
+
+
 @pytest.mark.skipif(not EXTRA, reason="SC_JAX_EXTRA_DATA is not set: the JPEG copies of CIFAR-10 are not here")
 def test_jpeg_copies(tmp_path):
     folder = Path(EXTRA, "images")
