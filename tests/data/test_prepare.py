@@ -244,7 +244,8 @@ def test_without_apt_and_with_a_failing_one(tmp_path, monkeypatch):
 def test_every_name_has_a_preparer_and_every_loader_a_name():
     for name in prepare.PREPARERS:
         assert callable(pkgutil.resolve_name(prepare.PREPARERS[name]))
-    assert set(data.LOADERS) - set(prepare.PREPARERS) == {"fashion_mnist_full"}  # prepared as fashion_mnist
+    # Prepared as fashion_mnist, and as cifar10_jpeg.
+    assert set(data.LOADERS) - set(prepare.PREPARERS) == {"fashion_mnist_full", "cifar10_jpeg_halves"}
 
 
 @pytest.mark.parametrize("name", [name for name in prepare.PREPARERS if name != "fashion_mnist"])
@@ -288,7 +289,7 @@ def small_sets(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", small.SMALL)
+@pytest.mark.parametrize("name", [name for name in small.SMALL if name in prepare.PREPARERS])
 def test_wrong_files_are_one_line_and_harm_nothing(name, small_sets, tmp_path, capsys):
     to = tmp_path / "to"
     to.mkdir()
