@@ -304,6 +304,31 @@ def repairs(variant: str) -> str:
     return pages.Table(headings, lines).markdown()
 
 
+STORED = ("resnet20", "resnet32", "resnet44", "resnet56")
+"""Variants of the study's stored_resnets.py."""
+
+
+def stored() -> str:
+    """Networks of others under every score: NAURC, and its difference to MSP."""
+    lines, scores = [], {}
+    for variant in STORED:
+        document = _metrics(f"stored_resnets_{variant}")
+        naurc = {row["score"]: row["metrics"]["naurc"] for row in document["aggregates"]}
+        error = document["aggregates"][0]["metrics"]["error"]
+        against = {
+            row["treatment"]["score"]: row
+            for row in document["contrasts"]
+            if row["metric"] == "naurc" and row["control"]["score"] == "msp"
+        }
+        scores |= dict.fromkeys(naurc)
+        lines.append([variant.replace("resnet", "ResNet-"), pages.with_interval("error", error)])
+        for score in scores:
+            told = naurc[score] if score == "msp" else against[score]
+            lines[-1].append(pages.with_interval("naurc", told).replace("-", "−"))
+    names = ["NAURC, MSP" if score == "msp" else f"{pages.SCORE_NAMES[score]}, minus MSP" for score in scores]
+    return pages.Table(["network", "error %", *names], lines).markdown()
+
+
 def objectives() -> str:
     """What else was trained: error and NAURC by MSP and p-norm, and against cross-entropy."""
     path = STUDY / "results" / "objectives" / "metrics.json"
@@ -356,6 +381,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims cifar10_jpeg": lambda: claims("cifar10_jpeg"),
     "claims objectives": lambda: claims("objectives"),
     "objectives": objectives,
+    "stored": stored,
     "verdicts": verdicts,
     "rows": rows,
     "repairs full": lambda: repairs("full"),
