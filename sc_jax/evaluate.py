@@ -20,8 +20,9 @@ from sc_jax import cli, files, ops, predictions
 from sc_jax import config as config_lib
 from sc_jax.config import Config
 from sc_jax.files import InputError
-from sc_jax.methods import evaluation, streaming, study
+from sc_jax.methods import cascade_study, evaluation, streaming, study
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.cascade import Task
 from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
@@ -235,9 +236,44 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         )
     finally:
         progress.close()
-    document |= _segmented(config, workdir)
+    document |= _segmented(config, workdir) | _cascades(config, runs)
     files.write_json(target, {"schema": SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
+
+
+def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
+    """The study of cascades of the members, where the config asks for one."""
+    if not config.cascade.stages:
+        return {}
+    how = config.cascade
+    settings = cascade_study.Settings(
+        Task("risk", how.risk),
+        how.score,
+        half_width=how.half_width,
+        resamples=config.evaluation.resamples,
+        level=config.evaluation.level,
+        seed=config.evaluation.seed,
+    )
+    members = [(f"seed {run.seed}", run.calibration, run.test) for run in runs]
+    candidates = cascade_study.disjoint(members, how.stages)
+    progress = Progress(len(candidates), 0, "evaluating cascades")
+    try:
+        cost = [cost_in_sidecar(test) for test in candidates[0].test]
+        found = cascade_study.evaluate(candidates, cost, settings, lambda done: progress.update(done, "cascades"))
+    finally:
+        progress.close()
+    return {"cascades": {**found, "unit": "MACs"}}
+
+
+def cost_in_sidecar(given: Predictions) -> float:
+    """The multiply-accumulates of one example that the sidecar says.
+
+    Raises:
+      InputError: it says none.
+    """
+    if "macs" not in given.provenance:
+        raise InputError(f"{given.source}: its sidecar says no 'macs'; predict again, or give the costs")
+    return float(given.provenance["macs"])
 
 
 def _paths(config: Config, workdir: Path, tag: dict[str, Any]) -> tuple[Path, Path]:
@@ -293,6 +329,7 @@ def _built_from(config: Config, workdir: Path) -> str:
         "settings": dataclasses.asdict(settings_of(config)),
         "repair": config.evaluation.repair,
         "primary": [dataclasses.asdict(c) for c in config.primary],
+        "cascade": dataclasses.asdict(config.cascade),
     }
     return files.fingerprint_json({"predictions": found, **how})
 

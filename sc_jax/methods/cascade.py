@@ -199,9 +199,7 @@ def stages(
         _require_same(first, model)
     if combine not in COMBINE:
         raise InputError(f"combine {combine!r}: there are {', '.join(COMBINE)}")
-    of = scores_lib.named([score])[score].of
-    if of is None:
-        raise InputError(f"score {score!r} is fitted or of members; take one of logits alone, such as msp or energy")
+    of = scorer(score)
     found, predicted = [], []
     for outputs in _outputs([_members(model, score) for model in models], score, of, combine):
         found.append(outputs[0])
@@ -210,6 +208,18 @@ def stages(
     return Stages(
         np.stack(found), prediction, prediction != first.label, cost, first.example_id, first.is_ood, score, combine
     )
+
+
+def scorer(score: str) -> Callable[[Any], Any]:
+    """Logits [n, k] → the score [n] of that name.
+
+    Raises:
+      InputError: there is none, or it is fitted, or of members.
+    """
+    of = scores_lib.named([score])[score].of
+    if of is None:
+        raise InputError(f"score {score!r} is fitted or of members; take one of logits alone, such as msp or energy")
+    return of
 
 
 def _outputs(
@@ -770,7 +780,7 @@ class _Runner:
 
     def __init__(self, policy: Policy, models: Sequence[Callable[[Any], Any]], inputs: Any, batch_size: int) -> None:
         self._policy, self._models, self._inputs, self._batch_size = policy, models, inputs, batch_size
-        self._of = scores_lib.named([policy.score])[policy.score].of
+        self._of = scorer(policy.score)
         n = len(inputs)
         self._score, self._prediction, self._stage = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int32)
         self._waiting: list[list[tuple[np.ndarray, list[np.ndarray]]]] = [[] for _ in models]
@@ -841,7 +851,7 @@ def as_function(
     import jax
     import jax.numpy as jnp
 
-    of = scores_lib.named([policy.score])[policy.score].of
+    of = scorer(policy.score)
 
     def members(outputs: Any) -> Any:
         return outputs if outputs.ndim == 3 else outputs[None]
