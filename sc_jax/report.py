@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from sc_jax import cli, figures, files, pages
+from sc_jax import cascade_pages, cli, figures, files, pages
 from sc_jax.files import InputError
 
 
@@ -22,7 +22,7 @@ def report(workdir: Path) -> None:
     document = files.read_json(source)
     if not isinstance(document, dict) or document.get("schema") != 1 or not document.get("runs"):
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
-    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'figures.py')}"
+    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'cascade_pages.py', 'figures.py')}"
     page = workdir / "report.html"
     make, names = lambda: pages.of_files(document), pages.FILES_PICTURES
     if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
@@ -33,6 +33,8 @@ def report(workdir: Path) -> None:
     names = (*names, *pages.PIXEL_PICTURES) if segmentation else names
     sections = [("repair", pages.of_repair, pages.REPAIR_PICTURES)]
     sections += [("objectives", pages.of_objectives, pages.OBJECTIVE_PICTURES)]
+    if "cascades" in document:
+        sections += [("cascades", cascade_pages.section, cascade_pages.pictures_of(document["cascades"]))]
     for part, _, more_names in sections:
         names = (*names, *more_names) if part in document else names
     watched = workdir / "logit_statistics.jsonl"

@@ -240,7 +240,7 @@ def _claims(cells: dict[str, list[dict[str, _Value]]], drawn: np.ndarray, settin
         difference = _crossed(differences, "kept", drawn)
         described = contrasts.describe(difference, settings.level)
         p = resampling.two_sided_p(difference.replicates)
-        verdict = contrasts.verdict("greater", described["interval"], p, settings.level)
+        verdict = contrasts.verdict("greater", described["interval"], p, settings.level).partition(" (")[0]
         rows.append({"claim": claim, "policy": treatment, "share": share, **described, "p": p, "verdict": verdict})
     if rows[0]["verdict"] != "confirmed":
         for row in rows[1:]:
