@@ -590,6 +590,30 @@ class SubsetCurve(NamedTuple):
     over_examples: np.ndarray
     crossed: np.ndarray
 
+    def rows(
+        self, name: str, interval: Literal["between_subsets", "over_examples", "crossed"] = "between_subsets"
+    ) -> list[dict[str, Any]]:
+        """A row per metric and size, ready for JSON and for `figures.members`; `name` is how the line is called."""
+        covers = {
+            "between_subsets": "subsets of these members",
+            "over_examples": "test examples",
+            "crossed": "subsets of these members × test examples",
+        }
+        ends = getattr(self, interval)
+        return [
+            {
+                "name": name,
+                "metric": metric,
+                "members": int(size),
+                "subsets": len(self.subsets[place]),
+                "mean": float(self.mean[row, place]),
+                "interval": [float(end) for end in ends[row, place]],
+                "interval_covers": covers[interval],
+            }
+            for row, metric in enumerate(self.metrics)
+            for place, size in enumerate(self.sizes)
+        ]
+
 
 class _Outputs(NamedTuple):
     """Of one subset, [n] each: whether it is wrong, its score, its losses; None where no metric asks for it."""
