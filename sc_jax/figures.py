@@ -551,6 +551,54 @@ def learning_curve(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+_METRICS_OF_MEMBERS = {
+    "nll": ("NLL (nats)", 1),
+    "brier": ("Brier score", 1),
+    "error": ("error (%)", 100),
+    "aurc": ("AURC (× 100)", 100),
+    "naurc": ("NAURC (0 perfect, 1 random)", 1),
+    "failure_auroc": ("failure AUROC (%)", 100),
+    "coverage_at_risk_0.01": ("coverage at 1 % risk (%)", 100),
+    "coverage_at_risk_0.02": ("coverage at 2 % risk (%)", 100),
+    "coverage_at_risk_0.05": ("coverage at 5 % risk (%)", 100),
+}
+
+
+def members(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Metrics against the number of members, a panel per metric and a line per name; the titles say what the bands cover.
+
+    Args:
+      rows: of `ensemble.SubsetCurve.rows`, of one curve or several.
+    """
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    columns = min(3, max(1, len(metrics)))
+    lines = max(1, -(-len(metrics) // columns))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4 * columns, 3.5 * lines + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(names)))
+    for axes in panels[len(metrics) :]:
+        axes.set_axis_off()
+    for axes, metric in zip(panels, metrics, strict=False):
+        label, factor = _METRICS_OF_MEMBERS[metric]
+        covers = set()
+        for name, shade in zip(names, shades, strict=True):
+            line = sorted((r for r in rows if (r["metric"], r["name"]) == (metric, name)), key=lambda r: r["members"])
+            told = [
+                {"estimate": factor * np.array(r["mean"], float), "interval": factor * np.array(r["interval"], float)}
+                for r in line
+            ]
+            _with_interval(axes, [r["members"] for r in line], told, shade, _plain(name))
+            covers |= {r["interval_covers"] for r in line if np.isfinite(np.array(r["interval"], float)).all()}
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="members", ylabel=label)
+        axes.set_title(f"bands: {'; '.join(sorted(covers))}" if covers else "", fontsize=9, loc="left")
+    if rows:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
+    return figure
+
+
 _WAYS = {
     ("single_members", "msp"): (RED, "--", "single members, MSP"),
     ("single_members", "max_logit_pnorm"): (GREEN, "--", "single members, p-norm"),
