@@ -742,6 +742,69 @@ def front(table: Table, task: Task) -> np.ndarray:
     return order[better]
 
 
+# --- a promise --------------------------------------------------------------------------------------------------------
+
+
+class Certificate(NamedTuple):
+    """What a split that chose nothing says about decisions that were fixed before.
+
+    Attributes:
+      certified: the first so many of them hold, all at once, with probability ≥ 1 − δ; p_risk, p_cost: [D] p-values of "risk ≥ r" and
+        of "mean cost ≥ B" of each; accepted, errors: int [D].
+    """
+
+    certified: int
+    p_risk: np.ndarray
+    p_cost: np.ndarray
+    accepted: np.ndarray
+    errors: np.ndarray
+
+
+def certify(
+    decisions: Sequence[tuple[Sequence[tuple[float, float]], float]],
+    given: Stages,
+    risk: float,
+    budget: float,
+    delta: float,
+) -> Certificate:
+    """Which cascades keep both a selective risk and a mean cost: learn-then-test by a fixed sequence.
+
+    Decision after decision is tested with p = max(p_risk, p_cost), the exact binomial p-value of the errors among the accepted, and
+    the Hoeffding–Bentkus p-value of the cost in units of all stages together, until one has p > δ: those before it are certified. With probability
+    ≥ 1 − δ over the split, risk < r and mean cost < B hold for each of them in the population, so that any may be taken. Examples have to be
+    independent draws; exchangeable ones do not do for the cost.
+
+    Args:
+      decisions: (windows, τ) in the order in which they are tested, safest first; fixed on another split.
+      given: M stages of a split that neither windows, thresholds nor the order were chosen on; in-distribution examples count.
+      risk: r; budget: B, in the unit of the costs; delta: δ.
+
+    Returns:
+      A `Certificate`.
+
+    Raises:
+      ValueError: no decision.
+
+    Source: Angelopoulos, Bates, Candès, Jordan & Lei, "Learn then test", 2021 (fixed sequences); search, then test on other data: Laufer-Goldshtein,
+    Fisch, Barzilay & Jaakkola, "Efficiently controlling multiple risks with Pareto testing", ICLR 2023; early exits with risk control: Jazbec
+    et al., "Fast yet safe", 2024 (arXiv 2405.20915).
+    """
+    if not decisions:
+        raise ValueError("no decision to certify")
+    known = in_distribution(given)
+    outcomes = [(follow(windows, known), threshold) for windows, threshold in decisions]
+    accept = np.stack([outcome.score >= threshold for outcome, threshold in outcomes])
+    accepted = accept.sum(axis=1)
+    errors = (accept & np.stack([outcome.error for outcome, _ in outcomes])).sum(axis=1)
+    largest = known.cost.sum()
+    share = np.array([outcome.cost.mean() for outcome, _ in outcomes]) / largest
+    p_risk = ops.binomial_p_value(errors, accepted, risk)
+    within = budget < largest  # no cost exceeds that of all stages
+    p_cost = ops.hoeffding_bentkus_p_value(share, accept.shape[1], budget / largest) if within else np.zeros(len(share))
+    fails = np.maximum(p_risk, p_cost) > delta
+    return Certificate(int(np.argmax(fails)) if fails.any() else len(fails), p_risk, p_cost, accepted, errors)
+
+
 # --- execution --------------------------------------------------------------------------------------------------------
 
 

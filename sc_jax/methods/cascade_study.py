@@ -1,7 +1,7 @@
 """A study of early-exit cascades from predictions: what the ensemble gains, how much of it a cascade keeps, and at which cost.
 
 Windows, thresholds and the threshold of the decision are fitted on the calibration split and frozen. A search over all policies takes
-one half of the calibration split (by a hash of the ids), the other half says how optimistic that was, and everything is reported on the test split.
+one half of the calibration split (by a hash of the ids), the other half certifies what it can, and everything is reported on the test split.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Settings:
 
     Attributes:
       task: the decision; score, combine: of the stages; half_width: of every window, in shares of the calibration split.
-      coverage: at which the selective risk is reported too; resamples, level, seed: of the bootstrap.
+      coverage: at which the selective risk is reported too; delta: of the certified policies; resamples, level, seed: of the bootstrap.
     """
 
     task: Task
@@ -46,6 +46,7 @@ class Settings:
     combine: str = "ensemble"
     half_width: float = 0.1
     coverage: float = 0.8
+    delta: float = 0.1
     resamples: int = 1000
     level: float = 0.95
     seed: int = 0
@@ -353,9 +354,8 @@ class Found(NamedTuple):
 def search_orders(
     models: Sequence[Predictions],
     cost: Sequence[float],
+    settings: Settings,
     *,
-    score: str = "msp",
-    combine: str = "ensemble",
     most: int = 2,
     thresholds: int = 120,
     points: int = 40,
@@ -363,100 +363,149 @@ def search_orders(
     """Every order of every subset of the models with every window and threshold of a grid.
 
     Args:
-      models, cost, score, combine: as for `cascade.stages`, on the split to search; most: stages at most.
-      thresholds: τ at so many quantiles of the scores of the last stage; points: see `cascade.window_grid`; of three stages or more the
-        windows are coarser, so that the number of policies stays about the same.
+      models, cost: as for `cascade.stages`, on the split to search; settings: of which score and combine; most: stages at most.
+      thresholds: τ at so many quantiles of the scores of the last stage; points: see `cascade.window_grid`; of three stages and more the
+        grid is coarser, so that there are about as many combinations of windows.
 
     Returns:
-      `Found`; of one model alone the order has one entry and no window.
+      `Found`; of one model alone the windows are empty.
     """
     orders, tables = [], []
     shares = (np.arange(thresholds) + 0.5) / thresholds
     for size in range(1, min(most, len(models)) + 1):
         for order in itertools.permutations(range(len(models)), size):
+            given = cascade.in_distribution(_stages_of(models, cost, order, settings))
+            coarse = max(2, round(points ** (1 / max(1, size - 1))))
+            windows = [cascade.window_grid(score, coarse) for score in given.score[:-1]]
             if size == 1:
-                pair = cascade.stages([models[order[0]]] * 2, [cost[order[0]]] * 2, score=score, combine="replace")
                 windows = [np.array([EMPTY])]
-            else:
-                pair = cascade.stages(
-                    [models[i] for i in order], [cost[i] for i in order], score=score, combine=combine
-                )
-                each = points if size == 2 else max(2, math.ceil((points**2 / 2) ** (1 / (size - 1)) ** 0.5))
-                windows = [cascade.window_grid(s, each) for s in cascade.in_distribution(pair).score[:-1]]
-            known = cascade.in_distribution(pair).score[-1]
             orders.append(order)
-            tables.append(cascade.search(pair, np.quantile(known, shares, method="lower"), windows))
+            tables.append(cascade.search(given, np.quantile(given.score[-1], shares, method="lower"), windows))
     return Found(orders, tables)
 
 
-def best_of(
-    found: Found, task: Task, budget: float
-) -> tuple[tuple[int, ...], list[tuple[float, float]], float, int] | None:
-    """The best policy within a budget over all orders: (order, windows, threshold, row of its table), or None."""
+class Chosen(NamedTuple):
+    """A decision: which models run in which order, the windows between them, and τ."""
+
+    order: tuple[int, ...]
+    windows: tuple[tuple[float, float], ...]
+    threshold: float
+
+
+def best_of(found: Found, task: Task, budget: float) -> Chosen | None:
+    """The best policy within a budget over all orders, of equally good ones the cheapest; None if none meets the target."""
     chosen = []
     for order, table in zip(found.orders, found.tables, strict=True):
         row = cascade.best(table, task, budget)
         if row is not None:
-            worth = cascade.value(table, task)[row]
-            chosen.append((-worth, table.cost[row], order, table, row))
-    if not chosen:
-        return None
-    _, _, order, table, row = min(chosen, key=lambda one: (one[0], one[1], one[2]))
-    windows = [] if len(order) == 1 else [tuple(map(float, window)) for window in table.windows[row]]
-    return order, windows, float(table.threshold[row]), row
+            windows = tuple((float(low), float(high)) for low, high in table.windows[row])
+            one = Chosen(order, windows, float(table.threshold[row]))
+            chosen.append((-cascade.value(table, task)[row], table.cost[row], one))
+    return min(chosen)[2] if chosen else None
 
 
-def decided(
+def _stages_of(
+    models: Sequence[Predictions], cost: Sequence[float], order: tuple[int, ...], settings: Settings
+) -> Stages:
+    """The models of an order as stages; one alone is followed by itself, which nothing reaches."""
+    rows = order if len(order) > 1 else order * 2
+    combine = settings.combine if len(order) > 1 else "replace"
+    chosen = [models[i] for i in rows], [cost[i] for i in rows]
+    return cascade.stages(*chosen, score=settings.score, combine=combine)
+
+
+STRICTER = tuple(0.3 + 0.05 * i for i in range(15))
+"""Shares of the risk for which decisions are searched, to be certified."""
+
+
+def certified(
+    found: Found,
+    searched: Sequence[Predictions],
     models: Sequence[Predictions],
     cost: Sequence[float],
-    chosen: tuple[tuple[int, ...], list[tuple[float, float]], float, int],
+    budget: float,
     settings: Settings,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a policy that was found decides on a split: accept [n], error [n], cost [n]."""
-    order, windows, threshold, _ = chosen
-    if len(order) == 1:
-        given = cascade.stages([models[order[0]]] * 2, [cost[order[0]]] * 2, score=settings.score, combine="replace")
-        outcome = cascade.follow([EMPTY], given)
-    else:
-        given = cascade.stages(
-            [models[i] for i in order], [cost[i] for i in order], score=settings.score, combine=settings.combine
-        )
-        outcome = cascade.follow(windows, given)
-    return outcome.score >= threshold, outcome.error, outcome.cost
+) -> Chosen | None:
+    """The decision that is certified to keep the risk and the budget, and accepts the most on the split that was searched; None if none is.
+
+    Tested are the best decisions for the risk and for stricter ones, in the order of their p-values on the split that was searched: the strictest
+    accepts so few that it is not the safest.
+
+    Args:
+      found: of one split; searched: the models on it; models: the same models on another; cost: of each; budget: of the mean
+        cost; settings: with a task "risk".
+
+    Returns:
+      A `Chosen`: with probability ≥ 1 − δ over the second split its selective risk and its mean cost keep their bounds.
+    """
+    target = settings.task.target
+    best = [best_of(found, Task("risk", round(share * target, 12)), budget) for share in STRICTER]
+    candidates = list(dict.fromkeys(one for one in best if one is not None))
+
+    def test(one: Chosen, split: Sequence[Predictions]) -> cascade.Certificate:
+        given = _stages_of(split, cost, one.order, settings)
+        return cascade.certify([(one.windows, one.threshold)], given, target, budget, settings.delta)
+
+    def order(one: Chosen) -> tuple[float, int]:
+        seen = test(one, searched)
+        return float(max(seen.p_risk[0], seen.p_cost[0])), -int(seen.accepted[0])
+
+    in_order = sorted(candidates, key=order)
+    holds = list(itertools.takewhile(lambda one: test(one, models).certified, in_order))
+    return max(holds, key=lambda one: test(one, searched).accepted[0]) if holds else None
 
 
 def _searched(one: Candidates, cost: Sequence[float], settings: Settings) -> list[dict[str, Any]]:
-    """The best policy of each budget on one half of the calibration split, and what it does on the other half and on the test split."""
+    """The best policy of each budget on one half of the calibration split, and what it does on the other half and on the test split.
+
+    Of a task "risk" also the one that the other half certifies, on the test split.
+    """
     if settings.task.kind not in ("risk", "coverage"):
         return []
     first, second = halves(one.calibration[0].example_id)
     if min(len(first), len(second)) == 0:
         return []
     of_half = [[select(model, rows) for model in one.calibration] for rows in (first, second)]
-    found = search_orders(of_half[0], cost, score=settings.score, combine=settings.combine)
+    found = search_orders(of_half[0], cost, settings)
     rows = []
     for budget in BUDGETS:
+        row: dict[str, Any] = {"budget": budget, "policies": float(sum(len(table.cost) for table in found.tables))}
         chosen = best_of(found, settings.task, budget * cost[0])
-        row: dict[str, Any] = {"budget": budget}
         for split, models in (("search", of_half[0]), ("certify", of_half[1]), ("test", one.test)):
-            for name in ("coverage", "risk", "cost_multiple"):
-                row[f"{split}_{name}"] = math.nan
-            if chosen is not None:
-                accept, error, spent = decided(models, cost, chosen, settings)
-                row[f"{split}_coverage"] = float(accept.mean())
-                row[f"{split}_risk"] = float((accept & error).sum() / max(1, accept.sum()))
-                row[f"{split}_cost_multiple"] = float(spent.mean() / cost[0])
-        row["policies"] = float(sum(len(table.cost) for table in found.tables))
+            row |= _done(split, chosen, models, cost, settings)
+        if settings.task.kind == "risk":
+            promised = certified(found, *of_half, cost, budget * cost[0], settings)
+            row |= {"certified_share": float(promised is not None)} | _done(
+                "certified", promised, one.test, cost, settings
+            )
         rows.append(row)
     return rows
 
 
+def _done(
+    name: str, chosen: Chosen | None, models: Sequence[Predictions], cost: Sequence[float], settings: Settings
+) -> dict[str, float]:
+    """Coverage, risk and cost of a decision on a split; where there is none, nothing is accepted and the risk is not defined."""
+    if chosen is None:
+        return {f"{name}_coverage": 0.0, f"{name}_risk": math.nan, f"{name}_cost_multiple": math.nan}
+    given = cascade.in_distribution(_stages_of(models, cost, chosen.order, settings))
+    outcome = cascade.follow(chosen.windows, given)
+    accept = outcome.score >= chosen.threshold
+    return {
+        f"{name}_coverage": float(accept.mean()),
+        f"{name}_risk": float((accept & outcome.error).sum() / max(1, accept.sum())),
+        f"{name}_cost_multiple": float(outcome.cost.mean() / cost[0]),
+    }
+
+
 def _mean_rows(rows_of_each: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Row by row the mean over cascades; what is no number is that of the first."""
+    """Row by row the mean over cascades for which there is a number; what is no number is that of the first."""
     return [
-        {
-            key: float(np.mean([row[key] for row in rows])) if isinstance(value, float) and key != "budget" else value
-            for key, value in rows[0].items()
-        }
+        {key: _mean([row[key] for row in rows]) if isinstance(rows[0][key], float) else rows[0][key] for key in rows[0]}
         for rows in zip(*rows_of_each, strict=True)
     ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    there = [value for value in values if not math.isnan(value)]
+    return float(np.mean(there)) if there else math.nan
