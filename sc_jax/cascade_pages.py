@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from sc_jax import figures
-from sc_jax.pages import Table, number, number_with_interval
+from sc_jax.pages import Table, number, number_with_interval, of_grid
 
 PICTURES = ("cascade_trade_off.png", "cascade_changes.png", "cascade_search.png")
 """The pictures of the section; the last where policies were searched."""
@@ -177,18 +178,16 @@ def section(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
         ("Primary contrasts", claim_table(document), rule, True),
         ("Every policy", policy_table(document), f"{how} {oracle}", False),
     ]
-    body = [f"<h2>Early-exit cascades</h2><p><strong>{html.escape(claim(document))}</strong></p>"]
-    text = ["## Early-exit cascades", f"**{claim(document)}**"]
-    body.append(figures.to_svg(pictures["cascade_trade_off.png"]))
-    text.append("![Coverage at the risk against cost](figures/cascade_trade_off.png)")
+    body = [figures.to_svg(pictures["cascade_trade_off.png"])]
+    text = ["![Coverage at the risk against cost](figures/cascade_trade_off.png)"]
     for title, table, note, wrap in parts:
-        body += [f"<h3>{title}</h3>", table.html(wrap=wrap), f'<p class="note">{html.escape(note)}</p>']
-        text += [f"### {title}", table.markdown(), note]
-    body += ["<h3>What the later stage changed</h3>", figures.to_svg(pictures["cascade_changes.png"])]
-    text += ["### What the later stage changed", "![Decisions that changed](figures/cascade_changes.png)"]
+        body += [f"<h2>{title}</h2>", table.html(wrap=wrap), f'<p class="note">{html.escape(note)}</p>']
+        text += [f"## {title}", table.markdown(), note]
+    body += ["<h2>What the later stage changed</h2>", figures.to_svg(pictures["cascade_changes.png"])]
+    text += ["## What the later stage changed", "![Decisions that changed](figures/cascade_changes.png)"]
     if document["ood"]:
-        body += ["<h3>Inputs from outside the training distribution</h3>", ood_table(document).html()]
-        text += ["### Inputs from outside the training distribution", ood_table(document).markdown()]
+        body += ["<h2>Inputs from outside the training distribution</h2>", ood_table(document).html()]
+        text += ["## Inputs from outside the training distribution", ood_table(document).markdown()]
     if document["search"]:
         pictures["cascade_search.png"] = figures.cascade_search(document)
         policies = document["search"][0]["policies"]
@@ -202,8 +201,21 @@ def section(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
                 f"that accepts most: with probability {1 - settings['delta']:g} over that half its selective risk and its mean cost both keep their bounds, "
                 "for one cascade and one budget. Where none is found nothing is accepted; risk and cost are means over those found."
             )
-        body += ["<h3>The best policy within a budget</h3>", figures.to_svg(pictures["cascade_search.png"])]
+        body += ["<h2>The best policy within a budget</h2>", figures.to_svg(pictures["cascade_search.png"])]
         body += [search_table(document).html(), f'<p class="note">{html.escape(note)}</p>']
-        text += ["### The best policy within a budget", "![On three splits](figures/cascade_search.png)"]
+        text += ["## The best policy within a budget", "![On three splits](figures/cascade_search.png)"]
         text += [search_table(document).markdown(), note]
     return pictures, "\n".join(body), "\n\n".join(text) + "\n"
+
+
+def head(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
+    """The head of the pages of a study of cascades, or of any files: the finding as title; returns as `pages.of_study`."""
+    title = claim(document["cascades"])
+    return {}, f"<h1>{html.escape(title)}</h1>", f"# {title}\n"
+
+
+def members(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
+    """After the cascades of a study, its networks one by one; returns as `pages.of_study`."""
+    pictures, body, text = of_grid(workdir, document)
+    body = body.replace("<h1>", "<h2>Each network alone: ").replace("</h1>", "</h2>")
+    return pictures, body, text.replace("# ", "## Each network alone: ", 1)

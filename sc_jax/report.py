@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def report(workdir: Path) -> None:
     make, names = lambda: pages.of_files(document), pages.FILES_PICTURES
     if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
         make, names = lambda: pages.of_study(workdir, document), pages.STUDY_PICTURES
+    elif "cascades" in document:
+        make, names = lambda: cascade_pages.head(document), ()
     elif "aggregates" in document:
         make, names = lambda: pages.of_grid(workdir, document), pages.GRID_PICTURES
     segmentation = "pictures" in document
@@ -35,6 +38,7 @@ def report(workdir: Path) -> None:
     sections += [("objectives", pages.of_objectives, pages.OBJECTIVE_PICTURES)]
     if "cascades" in document:
         sections += [("cascades", cascade_pages.section, cascade_pages.pictures_of(document["cascades"]))]
+        sections += [("aggregates", functools.partial(cascade_pages.members, workdir), pages.GRID_PICTURES)]
     for part, _, more_names in sections:
         names = (*names, *more_names) if part in document else names
     watched = workdir / "logit_statistics.jsonl"
