@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def test_the_readme_s_code_runs_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["docs/ensembles.md"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(tmp_path: Path, name: str) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
