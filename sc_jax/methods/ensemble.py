@@ -763,7 +763,7 @@ def subset_curve(
       sizes: numbers of members; by default 1 to m.
       space: where members are averaged.
       score: of the combined outputs [n, k] → [n], for the metrics of ranking; one that needs true logits has them in logit space alone.
-      most: subsets of a size; seed: of drawing these where there are more, and of the resamples.
+      most: subsets of a size; seed: of drawing these where there are more, and seed + 1 of the resamples.
       weight: [n] survey weights; groups: [n], clusters of examples that are drawn whole.
       resamples: of the examples, 0 for none (the last two intervals are NaN); level: of the intervals.
 
@@ -798,7 +798,7 @@ def subset_curve(
     outputs = _outputs(logits, label, [subset for subsets in chosen for subset in subsets], space, score, metrics)
     counts = None
     if resamples:
-        counts = resampling.resample_counts(seed, n, resamples, groups)
+        counts = resampling.resample_counts(seed + 1, n, resamples, groups)
     shape = len(metrics), len(sizes)
     mean, intervals, values = np.empty(shape), np.full((3, *shape, 2), np.nan), []
     for place, subsets in enumerate(chosen):
