@@ -378,6 +378,7 @@ def test_members_show_each_metric_with_what_its_bands_cover():
             np.testing.assert_allclose(
                 band(of), [np.multiply(factor, r["interval"]) for r in told[:2]]
             )  # the whole has none
+    assert figures._METRICS_OF_MEMBERS.keys() == ensemble.SUBSET_METRICS.keys()
     unknown = [{**row, "mean": None, "interval": [None, None]} for row in rows]
     (first, _) = figures.members(unknown).axes
     assert first.get_title(loc="left") == ""

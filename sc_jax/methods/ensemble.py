@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_namespace
-from scipy.optimize import nnls
 from scipy.special import logsumexp
 
 from sc_jax import ops
@@ -114,10 +113,9 @@ def fit_weights(calibration: Predictions, space: Space = "probability") -> Ensem
 
     with u scaled to sum to 1. Both are convex in w, so a point that meets the conditions of Karush, Kuhn and Tucker is a global
     minimum: with g = ∇L, g_m is the same for all members of positive weight and not less for the others. Solved in float64 by Newton's
-    method: each step minimises the local quadratic over the simplex (exactly, as a non-negative least squares problem) and
-    is halved until the loss falls. By convexity L(w) − min L ≤ g·w − min_m g_m, the `gap` that is returned. Expectation
-    maximisation for mixture weights has the same fixed points in probability space but needs very many steps where members are alike.
-    Where several w are optimal (members that are copies), equal weights are where the steps start.
+    method with a logarithmic barrier (an interior-point method). By convexity L(w) − min L ≤ g·w − min_m g_m, the `gap` that is
+    returned; weights below 1e-9 are set to 0 where that costs nothing. Expectation maximisation for mixture weights ends at the same
+    point in probability space, but needs very many steps where members are alike. Copies of a member share a weight equally.
 
     Args:
       calibration: logits [m, n, k] of a named split that is not the one reported on. `is_ood` examples are left out.
@@ -126,7 +124,7 @@ def fit_weights(calibration: Predictions, space: Space = "probability") -> Ensem
     Raises:
       InputError: there are no members; an example's true class has probability 0 for all members (in logit space: any probability is 0).
 
-    Source: derived here; Jordan & Jacobs, Neural Computation 1994 (mixture weights by expectation maximisation, from memory).
+    Source: Boyd & Vandenberghe, Convex Optimization, 2004, ch. 11 (the barrier method, from memory); the rest is derived here.
     """
     _check_space(space)
     given = _members_of(calibration)
@@ -197,47 +195,51 @@ def _logit_loss(given: Predictions, u: np.ndarray) -> _Objective:
 
 
 def _minimise_on_simplex(objective: _Objective, start: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """The minimum of a convex function over the simplex: weights, value, and how far above the minimum it may be."""
-    w = start
-    value, gradient, hessian = objective(w)
-    best = w, value, float(gradient @ w - gradient.min())
-    for _step in range(100):
-        gradient = gradient - gradient @ w  # a constant changes nothing on the simplex
-        target = _quadratic_on_simplex(w, gradient, hessian)
-        slope, length = gradient @ (target - w), 1.0
-        if not slope < 0:
-            break
-        while length > 1e-12:
-            there = (1 - length) * w + length * target
-            new = objective(there)
-            if new[0] <= value + 1e-4 * length * slope + 4e-16 * abs(value):
-                break
-            length /= 2
-        else:
-            break
-        w, (value, gradient, hessian) = there, new
-        gap = max(0.0, float(gradient @ w - gradient.min()))
-        if gap < best[2]:
-            best = w, value, gap
-        elif gap < 1e-9:  # rounding is all that is left
-            break
-    return best
+    """The minimum of a convex function over the simplex: weights, value, and how far above the minimum it may be.
 
-
-def _quadratic_on_simplex(w: np.ndarray, gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """argmin over the simplex of g·(y − w) + ½(y − w)ᵀH(y − w).
-
-    With H = BᵀB it is ‖By − c‖² = ‖(B − c1ᵀ)y‖²: the point of least norm of a convex hull. min over z ≥ 0 of
-    ‖(B − c1ᵀ)z‖² + (1ᵀz − 1)² has its minimum at a multiple of it.
+    Newton's method on L(w) − μ Σ_m ln w_m with Σ_m w_m = 1, for smaller and smaller μ; at the minimum of each, m·μ bounds the distance.
     """
-    m = len(w)
-    ridge = 1e-10 * np.trace(hessian) / m + 1e-30
-    b = np.linalg.cholesky(hessian + ridge * np.eye(m)).T
-    c = b @ w - np.linalg.solve(b.T, gradient)
-    hull = b - c[:, None]
-    hull = hull / max(np.abs(hull).max(), 1e-300)
-    z, _residual = nnls(np.vstack([hull, np.ones(m)]), np.eye(m + 1)[m], maxiter=100 * m)
-    return z / z.sum() if z.sum() > 0 else w
+    w, m = start, len(start)
+    now = objective(w)
+    scale = max(1.0, float(np.ptp(now[1])))
+    mu = scale
+    while mu * m > 1e-13 * scale:
+        mu /= 8
+        for _step in range(200):
+            value, gradient, hessian = now
+            # In s with dw = w·s, so that weights of all sizes are alike to the linear solver.
+            system = np.zeros((m + 1, m + 1))
+            system[:m, :m] = w[:, None] * hessian * w + mu * np.eye(m)
+            system[m, :m] = system[:m, m] = w
+            slope = w * (gradient - gradient @ w) - mu
+            s = np.linalg.solve(system, np.append(-slope, 0.0))[:m]
+            decrement = -float(slope @ s)
+            if decrement <= 1e-4 * mu:
+                break
+            length = min(1.0, 0.95 / max(1e-300, float(-s.min())))
+            while length > 1e-14:
+                there = w * (1 + length * s)
+                there /= there.sum()
+                now = objective(there)
+                fall = value - now[0] + mu * float(np.log(there / w).sum())
+                if fall >= 1e-4 * length * decrement - 1e-15 * abs(value):
+                    break
+                length /= 2
+            else:
+                now = value, gradient, hessian
+                break
+            w = there
+
+    def distance(gradient: np.ndarray, at: np.ndarray) -> float:
+        return max(0.0, float(gradient @ at - gradient.min()))
+
+    gap = distance(now[1], w)
+    kept = np.where(w < 1e-9, 0.0, w)  # what the barrier alone keeps from 0
+    kept /= kept.sum()
+    value, gradient, _hessian = objective(kept)
+    if math.isfinite(value) and distance(gradient, kept) <= max(gap, 1e-10 * scale):
+        return kept, value, distance(gradient, kept)
+    return w, now[0], gap
 
 
 def apply(state: EnsembleWeights, predictions: Predictions) -> Predictions:
@@ -298,6 +300,8 @@ def _refuse(predictions: Predictions, field: str, problem: str, remedy: str) -> 
 
 def stack(parts: Sequence[Predictions], space: Space = "probability") -> Predictions:
     """Files of several models on the same examples as members of one: logits [m, n, k], examples in order of id.
+
+    Rows of a file without ids are known by their number; labels are all that tells then whether two files have the same order.
 
     Where some files have logits and others probabilities, all become log-probabilities, which serves probability space; in
     logit space that is refused. Features and last layers stay behind: each model has its own. `weight`, `group`, `cluster` and
@@ -757,8 +761,9 @@ def subset_curve(
       logits: [m, n, k]; label: int [n].
       metrics: of "nll", "brier", "error", "aurc", "naurc", "failure_auroc" and "coverage_at_risk_0.01", "…_0.02", "…_0.05".
       sizes: numbers of members; by default 1 to m.
-      space: where members are averaged; score: of the combined outputs [n, k] → [n], for the metrics of ranking.
-      most: subsets of a size; seed: of drawing these where there are more, and of the resamples.
+      space: where members are averaged.
+      score: of the combined outputs [n, k] → [n], for the metrics of ranking; one that needs true logits has them in logit space alone.
+      most: subsets of a size; seed: of drawing these where there are more, and seed + 1 of the resamples.
       weight: [n] survey weights; groups: [n], clusters of examples that are drawn whole.
       resamples: of the examples, 0 for none (the last two intervals are NaN); level: of the intervals.
 
@@ -793,7 +798,7 @@ def subset_curve(
     outputs = _outputs(logits, label, [subset for subsets in chosen for subset in subsets], space, score, metrics)
     counts = None
     if resamples:
-        counts = resampling.resample_counts(seed, n, resamples, groups)
+        counts = resampling.resample_counts(seed + 1, n, resamples, groups)
     shape = len(metrics), len(sizes)
     mean, intervals, values = np.empty(shape), np.full((3, *shape, 2), np.nan), []
     for place, subsets in enumerate(chosen):

@@ -16,11 +16,12 @@ Immer et al., ICML 2021 (marginal likelihood). From memory, the formulas derived
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import logsumexp
 
 from sc_jax import ops
 from sc_jax.files import InputError
@@ -29,7 +30,7 @@ from sc_jax.predictions import Predictions, select
 FULL_LIMIT = 2000
 """Up to so many parameters, (d + 1)·k, the Hessian is kept whole unless the caller says otherwise."""
 
-CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 13))
+CANDIDATES = tuple(10.0**exponent for exponent in range(-4, 7))
 """Prior precisions, 10⁻⁴ to 10⁶, among which `tune` chooses."""
 
 Structure = Literal["full", "kronecker"]
@@ -211,62 +212,77 @@ def logit_covariance(state: Laplace, predictions: Predictions) -> np.ndarray:
 
     Args and Raises: as for `member_logits`.
     """
-    phi, tau = _features_of(state, predictions), state.prior_precision
-    if state.structure == "full":
-        parts = [(t / (state.eigenvalues + tau)) @ t.swapaxes(1, 2) for t in _projected(state, phi)]
-        return np.concatenate(parts)
-    of_a, of_b = state.eigenvectors
-    along = (phi @ of_a) ** 2 @ (1 / (state.eigenvalues + tau))
-    return (of_b * along[:, None, :]) @ of_b.T
+    phi = _features_of(state, predictions)
+    return np.concatenate([covariance(state.prior_precision) for _part, covariance in _covariances(state, phi)])
 
 
-def _projected(state: Laplace, phi: np.ndarray) -> Iterator[np.ndarray]:
-    """(φᵀ ⊗ I)E [rows, k, P] of the full eigenvectors, in chunks of examples."""
-    d, k = state.mean.shape
-    vectors = state.eigenvectors[0].reshape(d, -1)
-    rows = max(1, (1 << 22) // (k * state.mean.size))
+def _covariances(state: Laplace, phi: np.ndarray) -> Iterator[tuple[slice, Callable[[float], np.ndarray]]]:
+    """Chunks of examples, each with its function τ → Cov(v) [rows, k, k]."""
+    values, (d, k) = state.eigenvalues, state.mean.shape
+    full, (of_a, of_b) = state.structure == "full", (state.eigenvectors[0], state.eigenvectors[-1])
+    rows = max(1, (1 << 22) // (k * max(k, state.mean.size if full else d)))
+
+    def of_tau(phi: np.ndarray) -> Callable[[float], np.ndarray]:
+        if full:
+            along = (phi @ of_a.reshape(d, -1)).reshape(-1, k, state.mean.size)
+            return lambda tau: (along / (values + tau)) @ along.swapaxes(1, 2)
+        square = (phi @ of_a) ** 2
+        return lambda tau: (of_b * (square @ (1 / (values + tau)))[:, None, :]) @ of_b.T
+
     for start in range(0, len(phi), rows):
-        yield (phi[start : start + rows] @ vectors).reshape(-1, k, state.mean.size)
+        part = slice(start, min(start + rows, len(phi)))
+        yield part, of_tau(phi[part])
 
 
-def _variances(state: Laplace, phi: np.ndarray, precisions: np.ndarray) -> np.ndarray:
-    """Variance of each logit for each τ: [c, n, k]."""
-    shrunk = 1 / (state.eigenvalues[..., None] + precisions)
-    if state.structure == "full":
-        return np.moveaxis(np.concatenate([t**2 @ shrunk for t in _projected(state, phi)]), -1, 0)
-    of_a, of_b = state.eigenvectors
-    return (phi @ of_a) ** 2 @ np.moveaxis(shrunk, -1, 0) @ (of_b**2).T
+def mean_field_log_probabilities(state: Laplace, predictions: Predictions) -> np.ndarray:
+    """Closed form in place of samples: an approximation of ln of the mean softmax over the posterior.
 
+        p_k ∝ 1 / Σ_j exp(−(v_k − v_j)/√(1 + π/8 Var(v_k − v_j)))
 
-def probit_logits(state: Laplace, predictions: Predictions) -> np.ndarray:
-    """Closed form in place of samples: v_k/√(1 + π/8 Var v_k), whose softmax approximates the mean of the softmax over the posterior.
-
-    The multiclass form of the probit approximation; covariances between logits play no part in it. For two classes with a fixed logit 0
-    it is MacKay's.
+    From E[1/softmax_k] = Σ_j E[e^{v_j − v_k}], with each pair replaced by what MacKay's probit approximation gives for it alone. For two
+    classes it is MacKay's. Like the softmax it does not see a shift of all logits, which the prior leaves uncertain; the usual v_k/√(1 + π/8 Var
+    v_k) does. It needs all k² covariances of an example: for very many classes take samples.
 
     Args and Raises: as for `member_logits`.
 
     Returns:
-      float64 [n, k].
+      Log-probabilities float64 [n, k].
 
-    Source: MacKay, Neural Computation 1992 (two classes); Gibbs, PhD thesis, Cambridge 1997 (more; both from memory).
+    Source: MacKay, Neural Computation 1992 (two classes); Lu, Ie & Sha, arXiv 2006.07584, 2020 (pairs, "mean field"; from memory). Rows are
+    normalised here.
     """
     phi = _features_of(state, predictions)
-    (variance,) = _variances(state, phi, np.array([state.prior_precision]))
-    return _moderated(phi @ state.mean, variance)
+    return np.concatenate(
+        [_mean_field(phi[part] @ state.mean, of(state.prior_precision)) for part, of in _covariances(state, phi)]
+    )
 
 
-def _moderated(logits: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    return logits / np.sqrt(1 + math.pi / 8 * variance)
+def _mean_field(logits: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    variance = np.diagonal(covariance, axis1=1, axis2=2)
+    of_difference = np.maximum(variance[:, :, None] + variance[:, None, :] - 2 * covariance, 0.0)
+    behind = (logits[:, None, :] - logits[:, :, None]) / np.sqrt(1 + math.pi / 8 * of_difference)
+    return ops.log_softmax(-logsumexp(behind, axis=-1))
 
 
-def tune(state: Laplace, held_out: Predictions, candidates: Sequence[float] = CANDIDATES) -> Laplace:
-    """The same Hessian with the τ among the candidates whose `probit_logits` have least log loss on a second split.
+def tune(
+    state: Laplace,
+    held_out: Predictions,
+    members: int | None = None,
+    seed: int = 0,
+    *,
+    candidates: Sequence[float] = CANDIDATES,
+) -> Laplace:
+    """The same Hessian with the τ among the candidates that has least log loss on a second split.
+
+    An end of the candidates is chosen where the prior hardly matters (the smallest) or the head had better be trusted (the largest).
+    Tune what will be used: where the posterior is wide, the closed form and the mean of samples are different classifiers.
 
     Args:
       held_out: features and labels of examples that the head was not trained on, nor will be reported on; survey weights count, `is_ood`
         examples are left out.
-      candidates: τ > 0; of equal ones the largest, the narrowest posterior.
+      members: of how many drawn heads the mean probabilities are tuned, with the same draws for every τ; None for
+        `mean_field_log_probabilities`.
+      seed: of the draws; candidates: τ > 0; of equally good ones the largest, the narrowest posterior, is taken.
 
     Raises:
       InputError: as `member_logits`; the split is the one that the Hessian is of.
@@ -278,13 +294,25 @@ def tune(state: Laplace, held_out: Predictions, candidates: Sequence[float] = CA
     if held_out.provenance.get("split") == state.fitted_on:
         _refuse(held_out, "split", f"is {state.fitted_on!r}, that of the Hessian", "tune on another split")
     known = held_out if held_out.is_ood is None else select(held_out, ~held_out.is_ood)
+    of_tau = [with_prior_precision(state, float(tau)) for tau in taus]
+    if members is None:
+        losses = _closed_form_losses(state, known, taus)
+    else:
+        drawn = (ops.ensemble_log_probabilities(member_logits(one, known, members, seed)) for one in of_tau)
+        losses = [float(ops.negative_log_likelihood(log_p, known.label, weight=known.weight)) for log_p in drawn]
+    return of_tau[int(np.argmin(losses))]._replace(chosen_by="held_out_log_loss")
+
+
+def _closed_form_losses(state: Laplace, known: Predictions, taus: np.ndarray) -> np.ndarray:
+    """Total log loss of `mean_field_log_probabilities` for each τ."""
     phi = _features_of(state, known)
-    logits = phi @ state.mean
-    loss = [
-        np.average(ops.log_loss(_moderated(logits, variance), known.label), weights=known.weight)
-        for variance in _variances(state, phi, taus)
-    ]
-    return with_prior_precision(state, float(taus[int(np.argmin(loss))]))._replace(chosen_by="held_out_log_loss")
+    u = np.ones(len(known)) if known.weight is None else known.weight
+    losses = np.zeros(len(taus))
+    for part, covariance in _covariances(state, phi):
+        for i, tau in enumerate(taus):
+            log_p = _mean_field(phi[part] @ state.mean, covariance(tau))
+            losses[i] += u[part] @ ops.log_loss(log_p, known.label[part])
+    return losses
 
 
 def _with_one(features: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.methods import contrasts, logit_norm
-from sc_jax.methods.ensemble import member_subsets
+from sc_jax.methods.ensemble import combine, member_subsets
 from sc_jax.ops import resampling
 from sc_jax.ops.areas import normalised
 from sc_jax.ops.ranking import share
@@ -386,8 +386,7 @@ def _candidates(
         means = {p: mean_normalised(logits, p) for p in grid}
         return {p: (ops.predicted_class(mean) != label, ops.max_logit(mean)) for p, mean in means.items()}
     # Centring the members would not change what follows: MSP, the centred norm and the argmax do not see a shift.
-    of_logits = average == "mean_logits"
-    mean = np.mean(logits, axis=0, dtype=np.float64) if of_logits else ops.ensemble_log_probabilities(logits)
+    mean = combine(logits, None, "logit" if average == "mean_logits" else "probability")
     scores = ops.msp(mean)[None] if grid == (0,) else ops.max_logit_pnorm(mean, grid)
     error = ops.predicted_class(mean) != label
     return {p: (error, score) for p, score in zip(grid, scores, strict=True)}

@@ -15,6 +15,7 @@ from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 from sc_jax import ops, predictions
 from sc_jax.files import InputError
 from sc_jax.methods import ensemble
+from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 
 SPACES = ("probability", "logit")
@@ -251,6 +252,23 @@ def test_examples_from_outside_and_impossible_ones_do_not_count():
         ensemble.fit_weights(dataclasses.replace(given, logits=given.logits[0]))
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_saturated_few_and_impossible_examples_have_a_minimum_too(seed):
+    rng = np.random.default_rng(seed)
+    m, n, k, scale = int(rng.integers(1, 12)), int(rng.choice([1, 2, 5, 50])), 4, 10 ** rng.uniform(-3, 2.5)
+    label = rng.integers(0, k, n)
+    logits = scale * np.round(rng.normal(size=(m, n, k)), 1)
+    for space in SPACES:
+        state = ensemble.fit_weights(Predictions(label, logits, np.arange(n)), space)
+        assert state.gap < 1e-7 * max(1, scale)
+        assert state.log_loss <= state.equal_log_loss + 1e-12
+    logits = ops.log_softmax(logits)
+    logits[1:][rng.random((m - 1, n, k)) < 0.3] = -np.inf  # all of which the first member thinks possible
+    logits[:, np.isneginf(logits).all(axis=-1).any(axis=0)] = 0.0
+    given = Predictions(label, ops.log_softmax(logits), np.arange(n), log_probabilities=True)
+    assert ensemble.fit_weights(given).gap < 1e-7
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 @pytest.mark.parametrize("space", SPACES)
 def test_weights_of_many_alike_or_very_sure_members(space, scale):
@@ -424,6 +442,14 @@ def test_diversity_is_what_its_definitions_say(space, weighted):
         assert value == pytest.approx(np.mean([matrix[i, j] for i in range(4) for j in range(i)]))
 
 
+def test_the_order_of_members_orders_the_matrices():
+    given, order = members(6), np.array([3, 1, 0, 2])
+    told, permuted = (ensemble.diversity(logits, given.label) for logits in (given.logits, given.logits[order]))
+    for name in ensemble.PAIRWISE:
+        np.testing.assert_allclose(getattr(permuted, name), getattr(told, name)[np.ix_(order, order)], rtol=1e-12)
+    assert permuted.nll_gap == pytest.approx(told.nll_gap, rel=1e-12)
+
+
 def test_the_mean_disagreement_of_pairs_is_that_of_the_score():
     given = members(3, m=6)
     told = ensemble.diversity(given.logits, given.label)
@@ -561,7 +587,7 @@ def test_intervals_are_quantiles_of_what_they_say_they_cover():
     given = members(0, m=3, n=60)
     b, metrics = 40, ("nll", "error", "aurc", "coverage_at_risk_0.05")
     curve = ensemble.subset_curve(given.logits, given.label, metrics, [2, 3], resamples=b, level=0.9, seed=4)
-    counts = ops.resampling.resample_counts(4, 60, b)
+    counts = resampling.resample_counts(5, 60, b)
     for place, size in enumerate((2, 3)):
         for row, name in enumerate(metrics):
             drawn = np.array(

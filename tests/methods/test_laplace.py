@@ -80,9 +80,6 @@ def test_the_covariance_is_the_brute_force_inverse(structure, tau):
     expected = np.stack([np.kron(x, np.eye(3)) @ covariance @ np.kron(x, np.eye(3)).T for x in phi])
     found = laplace.logit_covariance(state, test)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-8 / tau)
-    variance = np.diagonal(found, axis1=1, axis2=2)
-    moderated = laplace.probit_logits(state, test)
-    np.testing.assert_allclose(moderated, test.logits / np.sqrt(1 + np.pi / 8 * variance), rtol=1e-9)
 
 
 def test_kronecker_factors_are_exact_for_one_example():
@@ -124,7 +121,9 @@ def test_a_strong_prior_leaves_the_head_as_it_is(structure):
     np.testing.assert_allclose(
         laplace.member_logits(state, test, 3, 0), np.broadcast_to(test.logits, (3, 60, 3)), atol=1e-5
     )
-    np.testing.assert_allclose(laplace.probit_logits(state, test), test.logits, atol=1e-10)
+    np.testing.assert_allclose(
+        laplace.mean_field_log_probabilities(state, test), ops.log_softmax(test.logits), atol=1e-10
+    )
 
 
 def test_more_data_narrow_the_posterior_and_weights_are_repeated_rows():
@@ -177,35 +176,58 @@ def test_tuning_takes_the_least_held_out_log_loss(structure):
     held_out = trained(5, n=200, weight=weight, is_ood=np.arange(200) < 30)
     state = laplace.fit(sure, 1.0, structure)
     candidates = (1e-9, 0.1, 1.0, 10.0, 1e4)
-    tuned = laplace.tune(state, held_out, candidates)
     known = select(held_out, ~held_out.is_ood)
-    loss = [
-        ops.negative_log_likelihood(
-            laplace.probit_logits(laplace.with_prior_precision(state, tau), known), known.label, weight=known.weight
-        )
-        for tau in candidates
-    ]
-    assert tuned.prior_precision == candidates[int(np.argmin(loss))]
-    assert tuned.prior_precision not in (1e-9, 1e4)
-    assert tuned.chosen_by == "held_out_log_loss"
+    of_tau = [laplace.with_prior_precision(state, tau) for tau in candidates]
+    closed = [laplace.mean_field_log_probabilities(one, known) for one in of_tau]
+    drawn = [ensemble.combine(laplace.member_logits(one, known, 10, 3)) for one in of_tau]
+    for outputs, options in ((closed, ()), (drawn, (10, 3))):
+        tuned = laplace.tune(state, held_out, *options, candidates=candidates)
+        loss = [ops.negative_log_likelihood(logits, known.label, weight=known.weight) for logits in outputs]
+        assert tuned.prior_precision == candidates[int(np.argmin(loss))]
+        assert len(set(np.round(loss, 6))) == len(candidates)
+        assert tuned.chosen_by == "held_out_log_loss"
     assert laplace.tune(state, held_out).prior_precision in laplace.CANDIDATES
     named = dataclasses.replace(held_out, provenance={"split": state.fitted_on})
     with pytest.raises(InputError, match="tune on another split"):
         laplace.tune(state, named)
     with pytest.raises(ValueError, match="candidates must be positive"):
-        laplace.tune(state, held_out, [0.0, 1.0])
+        laplace.tune(state, held_out, candidates=[0.0, 1.0])
 
 
-def test_probit_is_near_the_mean_of_the_samples_for_two_classes():
-    """Of two classes with logits ±z/2 the approximation is known to be close; here it is held to 0.03."""
-    given = trained(k=2)
-    state, test = laplace.fit(given, 0.5), trained(1, k=2)
-    sampled = np.exp(ensemble.combine(laplace.member_logits(state, test, 4000, 0)))
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_closed_form_is_mackays_for_two_classes(structure):
+    state, test = laplace.fit(trained(k=2), 0.5, structure), trained(1, k=2)
     difference = test.logits[:, 0] - test.logits[:, 1]
-    covariance = laplace.logit_covariance(state, test)
-    variance = covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1]
+    variance = laplace.logit_covariance(state, test) @ [1, -1] @ [1, -1]
     mackay = 1 / (1 + np.exp(-difference / np.sqrt(1 + np.pi / 8 * variance)))
+    np.testing.assert_allclose(np.exp(laplace.mean_field_log_probabilities(state, test))[:, 0], mackay, rtol=1e-9)
+    sampled = np.exp(ensemble.combine(laplace.member_logits(state, test, 4000, 0)))
     np.testing.assert_allclose(sampled[:, 0], mackay, atol=0.03)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_closed_form_is_nearer_to_the_mean_of_samples_than_the_head(structure):
+    given, test = trained(k=5), trained(1, k=5)
+    state = laplace.fit(given, 0.5, structure)
+    sampled = np.exp(ensemble.combine(laplace.member_logits(state, test, 4000, 0)))
+    closed = np.exp(laplace.mean_field_log_probabilities(state, test))
+    np.testing.assert_allclose(closed.sum(axis=1), 1, rtol=1e-12)
+    head = np.exp(ops.log_softmax(test.logits))
+    assert np.abs(closed - sampled).mean() < np.abs(head - sampled).mean() / 2
+
+
+def test_the_closed_form_does_not_see_a_shift_of_all_logits():
+    given, test = trained(), trained(1)
+    state = laplace.fit(given, 1.0)
+    shifted = state._replace(mean=state.mean + np.arange(5.0)[:, None])
+    closed = laplace.mean_field_log_probabilities(state, test)
+    np.testing.assert_allclose(laplace.mean_field_log_probabilities(shifted, test), closed, atol=1e-9)
+    (vectors,) = state.eigenvectors  # nor how uncertain the shift is
+    alike = np.kron(np.eye(5), np.full((3, 3), 1 / 3))
+    wide = laplace.posterior_covariance(state) + 100 * alike
+    values, vectors = np.linalg.eigh(np.linalg.inv(wide))
+    uncertain = state._replace(eigenvalues=values - 1.0, eigenvectors=(vectors,))
+    np.testing.assert_allclose(laplace.mean_field_log_probabilities(uncertain, test), closed, atol=1e-7)
 
 
 def test_members_are_an_ensemble_that_doubts_far_from_the_data():
