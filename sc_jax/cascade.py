@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sc_jax import cascade_pages, cli, files, predictions
-from sc_jax.evaluate import SCHEMA, cost_in_sidecar
 from sc_jax.files import InputError
 from sc_jax.methods import cascade, cascade_study, evaluation
 from sc_jax.methods.cascade import Task
 from sc_jax.predictions import Predictions
-from sc_jax.report import report
 
 
 def read(calibration: Sequence[str], tests: Sequence[str]) -> cascade_study.Candidates:
@@ -72,12 +70,12 @@ def evaluate(
             {**about, "score": settings.score, "n": study["n"], "metrics": metrics, "intervals": intervals}
             | {"intervals_cover": evaluation.covered(None), "fitted_on": given.calibration[0].provenance.get("split")}
         )
-    return {"schema": SCHEMA, "level": settings.level, "runs": runs, "cascades": {**study, "unit": unit}}
+    return {"schema": evaluation.SCHEMA, "level": settings.level, "runs": runs, "cascades": {**study, "unit": unit}}
 
 
 def _costs(text: str | None, unit: str | None, models: Sequence[Predictions]) -> tuple[list[float], str]:
     if text is None:
-        return [cost_in_sidecar(model) for model in models], "MACs"
+        return [cascade_study.cost_in_sidecar(model) for model in models], "MACs"
     try:
         values = [float(cost) for cost in text.split(",")]
     except ValueError:
@@ -130,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--delta", type=float, default=0.1, help="of the certified policies (0.1)")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (at least 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--workdir", metavar="DIR", help="writes metrics.json, policy.json and a report there")
+    parser.add_argument("--workdir", metavar="DIR", help="writes metrics.json and policy.json there")
     given = parser.parse_args(argv)
     task = _task(given, parser)
     if given.resamples < 20:
@@ -164,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print(document)
         files.write_json(workdir / "metrics.json", document)
         files.write_json(workdir / "policy.json", document["cascades"]["fitted"][0]["policies"]["window"])
-        report(workdir)
+    print(f"metrics: {workdir / 'metrics.json'}; `python -m sc_jax.report --workdir={workdir}` draws them")
     print(f"the window policy: {workdir / 'policy.json'}, for `sc_jax.methods.cascade.Policy.from_json`")
 
 

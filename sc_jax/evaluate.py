@@ -27,8 +27,6 @@ from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
 
-SCHEMA = 1
-
 PICTURE_COVERAGE = 0.9
 """Of the pixels of the calibration split, the share that is accepted where pictures of segmentation are drawn."""
 
@@ -68,7 +66,11 @@ def evaluate_files(
 
 
 def _document(settings: evaluation.Settings) -> dict[str, Any]:
-    document: dict[str, Any] = {"schema": SCHEMA, "level": settings.level, "match_error": settings.match_error}
+    document: dict[str, Any] = {
+        "schema": evaluation.SCHEMA,
+        "level": settings.level,
+        "match_error": settings.match_error,
+    }
     return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
 
 
@@ -150,7 +152,7 @@ def evaluate_study(config: Config, workdir: Path) -> None:
     finally:
         progress.close()
     document |= _segmented(config, workdir) | _cascades(config, runs)
-    files.write_json(target, {"schema": SCHEMA, "built_from": built_from, **document})
+    files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
 
 
@@ -171,22 +173,11 @@ def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
     candidates = cascade_study.disjoint(members, how.stages)
     progress = Progress(len(candidates), 0, "evaluating cascades")
     try:
-        cost = [cost_in_sidecar(test) for test in candidates[0].test]
+        cost = [cascade_study.cost_in_sidecar(test) for test in candidates[0].test]
         found = cascade_study.evaluate(candidates, cost, settings, lambda done: progress.update(done, "cascades"))
     finally:
         progress.close()
     return {"cascades": {**found, "unit": "MACs"}}
-
-
-def cost_in_sidecar(given: Predictions) -> float:
-    """The multiply-accumulates of one example that the sidecar says.
-
-    Raises:
-      InputError: it says none.
-    """
-    if "macs" not in given.provenance:
-        raise InputError(f"{given.source}: its sidecar says no 'macs'; predict again, or give the costs")
-    return float(given.provenance["macs"])
 
 
 def _paths(config: Config, workdir: Path, tag: dict[str, Any]) -> tuple[Path, Path]:

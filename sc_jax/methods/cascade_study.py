@@ -81,6 +81,17 @@ def disjoint(members: Sequence[tuple[str, Predictions, Predictions]], stages: in
     ]
 
 
+def cost_in_sidecar(given: Predictions) -> float:
+    """The multiply-accumulates of one example that the sidecar says.
+
+    Raises:
+      InputError: it says none.
+    """
+    if "macs" not in given.provenance:
+        raise InputError(f"{given.source}: its sidecar says no 'macs'; predict again, or give --costs")
+    return float(given.provenance["macs"])
+
+
 def evaluate(
     candidates: Sequence[Candidates],
     cost: Sequence[float],
