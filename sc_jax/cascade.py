@@ -34,7 +34,7 @@ def read(calibration: Sequence[str], tests: Sequence[str]) -> cascade_study.Cand
         raise InputError("--predictions: a cascade has two models or more; name the cheapest first")
     pairs = [predictions.read_files([test], tuning) for test, tuning in zip(tests, calibration, strict=True)]
     given = cascade_study.Candidates(
-        " → ".join(_name(path) for path in tests), [tuning for _, tuning in pairs], [test for (test,), _ in pairs]
+        " → ".join(_names(tests)), [tuning for _, tuning in pairs], [test for (test,), _ in pairs]
     )
     for split in (given.calibration, given.test):
         for model in split[1:]:
@@ -42,10 +42,13 @@ def read(calibration: Sequence[str], tests: Sequence[str]) -> cascade_study.Cand
     return given
 
 
-def _name(path: str) -> str:
-    """The file, with as much of its folder as says which model it is."""
-    where = Path(path)
-    return where.stem if where.stem not in ("test", "validation") else f"{where.parent.name}"
+def _names(paths: Sequence[str]) -> list[str]:
+    """What tells the files apart: the parts of their paths that differ."""
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    if len({len(one) for one in parts}) > 1:
+        return [Path(path).stem for path in paths]
+    differ = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    return ["/".join(one[i] for i in differ) for one in parts]
 
 
 def evaluate(

@@ -107,3 +107,8 @@ def test_costs_that_nobody_told_are_asked_for(tmp_path: Path) -> None:
     del made.test[1].provenance["macs"]
     with pytest.raises(InputError, match="give --costs"):
         cascade._costs(None, None, made.test)
+
+
+def test_models_are_called_by_what_tells_their_files_apart() -> None:
+    assert cascade._names(["runs/a/test.npz", "runs/b/test.npz"]) == ["a", "b"]
+    assert cascade._names(["x/small.npz", "large.npz"]) == ["small", "large"]
