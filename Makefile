@@ -28,6 +28,7 @@ bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.cascades
 
 docs: .venv/.test  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
 	$(BIN)/python docs/build.py
