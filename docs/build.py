@@ -2,8 +2,8 @@
 
     make docs
 
-Copies what the runs under `runs/label_smoothing-*` left into `experiments/label_smoothing/results/`, executes the notebook on
-the default run, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
+Copies what the runs under `runs/label_smoothing-*` and `runs/cascades-*` left into `experiments/<study>/results/`, executes the notebooks whose
+default run is there, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
 skipped: their last results stay.
 """
 
@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
-from sc_jax import files, ops, pages  # noqa: E402 (the docs are built from the checkout)
+from sc_jax import cascade_pages, files, ops, pages  # noqa: E402 (the docs are built from the checkout)
 from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
-STUDY = ROOT / "experiments/label_smoothing"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/metrics.md", STUDY / "README.md")
+STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/metrics.md", STUDY / "README.md", CASCADES / "README.md")
 
 
 def _metrics(variant: str) -> dict[str, Any]:
@@ -361,6 +361,46 @@ def objectives() -> str:
     return pages.Table(headings, lines).markdown()
 
 
+def _cascades(name: str) -> dict[str, Any]:
+    return files.read_json(CASCADES / "results" / name / "metrics.json")["cascades"]
+
+
+def cascade(name: str) -> str:
+    """The finding of a study of cascades with its contrasts and policies."""
+    document = _cascades(name)
+    tables = cascade_pages.claim_table(document), cascade_pages.policy_table(document)
+    return "\n\n".join([f"**{cascade_pages.claim(document)}**", *(table.markdown() for table in tables)])
+
+
+def cascade_search(name: str) -> str:
+    """The best policy of each budget on three splits."""
+    return cascade_pages.search_table(_cascades(name)).markdown()
+
+
+def cascade_rows(prefix: str) -> str:
+    """Cascades of files whose results begin with `prefix`, a row each."""
+    rows = []
+    for path in sorted((CASCADES / "results").glob(f"{prefix}*")):
+        document = _cascades(path.name)
+        of = {row["policy"]: row["metrics"] for row in document["policies"]}
+        cells = []
+        for policy in ("single", "ensemble", "single_threshold", "window"):
+            value, cost = of[policy]["coverage_at_risk"], of[policy]["cost_multiple"]["estimate"]
+            cells.append(f"{pages.number_with_interval(value['estimate'], value['interval'], 100)} at {cost:.2f}×")
+        gain = of["ensemble"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
+        kept = of["window"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
+        more = [
+            " / ".join(pages.number(of[policy][metric]["estimate"], 100) for policy in ("single", "ensemble", "window"))
+            for metric in ("risk_at_coverage", "aurc")
+        ]
+        verdicts = [document["claims"][i]["verdict"] for i in (0, 1)]
+        share = f"{100 * kept / gain:.0f} %" if gain > 0 else "no gain"
+        rows.append([path.name.replace("_", " → "), *cells, share, "; ".join(verdicts), *more])
+    headings = ["cascade", "first network alone: Cov@5 %", "ensemble", "single threshold", "window", "of the gain"]
+    headings += ["gain; 80 % kept", "Risk@80 %: single / ensemble / window", "AURC %"]
+    return pages.Table(headings, rows).markdown()
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "finding": finding,
     "stages": stages,
@@ -385,6 +425,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "rows": rows,
     "repairs full": lambda: repairs("full"),
+    "cascade default": lambda: cascade("default"),
+    "cascade resnet20_resnet56": lambda: cascade("resnet20_resnet56"),
+    "cascade search": lambda: cascade_search("resnet20_resnet56"),
+    "cascade resnets": lambda: cascade_rows("resnet"),
+    "cascade outputs": lambda: cascade_rows("stored"),
     "claims online_shoppers": lambda: claims("online_shoppers"),
     "claims adult": lambda: claims("adult"),
 }
@@ -411,12 +456,19 @@ def collect() -> None:
         row = study.removeprefix("label_smoothing").removeprefix("_")  # "adult", or "" of the study's own variants
         if variant in ("smoke", "teacher") or not (workdir / "report.md").exists():  # a teacher shows nothing itself
             continue
-        target = STUDY / "results" / _folder(row, variant)
-        target.mkdir(parents=True, exist_ok=True)
-        for source in [workdir / "metrics.json", *sorted((workdir / "figures").glob("*.png"))]:
-            shutil.copy(source, target / source.name)
-        text = (workdir / "report.md").read_text(encoding="utf-8").replace("](figures/", "](")
-        files.write_text(target / "report.md", text)
+        _copy(workdir, STUDY / "results" / _folder(row, variant))
+    for workdir in sorted((ROOT / "runs").glob("cascades-*")):
+        variant = workdir.name.removeprefix("cascades-")
+        if not variant.endswith("smoke") and (workdir / "report.md").exists():
+            _copy(workdir, CASCADES / "results" / variant)
+
+
+def _copy(workdir: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for source in [workdir / "metrics.json", *sorted((workdir / "figures").glob("*.png"))]:
+        shutil.copy(source, target / source.name)
+    text = (workdir / "report.md").read_text(encoding="utf-8").replace("](figures/", "](")
+    files.write_text(target / "report.md", text)
 
 
 def execute_notebooks() -> None:
@@ -425,6 +477,8 @@ def execute_notebooks() -> None:
     from nbclient import NotebookClient
 
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if not (ROOT / f"runs/{path.stem}-default/metrics.json").exists():
+            continue
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
         for cell in notebook.cells:
@@ -434,7 +488,6 @@ def execute_notebooks() -> None:
 
 if __name__ == "__main__":
     collect()
-    if (ROOT / "runs/label_smoothing-default/metrics.json").exists():
-        execute_notebooks()
+    execute_notebooks()
     for document in DOCUMENTS:
         files.write_text(document, filled(document.read_text(encoding="utf-8")))

@@ -110,16 +110,20 @@ def search_table(document: dict[str, Any]) -> Table:
     for row in document["search"]:
         cells = [
             f"{number(row[f'{split}_coverage'], 100)} / {number(row[f'{split}_risk'], 100)}"
-            for split in ("search", "certify", "test")
+            for split in ("search", "certify")
         ]
-        rows.append([f"{row['budget']:g}", *cells, number(row["test_cost_multiple"])])
+        cells += [
+            number_with_interval(row[f"test_{what}"], row[f"test_{what}_band"], factor)
+            for what, factor in (("coverage", 100), ("risk", 100), ("cost_multiple", 1))
+        ]
+        rows.append([f"{row['budget']:g}", *cells])
         if "certified_share" in row:
             rows[-1] += [
                 f"{number(row['certified_coverage'], 100)} / {number(row['certified_risk'], 100)}",
                 number(row["certified_cost_multiple"]),
                 f"{row['certified_share'] * len(document['names']):.0f} of {len(document['names'])}",
             ]
-    headings = ["budget", "searched half: coverage / risk %", "other half", "test split", "cost there"]
+    headings = ["budget", "searched half: coverage / risk %", "other half", "test split: coverage %", "risk %", "cost"]
     if rows and len(rows[0]) > len(headings):
         headings += ["certified by the other half: test split", "cost there", "found"]
     return Table(headings, rows)
@@ -193,7 +197,7 @@ def section(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
         policies = document["search"][0]["policies"]
         note = (
             f"{policies:,.0f} policies per cascade (every order of the networks, window and threshold of a grid) on one half of the calibration split; the best of them within "
-            "each budget, on all three. It is the best of many where it was chosen, and promises nothing elsewhere. "
+            f"each budget, on all three. It is the best of many where it was chosen, and promises nothing elsewhere. Brackets: {level} bands that hold for all budgets at once. "
         )
         if settings["task"]["kind"] == "risk":
             note += (

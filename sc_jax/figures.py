@@ -753,8 +753,10 @@ def cascade_search(document: dict[str, Any]) -> Figure:
         for axes, what in ((left, "coverage"), (right, "risk")):
             percent = [math.nan if row[f"{split}_{what}"] is None else 100 * row[f"{split}_{what}"] for row in rows]
             axes.plot(budget, percent, color=colour, marker="o", ms=4, label=name)
-    risk = 100 * document["settings"]["task"]["target"]
-    right.axhline(risk, color="black", lw=0.8, ls=":")
+    for axes, what in ((left, "coverage"), (right, "risk")):
+        low, high = (100 * np.array([row[f"test_{what}_band"] for row in rows], float)).T
+        axes.fill_between(budget, low, high, color=GREEN, alpha=0.15, lw=0)
+    right.axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
     left.set(xlabel="budget (multiple of the first network)", ylabel="coverage (%)")
     right.set(xlabel="budget (multiple of the first network)", ylabel="selective risk (%)", ylim=(0, None))
     left.set_title("The best of many policies", fontsize=10.5, loc="left")

@@ -140,7 +140,7 @@ def evaluate(
         sweeps.append(_swept(calibration, known, settings))
         if test.is_ood is not None and test.is_ood.any():
             shifts.append(_of_ood(policies, test))
-        searches.append(_searched(one, cost, settings))
+        searches.append(_searched(one, cost, settings, counts))
         progress(done)
     covers = "test examples" + (", cascades" if len(built) > 1 else "")
     return {
@@ -162,7 +162,7 @@ def evaluate(
         "claims": _claims(cells, drawn, settings),
         "sweep": _mean_rows(sweeps),
         "changes": {key: float(np.mean([row[key] for row in changes])) for key in changes[0]},
-        "search": _mean_rows(searches),
+        "search": _with_bands(searches, drawn, settings.level),
         "ood": _mean_rows(shifts),
         "fitted": fitted,
     }
@@ -466,7 +466,7 @@ def certified(
     return max(holds, key=lambda one: test(one, searched).accepted[0]) if holds else None
 
 
-def _searched(one: Candidates, cost: Sequence[float], settings: Settings) -> list[dict[str, Any]]:
+def _searched(one: Candidates, cost: Sequence[float], settings: Settings, counts: np.ndarray) -> list[dict[str, Any]]:
     """The best policy of each budget on one half of the calibration split, and what it does on the other half and on the test split.
 
     Of a task "risk" also the one that the other half certifies, on the test split.
@@ -483,7 +483,7 @@ def _searched(one: Candidates, cost: Sequence[float], settings: Settings) -> lis
         row: dict[str, Any] = {"budget": budget, "policies": float(sum(len(table.cost) for table in found.tables))}
         chosen = best_of(found, settings.task, budget * cost[0])
         for split, models in (("search", of_half[0]), ("certify", of_half[1]), ("test", one.test)):
-            row |= _done(split, chosen, models, cost, settings)
+            row |= _done(split, chosen, models, cost, settings, counts if split == "test" else None)
         if settings.task.kind == "risk":
             promised = certified(found, *of_half, cost, budget * cost[0], settings)
             row |= {"certified_share": float(promised is not None)} | _done(
@@ -494,19 +494,62 @@ def _searched(one: Candidates, cost: Sequence[float], settings: Settings) -> lis
 
 
 def _done(
-    name: str, chosen: Chosen | None, models: Sequence[Predictions], cost: Sequence[float], settings: Settings
-) -> dict[str, float]:
-    """Coverage, risk and cost of a decision on a split; where there is none, nothing is accepted and the risk is not defined."""
+    name: str,
+    chosen: Chosen | None,
+    models: Sequence[Predictions],
+    cost: Sequence[float],
+    settings: Settings,
+    counts: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Coverage, risk and cost of a decision on a split; where there is none, nothing is accepted and the risk is not defined.
+
+    With `counts` [b, n] also replicates over the examples, under "<name>_replicates": [b] of each.
+    """
     if chosen is None:
-        return {f"{name}_coverage": 0.0, f"{name}_risk": math.nan, f"{name}_cost_multiple": math.nan}
+        nothing = {"coverage": 0.0, "risk": math.nan, "cost_multiple": math.nan}
+        told: dict[str, Any] = {f"{name}_{what}": value for what, value in nothing.items()}
+        if counts is not None:
+            told[f"{name}_replicates"] = {what: np.full(len(counts), value) for what, value in nothing.items()}
+        return told
     given = cascade.in_distribution(_stages_of(models, cost, chosen.order, settings))
     outcome = cascade.follow(chosen.windows, given)
     accept = outcome.score >= chosen.threshold
-    return {
-        f"{name}_coverage": float(accept.mean()),
-        f"{name}_risk": float((accept & outcome.error).sum() / max(1, accept.sum())),
-        f"{name}_cost_multiple": float(outcome.cost.mean() / cost[0]),
-    }
+    columns = np.stack([accept, accept & outcome.error, outcome.cost / cost[0]], axis=1).astype(np.float64)
+
+    def shares(weight: np.ndarray) -> dict[str, np.ndarray]:
+        accepted, wrong, spent = np.moveaxis(weight @ columns, -1, 0)
+        n = weight.sum(axis=-1)
+        return {"coverage": accepted / n, "risk": wrong / np.maximum(accepted, 1), "cost_multiple": spent / n}
+
+    told = {f"{name}_{what}": float(value) for what, value in shares(np.ones(len(accept))).items()}
+    if counts is not None:
+        parts = [shares(counts[rows].astype(np.float64)) for rows in resampling.chunks(counts)]
+        told[f"{name}_replicates"] = {what: np.concatenate([part[what] for part in parts]) for what in parts[0]}
+    return told
+
+
+def _with_bands(searches: Sequence[list[dict[str, Any]]], drawn: np.ndarray, level: float) -> list[dict[str, Any]]:
+    """Means over cascades, with bands that hold for all budgets at once.
+
+    The policies were chosen on other examples, so that their estimates on the test split are not those of the best of many. What
+    is left is that there are several: estimate ± q · se, q the quantile of max_budgets |replicate − estimate|/se.
+    """
+    replicates = [[row.pop("test_replicates") for row in rows] for rows in searches]
+    means = _mean_rows(searches)
+    for what in ("coverage", "risk", "cost_multiple"):
+        rows = []
+        for i in range(len(means)):
+            values = np.array([search[i][f"test_{what}"] for search in searches])
+            rows.append(resampling.crossed(values, np.stack([one[i][what] for one in replicates]), drawn))
+        estimate, error = (
+            np.array(column) for column in zip(*((d.estimate, np.std(d.replicates)) for d in rows), strict=True)
+        )
+        away = np.abs(np.stack([d.replicates for d in rows]) - estimate[:, None])
+        scaled = np.divide(away, error[:, None], out=np.zeros_like(away), where=error[:, None] > 0)
+        q = np.quantile(np.nanmax(scaled, axis=0), level) if np.isfinite(scaled).any() else math.nan
+        for row, centre, se in zip(means, estimate, error, strict=True):
+            row[f"test_{what}_band"] = [float(centre - q * se), float(centre + q * se)]
+    return means
 
 
 def _mean_rows(rows_of_each: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -234,6 +234,41 @@ def searched() -> tuple[list[Predictions], cascade_study.Found]:
     return models, cascade_study.search_orders(models, COST, SETTINGS, points=10)
 
 
+def test_bands_hold_every_estimate_and_are_wider_than_single_intervals(document: dict) -> None:
+    """Where all budgets have the same policies there is one estimate, and the band is its normal interval nearly."""
+    for row in document["search"]:
+        for what in ("coverage", "risk", "cost_multiple"):
+            low, high = row[f"test_{what}_band"]
+            assert low <= row[f"test_{what}"] <= high
+    one = candidates(1)[0]
+    counts = resampling.resample_counts(0, 500, 400)
+    drawn = np.ones((400, 1))
+    rows = cascade_study._searched(one, COST, SETTINGS, counts)
+    single = {what: rows[-1]["test_replicates"][what] for what in ("coverage", "risk")}
+    estimate = {what: rows[-1][f"test_{what}"] for what in single}
+    told = cascade_study._with_bands([rows], drawn, 0.95)[-1]
+    for what, replicates in single.items():
+        low, high = told[f"test_{what}_band"]
+        inside = np.mean((replicates >= low) & (replicates <= high))
+        assert inside >= 0.95
+        assert (low + high) / 2 == pytest.approx(estimate[what])
+
+
+def test_replicates_of_a_decision_are_those_of_repeated_examples() -> None:
+    models = split(0, range(2), n=60)
+    chosen = cascade_study.Chosen((0, 1), ((0.5, 2.0),), 1.0)
+    counts = resampling.resample_counts(3, 60, 4)
+    told = cascade_study._done("x", chosen, models, COST, SETTINGS, counts)
+    given = cascade.stages(models, COST)
+    outcome = cascade.follow(chosen.windows, given)
+    for b, row in enumerate(counts):
+        rows = np.repeat(np.arange(60), row)
+        accept = outcome.score[rows] >= 1.0
+        assert told["x_replicates"]["coverage"][b] == pytest.approx(accept.mean())
+        assert told["x_replicates"]["risk"][b] == pytest.approx(outcome.error[rows][accept].mean())
+        assert told["x_replicates"]["cost_multiple"][b] == pytest.approx(outcome.cost[rows].mean())
+
+
 def test_certified_cascades_keep_their_promise(searched: tuple) -> None:
     """Violations among draws from a population that is known: their share is not significantly above δ; where the estimate is trusted, it is."""
     models, found = searched
