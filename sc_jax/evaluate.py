@@ -20,13 +20,12 @@ from sc_jax import cli, files, ops, predictions
 from sc_jax import config as config_lib
 from sc_jax.config import Config
 from sc_jax.files import InputError
-from sc_jax.methods import evaluation, streaming, study
+from sc_jax.methods import cascade_study, evaluation, streaming, study
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.cascade import Task
 from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
-
-SCHEMA = 1
 
 PICTURE_COVERAGE = 0.9
 """Of the pixels of the calibration split, the share that is accepted where pictures of segmentation are drawn."""
@@ -67,7 +66,11 @@ def evaluate_files(
 
 
 def _document(settings: evaluation.Settings) -> dict[str, Any]:
-    document: dict[str, Any] = {"schema": SCHEMA, "level": settings.level, "match_error": settings.match_error}
+    document: dict[str, Any] = {
+        "schema": evaluation.SCHEMA,
+        "level": settings.level,
+        "match_error": settings.match_error,
+    }
     return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
 
 
@@ -148,9 +151,33 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         )
     finally:
         progress.close()
-    document |= _segmented(config, workdir)
-    files.write_json(target, {"schema": SCHEMA, "built_from": built_from, **document})
+    document |= _segmented(config, workdir) | _cascades(config, runs)
+    files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
+
+
+def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
+    """The study of cascades of the members, where the config asks for one."""
+    if not config.cascade.stages:
+        return {}
+    how = config.cascade
+    settings = cascade_study.Settings(
+        Task("risk", how.risk),
+        how.score,
+        half_width=how.half_width,
+        resamples=config.evaluation.resamples,
+        level=config.evaluation.level,
+        seed=config.evaluation.seed,
+    )
+    members = [(f"seed {run.seed}", run.calibration, run.test) for run in runs]
+    candidates = cascade_study.disjoint(members, how.stages)
+    progress = Progress(len(candidates), 0, "evaluating cascades")
+    try:
+        cost = [cascade_study.cost_in_sidecar(test) for test in candidates[0].test]
+        found = cascade_study.evaluate(candidates, cost, settings, lambda done: progress.update(done, "cascades"))
+    finally:
+        progress.close()
+    return {"cascades": {**found, "unit": "MACs"}}
 
 
 def _paths(config: Config, workdir: Path, tag: dict[str, Any]) -> tuple[Path, Path]:
@@ -206,6 +233,7 @@ def _built_from(config: Config, workdir: Path) -> str:
         "settings": dataclasses.asdict(settings_of(config)),
         "repair": config.evaluation.repair,
         "primary": [dataclasses.asdict(c) for c in config.primary],
+        "cascade": dataclasses.asdict(config.cascade),
     }
     return files.fingerprint_json({"predictions": found, **how})
 

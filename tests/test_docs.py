@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ DOCUMENTS = [
     "docs/house.md",
     "docs/data.md",
     "docs/recipes.md",
+    "docs/ensembles.md",
+    "docs/cascades.md",
     "experiments/label_smoothing/README.md",
 ]
 
@@ -73,13 +76,22 @@ def test_the_code_of_the_guarantees_runs_as_it_stands(tmp_path: Path) -> None:
     commands = re.findall(r"^    \.venv/bin/python (-m sc_jax\.select .*)$", text, re.M)
     assert len(commands) == 4
     run = [["-c", files], *(command.split() for command in commands), ["-c", code]]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
     for arguments in run:
-        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=here, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         print(done.stdout)
     decided = json.loads((tmp_path / "runs/sgr/decisions.json").read_text())["test"]
     assert 0 < decided["coverage"] <= 1
     assert decided["risk"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["docs/ensembles.md", "docs/cascades.md"])
+def test_the_code_of_a_page_runs_from_top_to_bottom(tmp_path: Path, name: str) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S))
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_of_the_readme_exist() -> None:

@@ -6,30 +6,35 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_door
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUNS = {"label_smoothing": ("smoke_run", "α = 0.2", 4), "cascades": ("cascade_run", "window", 3)}
+"""Notebook → the run it reads, something that it prints, and how many pictures it shows at least."""
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SC_JAX_WORKDIR", str(smoke_run))
+@pytest.mark.parametrize("name", RUNS)
+def test_notebook_runs(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture, told, shown = RUNS[name]
+    monkeypatch.setenv("SC_JAX_WORKDIR", str(request.getfixturevalue(fixture)))
+    path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
-    printed = "".join(o.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs)
-    assert "α = 0.2" in printed
-    pictures = [
-        o
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for o in cell.outputs
-        if "image/png" in o.get("data", {})
-    ]
-    assert len(pictures) >= 4
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert told in "".join(o.get("text", "") for o in outputs)
+    assert len([o for o in outputs if "image/png" in o.get("data", {})]) >= shown
 
 
-def test_there_are_notebooks() -> None:
-    assert NOTEBOOKS
+def test_every_notebook_is_run() -> None:
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(RUNS)
+
+
+@pytest.fixture(scope="session")
+def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the cascades' `:smoke`, run through the door from data to report."""
+    workdir: Path = tmp_path_factory.mktemp("cascades") / "run"
+    result = run_door("run", f"--config={ROOT}/experiments/cascades/config.py:smoke", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir
