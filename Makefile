@@ -27,6 +27,7 @@ bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.logit_statistics
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage
+	$(BIN)/python -m benchmarks.validity
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.cascades
 

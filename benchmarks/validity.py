@@ -308,7 +308,7 @@ def risk_control_exactly(setting: Setting, correction: int = 1, whole_cells: boo
             some = chance(0.0, covers[h], float(error[h]))
             mean, covered, reached = mean + some * total[h + 1], covered + some * covers[h + 1], reached + some
     shown = {"rate": float(mean), "level": setting.risk, "p": 0.0 if mean > setting.risk + 1e-9 else 1.0}
-    return {**shown, **_tightness(setting, population.wrong, covered, 1 - reached)}
+    return {**shown, **_tightness(setting, population.wrong, covered, max(0.0, 1 - reached))}
 
 
 CONFORMAL_SETTINGS = (

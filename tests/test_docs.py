@@ -18,6 +18,7 @@ DOCUMENTS = [
     "README.md",
     "docs/metrics.md",
     "docs/formats.md",
+    "docs/guarantees.md",
     "docs/house.md",
     "docs/data.md",
     "docs/recipes.md",
@@ -66,6 +67,23 @@ def test_the_readme_s_code_runs_as_it_stands(tmp_path: Path) -> None:
     assert rows[0]["score"] == "msp"
     assert 0.5 < rows[0]["metrics"]["error"] < 1
     assert (tmp_path / "runs/mine/report.html").exists()
+
+
+def test_the_code_of_the_guarantees_runs_as_it_stands(tmp_path: Path) -> None:
+    """Files are made, commands run, then the Python."""
+    text = (ROOT / "docs/guarantees.md").read_text(encoding="utf-8")
+    files, code = re.findall(r"```python\n(.*?)```", text, re.S)
+    commands = re.findall(r"^    \.venv/bin/python (-m sc_jax\.select .*)$", text, re.M)
+    assert len(commands) == 4
+    run = [["-c", files], *(command.split() for command in commands), ["-c", code]]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for arguments in run:
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=here, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)
+    decided = json.loads((tmp_path / "runs/sgr/decisions.json").read_text())["test"]
+    assert 0 < decided["coverage"] <= 1
+    assert decided["risk"] < 0.1
 
 
 @pytest.mark.parametrize("name", ["docs/ensembles.md", "docs/cascades.md"])

@@ -21,7 +21,7 @@ from sc_jax.methods.guarantees import independent
 from sc_jax.methods.selector import Promise, Selector, nonconformity_of
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.targets import Target, as_fraction
-from sc_jax.predictions import Predictions, select
+from sc_jax.predictions import Predictions
 
 DEFAULTS: dict[str, dict[str, float]] = {"raps": {"penalty": 0.1, "free": 1}, "saps": {"weight": 0.1}}
 """Numbers of the nonconformity scores that have any. They change the size of sets, never their validity, if they are fixed beforehand."""
@@ -177,7 +177,6 @@ def fit_selector(
     risk: float,
     within: str = "all",
     state: Mapping[str, float] | None = None,
-    whole: Predictions | None = None,
 ) -> Selector:
     """Acceptance where the prediction set is a single class: P(accepted and wrong) ≤ α on average over calibration sets.
 
@@ -187,7 +186,6 @@ def fit_selector(
       calibration, score, state: as for `fit`; risk: α.
       within: where the promise holds; with "label" each class has its own quantile, and the answer is the one class in the set, which need not be
         the most probable.
-      whole: the file that `calibration` is a part of, if it is.
 
     Returns:
       A `Selector`.
@@ -202,7 +200,7 @@ def fit_selector(
         assumption += f" within each {within.replace('_', ' ')}"
     promise = Promise("marginal", "accepted and wrong", risk, None, within, assumption)
     fitted = fit(calibration, score, risk, by=within, state=state)
-    kept = calibration if calibration.is_ood is None else select(calibration, ~calibration.is_ood)
+    n = len(calibration) if calibration.is_ood is None else int((~calibration.is_ood).sum())
     return Selector(
         f"singleton_{score}",
         promise,
@@ -211,7 +209,7 @@ def fit_selector(
         fitted.state,
         within,
         fitted.quantile,
-        selector_lib.fitted_on(kept, len(kept), whole),
+        selector_lib.fitted_on(calibration, n),
     )
 
 

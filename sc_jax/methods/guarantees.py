@@ -155,7 +155,7 @@ def conformal_risk_control(n: Array, errors: Array, alpha: float) -> np.ndarray:
     if errors.dtype.kind == "f":
         allowed = float(as_fraction(alpha)) * (n.sum(axis=-1) + 1) - 1
     met = (np.cumsum(errors, axis=-1) <= allowed[..., None]) & (n > 0)
-    return np.where(met, np.arange(n.shape[-1]), -1).max(axis=-1)
+    return np.where(met, np.arange(n.shape[-1]), -1).max(axis=-1, initial=-1)
 
 
 class Cells(NamedTuple):
@@ -287,6 +287,8 @@ def fit(
     state = selector_lib.fit_score(score, tuning)
     kept = calibration if calibration.is_ood is None else select(calibration, ~calibration.is_ood)
     values = selector_lib.score_of(score, state, kept)
+    if np.isnan(values).any():
+        raise InputError(f"{calibration.source}: score {score!r} is NaN for some examples; find out why")
     prediction = ops.predicted_class(known.logits)
     error = prediction != known.label
     by = "all" if within == "label" else within
@@ -298,12 +300,14 @@ def fit(
     present = np.unique(names)
     for name in present:
         mine = names == name
-        label = known.label[mine] if within == "label" else None
+        classes = [np.full(mine.sum(), True)]
+        if within == "label":  # one without examples certifies nothing
+            classes = [known.label[mine] == k for k in range(known.num_classes)]
         how = _How(method, risk, None if delta is None else delta / len(present), tuple(starts), p_value)
         thresholds[str(name)], about[str(name)] = _threshold(
-            how, values[mine], error[mine], label, tuned.get(str(name), np.zeros(0))
+            how, values[mine], error[mine], classes, tuned.get(str(name), np.zeros(0))
         )
-    fitted_on = selector_lib.fitted_on(kept, len(known), whole)
+    fitted_on = selector_lib.fitted_on(calibration, len(known), whole)
     return Selector(method, promise, "threshold", score, state, by, thresholds, fitted_on, about)
 
 
@@ -329,10 +333,9 @@ def _tuned(tuning: Predictions | None, score: str, state: Mapping[str, float], b
 
 
 def _threshold(
-    how: _How, score: np.ndarray, error: np.ndarray, label: np.ndarray | None, tuned: np.ndarray
+    how: _How, score: np.ndarray, error: np.ndarray, classes: Sequence[np.ndarray], tuned: np.ndarray
 ) -> tuple[float, dict[str, Any]]:
-    """The threshold of one stratum, and what is known of it."""
-    classes = [np.ones(len(score), bool)] if label is None else [label == k for k in np.unique(label)]
+    """The threshold of one stratum under which the promise holds in each class (bool [n]), and what is known of it."""
     bound = math.nan
     if how.method.startswith("ltt"):
         if not len(tuned):  # no example to take thresholds from

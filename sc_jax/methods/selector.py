@@ -125,6 +125,13 @@ class Selector:
     fitted_on: FittedOn
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for rules that cannot be followed: a threshold by label would need the labels it is to do without."""
+        if self.rule not in ("threshold", "singleton"):
+            raise ValueError(f"rule {self.rule!r}: there are threshold and singleton")
+        if self.by not in STRATA or (self.by == "label" and self.rule == "threshold"):
+            raise ValueError(f"by {self.by!r}: a {self.rule} cannot depend on it")
+
     def __call__(self, predictions: Predictions) -> Decision:
         """Decides.
 

@@ -134,7 +134,8 @@ def clopper_pearson_lower(errors: Array, n: Array, delta: Array) -> np.ndarray:
     Source: Clopper & Pearson, Biometrika 1934.
     """
     errors, n = _counts(errors, n)
-    return np.maximum(1 - clopper_pearson_upper(n - errors, n, delta), 0.0)
+    bound = special.betaincinv(np.maximum(errors, 0.5), n - errors + 1, _open_share("delta", delta))
+    return np.where(errors == 0, 0.0, bound)
 
 
 def clopper_pearson_interval(errors: Array, n: Array, level: float = 0.95) -> np.ndarray:

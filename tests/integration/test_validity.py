@@ -1,15 +1,18 @@
 """Promises are kept, and variants that break them are caught: a sample of `python -m benchmarks.validity`."""
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import errors, predictions
 from scipy import stats
 
 from benchmarks import validity
-from sc_jax.methods import guarantees
+from sc_jax.methods import conformal, guarantees
+from sc_jax.predictions import select
 
 FOLDER = os.environ.get("SC_JAX_EXTRA_DATA")
 
@@ -102,3 +105,29 @@ def test_published_outputs_as_populations():
         assert abs(s.population.mass.sum() - 1) < 1e-9
     found = validity.judged(validity.pac_rows(settings[:3], 500))
     assert not [row for row in found if row["fails"]]
+
+
+@pytest.mark.parametrize("method", ["sgr", "ltt_fixed_sequence", "ltt_holm", "crc", "singleton_lac"])
+def test_from_predictions_to_decisions_the_promise_is_kept(method):
+    """The whole way: calibration sets of 250 from a pool, with ties, a fifth of them to tune on; violations are of the pool."""
+    pool = predictions(0, 5000, signal=2.6, digits=1)
+    wrong = errors(pool)
+    rng = np.random.default_rng(0)
+    risks, marginal = [], method in ("crc", "singleton_lac")
+    for _ in range(150):
+        drawn = dataclasses.replace(select(pool, rng.choice(5000, 250)), example_id=np.arange(250))
+        tuning, rest = guarantees.divide(drawn, 0.2, 0)
+        if method == "singleton_lac":
+            chosen = conformal.fit_selector(drawn, "lac", risk=0.05)
+        elif method == "crc":
+            chosen = guarantees.fit(drawn, method, risk=0.05)
+        else:
+            chosen = guarantees.fit(rest, method, risk=0.08, delta=0.2, tuning=tuning, whole=drawn)
+        accept = chosen(pool).accept
+        risks.append((wrong & accept).mean() if marginal else wrong[accept].mean() if accept.any() else 0.0)
+    if marginal:
+        assert 0.01 < np.mean(risks) <= 0.05 + 3 * np.std(risks) / np.sqrt(150)
+    else:
+        bad = sum(risk > 0.08 for risk in risks)
+        assert stats.binomtest(bad, 150, 0.2, alternative="greater").pvalue > 0.01
+        assert sum(risk > 0 for risk in risks) > 10

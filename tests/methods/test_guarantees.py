@@ -274,6 +274,9 @@ def test_within_true_classes_the_worst_decides(method):
             level = 0.1
             p = ops.binomial_p_value(error[accepted & mine].sum(), (accepted & mine).sum(), 0.25)
             assert p <= level
+    without = select(calibration, calibration.label != 4)
+    none = guarantees.fit(without, method, risk=0.25, delta=delta, tuning=tuning, within="label")
+    assert math.isnan(none.thresholds["all"])  # nothing is known of class 4
     whole = guarantees.fit(calibration, method, risk=0.25, delta=delta, tuning=tuning)
     assert chosen.thresholds["all"] >= whole.thresholds["all"]
 
@@ -303,6 +306,8 @@ def test_ood_rows_certify_nothing():
         without = guarantees.fit(select(calibration, ~odd), method, risk=0.1, delta=delta, tuning=tuning)
         assert with_ood.thresholds == without.thresholds
         assert with_ood.fitted_on.n == (~odd).sum()
+        with pytest.raises(InputError, match="was fitted on"):
+            with_ood(marked)
 
 
 def test_a_fitted_score_and_several_starts():

@@ -172,3 +172,16 @@ def test_a_damaged_file_is_refused(tmp_path):
 def test_promises_that_cannot_be_made(arguments, message):
     with pytest.raises(ValueError, match=message):
         Promise(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("rule", "by", "message"),
+    [
+        ("threshold", "label", "cannot depend"),
+        ("vote", "all", "there are threshold"),
+        ("singleton", "age", "cannot depend"),
+    ],
+)
+def test_rules_that_cannot_be_followed(rule, by, message):
+    with pytest.raises(ValueError, match=message):
+        made(rule, by=by)
