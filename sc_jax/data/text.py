@@ -1,7 +1,7 @@
 """Three sets of short texts: IMDB, SST-2 and TREC, as rows of tokens.
 
     dataset = load_trec(directory)
-    dataset.splits["train"].inputs      # int32 [4907, 64], 0 after the end
+    dataset.splits["train"].inputs      # int32 [4907, 40], 0 after the end
     dataset.vocabulary[2]               # "?", the most frequent token of the train split
 
 `imdb`: is a film review positive? 25,000 / 25,000 reviews. A. L. Maas and others, "Learning word vectors for sentiment
@@ -25,7 +25,7 @@ that comes several times has its copies side by side, so at most one text is on 
 Tokens, by the library `tokenizers`: "<br />" becomes a space, then lower case, then runs of letters and digits are
 tokens, and runs of other characters. The vocabulary is fitted on the train split alone: the tokens that come at least
 twice, the most frequent first, equal ones in alphabetical order, at most 25,000 together with 0 "<padding>" and 1
-"<unknown>". Rows are cut after 256 (IMDB) or 64 tokens and filled with 0. IMDB's 256 are those of Xia et al. (ICLR
+"<unknown>". Rows are cut after 256 (IMDB), 64 (SST-2) or 40 tokens (TREC, whose longest has 37) and filled with 0. IMDB's 256 are those of Xia et al. (ICLR
 2025, arXiv:2403.14715); their code has no vocabulary of its own but the fixed GloVe vectors 840B of NLTK's words, upper
 and lower case apart, and no validation split: it validates on the test reviews. Vocabulary size, least frequency and 64
 are ours.
@@ -100,7 +100,7 @@ SST2 = Corpus(
 TREC = Corpus(
     Origin("trec", "TREC.train.all and TREC.test.all", _HARVARD, "trec"),
     class_names=("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM"),
-    length=64,
+    length=40,
     counts={"train": (1_162, 1_250, 86, 1_223, 835, 896), "test": (138, 94, 9, 65, 81, 113)},
 )
 """TREC; the classes ask for a description, an entity, an abbreviation, a human being, a location, a number."""
@@ -125,7 +125,7 @@ def load_sst2(directory: Path) -> Dataset:
 
 
 def load_trec(directory: Path) -> Dataset:
-    """4,907 train, 545 validation and 500 test questions of 64 tokens.
+    """4,907 train, 545 validation and 500 test questions of 40 tokens.
 
     Raises:
       InputError: it is not prepared, or its file is damaged.

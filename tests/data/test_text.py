@@ -223,7 +223,7 @@ def test_real_files(name, tmp_path):
     sizes = {"sst2": (6_920, 872, 1_821), "trec": (4_907, 545, 500)}[name]
     assert tuple(len(made.splits[split]) for split in ("train", "validation", "test")) == sizes
     for split in made.splits.values():
-        assert split.inputs.shape == (len(split), 64)
+        assert split.inputs.shape == (len(split), corpus.length)
         assert (split.inputs[:, 0] > 0).all()
     test = by_hash(read(REAL)["test"])
     np.testing.assert_array_equal(
