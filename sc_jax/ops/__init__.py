@@ -41,15 +41,6 @@ from sc_jax.ops.calibration_error import (
     reliability_table,
     smooth_ece,
 )
-from sc_jax.ops.conformal import (
-    aps,
-    conformal_quantile,
-    lac,
-    raps,
-    saps,
-    top_k_rank,
-    weighted_conformal_quantile,
-)
 from sc_jax.ops.detection import (
     auroc,
     average_precision,
@@ -90,6 +81,15 @@ from sc_jax.ops.logit_gradients import (
     smoothed_cross_entropy_gradient,
     smoothing_gradient,
     soft_cross_entropy_gradient,
+)
+from sc_jax.ops.nonconformity import (
+    aps,
+    conformal_quantile,
+    lac,
+    raps,
+    saps,
+    top_k_rank,
+    weighted_conformal_quantile,
 )
 from sc_jax.ops.ranking import (
     Ranking,
