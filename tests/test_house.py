@@ -88,6 +88,7 @@ def test_every_module_has_its_tests(name: str) -> None:
         "sc_jax.predict": "integration/test_pipe.py",
         "sc_jax.run": "integration/test_pipe.py",
         "sc_jax.pages": "test_report.py",
+        "sc_jax.cascade": "test_cascade_door.py",  # methods/test_cascade.py has the name
         "sc_jax.data.pipelines": "training/test_step.py",
         "sc_jax.data.build_fashion_mnist": "data/test_fashion_mnist.py",
         "sc_jax.training.state": "training/test_step.py",

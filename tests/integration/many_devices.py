@@ -6,6 +6,7 @@ The number of devices must be set before JAX starts.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -18,8 +19,10 @@ import shared_metrics
 from sc_jax import models, ops
 from sc_jax.config import MemberGrid
 from sc_jax.data.pipelines import epoch_order, evaluation_transform, train_transform
+from sc_jax.methods import cascade
 from sc_jax.models import member_logits
 from sc_jax.ops.ranking import rank_over_axis
+from sc_jax.predictions import Predictions
 from sc_jax.training import optimizers, parallel, state, step
 
 N, BATCH, STEPS = 203, 32, 12
@@ -73,6 +76,8 @@ def main() -> None:
         weights = (current.params, current.model_state)
         mapped = parallel.map_over_devices(lambda w, x, model=model: member_logits(model, *w, scale(x)), mesh)
         results[f"{name}_logits"] = parallel.in_batches(lambda x: mapped(weights, x), images, BATCH, axis=1)  # noqa: B023
+        if name == "mlp":
+            results |= cascade_of(lambda x: mapped(weights, x), images, results["mlp_logits"])  # noqa: B023
         if name == "streamed":
             leaves = jax.tree.leaves(current.model_state)
             results["streamed_statistics"] = np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
@@ -85,6 +90,24 @@ def main() -> None:
             results[f"{name}_pmap"] = np.moveaxis(np.asarray(pmapped), 0, 1).reshape(4, BATCH, 4)
     results |= metrics_of_shares(mesh)
     np.savez(sys.argv[2], **results)
+
+
+def cascade_of(
+    network: Callable[[np.ndarray], jax.Array], images: np.ndarray, logits: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A cascade whose stages are mapped over the devices: one member, then the others; and what their logits say it decides."""
+    outputs = [Predictions(np.zeros(N, int), part, np.arange(N)) for part in (logits[:1], logits[1:])]
+    given = cascade.stages(outputs, (1.0, 3.0))
+    window = cascade.window_around(given.score[0], float(np.median(given.score[0])), 0.2)
+    policy = cascade.frozen(given, cascade.Task("coverage", 0.5), [window])
+    stages = [lambda x: network(x)[:1], lambda x: network(x)[1:]]
+    ran, wanted = cascade.predict(policy, stages, images, (1.0, 3.0), batch_size=BATCH), cascade.follow([window], given)
+    return {
+        "cascade_stage": ran.stage,
+        "cascade_score": ran.score,
+        "decided_stage": wanted.stage,
+        "decided_score": wanted.score,
+    }
 
 
 def metrics_of_shares(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:

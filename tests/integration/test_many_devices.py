@@ -79,3 +79,13 @@ def test_metrics_of_shares_are_those_of_the_host(outputs: dict[int, dict[str, np
             np.testing.assert_allclose(value, metric(ranking), rtol=2e-6, err_msg=f"{name} {metric_name}")
             if metric_name == "coverage_at_risk" and name in ("untied_error", "tied_error"):
                 assert 0.1 < value < 1
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_cascade_over_devices_decides_as_its_outputs_say(
+    outputs: dict[int, dict[str, np.ndarray]], devices: int
+) -> None:
+    told = outputs[devices]
+    assert 0.3 < told["cascade_stage"].mean() < 0.5
+    np.testing.assert_array_equal(told["cascade_stage"], told["decided_stage"])
+    np.testing.assert_allclose(told["cascade_score"], told["decided_score"], atol=1e-5)
