@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import require_image
 
 
@@ -38,7 +39,7 @@ class CNN(nnx.Module):
         self.convolutions = nnx.List(
             [nnx.Conv(a, b, (3, 3), strides=2, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)]
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         height, width = (-(-side // 2 ** len(hidden)) for side in input_shape[:2])  # "same" padding: halves, rounded up
         self.head = nnx.Linear(height * width * widths[-1], num_classes, dtype=jnp.float32, rngs=rngs)
 

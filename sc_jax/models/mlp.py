@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sc_jax.models.dropout import Dropout
+
 
 class MLP(nnx.Module):
     """Flattened image → hidden layers with ReLU and dropout → logits; features are the last hidden layer.
@@ -33,7 +35,7 @@ class MLP(nnx.Module):
     ):
         widths = (prod(input_shape), *hidden)
         self.hidden = nnx.List([nnx.Linear(a, b, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)])
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nnx.Linear(widths[-1], num_classes, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
