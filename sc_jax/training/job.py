@@ -21,7 +21,7 @@ from sc_jax.data import images, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.models import pretrained
-from sc_jax.training import checkpoints, objectives, optimizers, parallel, state, step
+from sc_jax.training import checkpoints, ensembles, objectives, optimizers, parallel, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +104,7 @@ def build(config: Config) -> Job:
         raise InputError(
             f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
         )
+    _require_ensemble(config, dataset, model)
     wanted = objectives.named(config.members.objectives, dataset.num_classes)
     known = _known(config, dataset, wanted)
     steps_per_epoch = len(train) // t.batch_size
@@ -212,6 +213,17 @@ def _require_fit(config: Config, dataset: data.Dataset | StreamedDataset, model:
             )
 
 
+def _require_ensemble(config: Config, dataset: data.Dataset | StreamedDataset, model: models.Model) -> None:
+    """Refuses an ensemble that the network or the data do not give."""
+    kind = config.ensemble.kind
+    if kind not in ("", "swa") and getattr(dataset, "ignore_label", None) is not None:
+        raise InputError(
+            f"ensemble.kind: {dataset.name} labels pixels, of which one network's predictions are kept: take swa, or leave it out"
+        )
+    if kind == "mc_dropout" and model.dropout == 0:
+        raise InputError(f"model.dropout: {config.model.name} has none by default, mc_dropout needs some; give a rate")
+
+
 def _known(config: Config, dataset: data.Dataset | StreamedDataset, wanted: list[objectives.Named]) -> objectives.Known:
     """What the objectives ask to know of the train split."""
     streamed = isinstance(dataset, StreamedDataset)
@@ -299,6 +311,10 @@ def _optimizer(config: Config, steps_per_epoch: int, total_steps: int) -> optax.
             f"training.milestones = {t.milestones} fall on steps {milestones}; they must differ, and come after the "
             f"{warmup_steps} of the warm-up"
         )
+    if t.schedule == "cyclic" and t.cycles > total_steps - warmup_steps:
+        raise InputError(
+            f"training.cycles = {t.cycles}, of {total_steps - warmup_steps} steps after the warm-up: take fewer, or train longer"
+        )
     return optimizers.make_optimizer(
         optimizer=t.optimizer,
         learning_rate=t.learning_rate,
@@ -312,16 +328,41 @@ def _optimizer(config: Config, steps_per_epoch: int, total_steps: int) -> optax.
         milestones=milestones,
         decay_factor=t.decay_factor,
         power=t.power,
+        cycles=t.cycles,
         total_steps=total_steps,
         gradient_clip=t.gradient_clip,
         ema=t.ema,
+        collect=_collection(config, steps_per_epoch, warmup_steps, total_steps),
     )
+
+
+def _collection(
+    config: Config, steps_per_epoch: int, warmup_steps: int, total_steps: int
+) -> optax.GradientTransformation | None:
+    """What keeps parameters on the way, where the ensemble is made of them."""
+    e = config.ensemble
+    if e.kind == "snapshot":
+        ends = optimizers.cycle_ends(total_steps, warmup_steps, config.training.cycles)
+        return ensembles.keep_snapshots(ends[-e.members :])
+    if e.kind not in ("swa", "swag"):
+        return None
+    start, every = round(e.start * steps_per_epoch), round(e.every * steps_per_epoch)
+    if every == 0:
+        raise InputError(f"ensemble.every = {e.every:g} is no step, of {steps_per_epoch} in an epoch: make it longer")
+    # The first deviation from the mean so far is 0, and should not be among those that are kept.
+    found, needed = ensembles.collections(start, every, total_steps), 1 if e.kind == "swa" else e.rank + 1
+    if found < needed:
+        raise InputError(
+            f"ensemble.start, ensemble.every: steps {start}, {start + every}, … of {total_steps} are {found}; {e.kind} needs "
+            f"{needed} at least: start earlier, collect more often, or train longer"
+        )
+    return ensembles.keep_mean(start, every) if e.kind == "swa" else ensembles.keep_gaussian(start, every, e.rank)
 
 
 def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
     """The run's checkpoints; they belong to what shapes the training, and to the data it saw."""
     whole = config_lib.as_dict(job.config)
-    shaping = {name: whole[name] for name in ("data", "augmentation", "model", "members", "training")}
+    shaping = {name: whole[name] for name in ("data", "augmentation", "model", "members", "training", "ensemble")}
     known = {name: array for name, array in job.known._asdict().items() if array is not None}
     return checkpoints.Checkpoints(
         workdir / "checkpoints",
@@ -345,8 +386,35 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
     Data in memory lie whole on the devices, and a step finds its batch there by the epoch's order; images are decoded ahead
     of the step by threads, one stream for each distinct seed.
     """
-    config, t, a = job.config, job.config.training, job.config.augmentation
-    transform = pipelines.train_transform(
+    t = job.config.training
+    one = step.make_step(
+        job.model,
+        job.optimizer,
+        _train_transform(job),
+        mesh,
+        log_every=t.log_every,
+        sam=t.sam,
+        ignore_label=job.ignore_label,
+        objectives=job.objectives,
+    )
+    with _dispatching(job, mesh, one, first_step, job.total_steps) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def measuring(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Callable[[Any, int], tuple[Any, None]]]:
+    """One step of measuring batch statistics, on the batches of training that an epoch from `first_step` on would have.
+
+    (`step.Measured`, steps taken) → (`step.Measured`, None), for steps `first_step`, `first_step` + 1, …
+    """
+    one = step.make_measurement(job.model, _train_transform(job), mesh, job.objectives)
+    with _dispatching(job, mesh, one, first_step, first_step + job.steps_per_epoch) as advance:
+        yield advance
+
+
+def _train_transform(job: Job) -> pipelines.Transform:
+    config, a = job.config, job.config.augmentation
+    return pipelines.train_transform(
         config.data.mean,
         config.data.std,
         crop_padding=a.crop_padding,
@@ -357,21 +425,18 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         mixup=a.mixup,
         cutmix=a.cutmix,
     )
-    one = step.make_step(
-        job.model,
-        job.optimizer,
-        transform,
-        mesh,
-        log_every=t.log_every,
-        sam=t.sam,
-        ignore_label=job.ignore_label,
-        objectives=job.objectives,
-    )
+
+
+@contextlib.contextmanager
+def _dispatching(
+    job: Job, mesh: parallel.Mesh, one: step.Step, first_step: int, last_step: int
+) -> Iterator[Callable[[Any, int], tuple[Any, Any]]]:
+    """The jitted program of a step, which finds its batch, for steps `first_step` to `last_step`."""
     if not job.streamed:
-        yield _from_memory(job, mesh, step.from_memory(one, mesh, t.batch_size))
+        yield _from_memory(job, mesh, step.from_memory(one, mesh, job.config.training.batch_size))
         return
     program, members = step.from_stream(one), parallel.replicate(job.members, mesh)
-    with contextlib.closing(_training_batches(job, first_step)) as batches:
+    with contextlib.closing(_training_batches(job, first_step, last_step)) as batches:
         yield lambda current, taken: program(current, members, *parallel.divide(next(batches), mesh, axis=1))
 
 
@@ -390,8 +455,8 @@ def _from_memory(job: Job, mesh: parallel.Mesh, program: Callable[..., Any]) -> 
     )
 
 
-def _training_batches(job: Job, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs [s, b, …], labels [s, b, …]) from `first_step` to the end: one stream for each distinct seed, decoded ahead."""
+def _training_batches(job: Job, first_step: int, last_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs [s, b, …], labels [s, b, …]) from `first_step` to `last_step`: one stream for each distinct seed, decoded ahead."""
     d, a, t = job.config.data, job.config.augmentation, job.config.training
     read = images.train_record if job.ignore_label is None else images.train_pair_record
     options = {"scale": a.resized_crop} if a.resized_crop else {}
@@ -407,7 +472,7 @@ def _training_batches(job: Job, first_step: int) -> Iterator[tuple[np.ndarray, n
                         batch_size=t.batch_size,
                         seed=seed,
                         first_step=first_step,
-                        total_steps=job.total_steps,
+                        total_steps=last_step,
                         threads=d.threads,
                     )
                 )

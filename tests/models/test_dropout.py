@@ -56,9 +56,7 @@ def test_the_mean_over_masks_of_a_linear_network_is_the_network() -> None:
     """Within five standard errors of 4,000 masks."""
     model, params, model_state, inputs = built("resnet20_cifar")  # dropout before the head: linear in what is dropped
     keys = jax.random.split(jax.random.key(3), 4000)
-    one = jax.jit(
-        jax.vmap(lambda key: model.apply(params, model_state, inputs, key=key, dropout=True)[0]["logits"])
-    )
+    one = jax.jit(jax.vmap(lambda key: model.apply(params, model_state, inputs, key=key, dropout=True)[0]["logits"]))
     drawn = np.asarray(one(keys), np.float64)
     error = drawn.std(0) / np.sqrt(len(drawn))
     expected = np.asarray(model.apply(params, model_state, inputs)[0]["logits"])
@@ -66,7 +64,9 @@ def test_the_mean_over_masks_of_a_linear_network_is_the_network() -> None:
     assert (np.abs(drawn.mean(0) - expected) < 5 * error + 1e-6).all()
 
 
-@pytest.mark.parametrize(("name", "rate"), [("mlp", 0.0), ("lstm", 0.2), ("efficientnet_b1", 0.2), ("efficientnet_b4", 0.4)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("mlp", 0.0), ("lstm", 0.2), ("efficientnet_b1", 0.2), ("efficientnet_b4", 0.4)]
+)
 def test_a_model_knows_its_rate(name: str, rate: float) -> None:
     shape = (9,) if name == "lstm" else (32, 32, 3)
     options = {"vocabulary_size": 20} if name == "lstm" else {}
