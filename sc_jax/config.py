@@ -153,7 +153,8 @@ class Ensemble:
     `kind` and what it takes, with `members` = m of all but "swa": "mc_dropout", m masks of dropout at test; "snapshot", the
     parameters at the ends of the last m of `training.cycles`; "swa", the mean of the parameters at epoch `start` and `every` so
     many epochs from then on, one network, so that files stay [n, k]; "swag", m draws from a normal distribution around that
-    mean, with `rank` deviations.
+    mean, with `rank` deviations. Of "batch_ensemble", "packed" and "masksembles" the network itself has m members
+    (`sc_jax.models.ensemble_layers`): packed in `alpha` times its widths, each in `groups`; masks overlap less the larger `scale`.
     """
 
     kind: str = ""
@@ -161,13 +162,19 @@ class Ensemble:
     start: float = 0.0
     every: float = 0.0
     rank: int = 0
+    alpha: float = 0.0
+    groups: int = 1
+    scale: float = 0.0
 
 
-ENSEMBLES = ("mc_dropout", "snapshot", "swa", "swag")
+ENSEMBLES = ("mc_dropout", "snapshot", "swa", "swag", "batch_ensemble", "packed", "masksembles")
 """The kinds of `Ensemble`."""
 
 COLLECTED = ("snapshot", "swa", "swag")
 """Those of them whose parameters are collected in training."""
+
+IN_NETWORK = ("batch_ensemble", "packed", "masksembles")
+"""Those of them whose members are in one network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -555,6 +562,9 @@ def _check_ensemble(config: Config, path: str, require: Callable[[bool, str, Any
         ("start", averaged),
         ("every", averaged),
         ("rank", ("swag",)),
+        ("alpha", ("packed",)),
+        ("groups", ("packed",)),
+        ("scale", ("masksembles",)),
     ):
         if e.kind not in kinds:
             refuse_idle(path, "ensemble", e, field, f"ensemble.kind is {' or '.join(kinds)}")
@@ -586,3 +596,12 @@ def _check_ensemble(config: Config, path: str, require: Callable[[bool, str, Any
         require(0 < e.every < math.inf, "ensemble.every", e.every, "positive and finite")
     if e.kind == "swag":
         require(e.rank >= 2, "ensemble.rank", e.rank, "2 or more")
+    if e.kind in IN_NETWORK:
+        where = f"where ensemble.kind is {e.kind}"
+        require(config.model.weights == "", "model.weights", config.model.weights, f"left out {where}")
+        require(t.statistics_every == 0, "training.statistics_every", t.statistics_every, f"0 {where}")
+    if e.kind == "packed":
+        require(0 < e.alpha < math.inf, "ensemble.alpha", e.alpha, "positive and finite")
+        require(e.groups > 0, "ensemble.groups", e.groups, "positive")
+    if e.kind == "masksembles":
+        require(1 <= e.scale < math.inf, "ensemble.scale", e.scale, "≥ 1 and finite")

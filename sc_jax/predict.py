@@ -57,11 +57,12 @@ def predict(config: Config, workdir: Path) -> None:
 
     segmentation = job.ignore_label is not None
     mapped = parallel.map_over_devices(measured if segmentation else logits_of, mesh)
-    members = config.ensemble.members
 
     def of_batch(batch: Any) -> Any:
         """Of an ensemble [M, b, m, k]: every network sees the batch before the next one is read."""
-        return np.stack([mapped(one, batch) for one in networks], 2) if members else mapped(networks[0], batch)
+        return (
+            np.stack([mapped(one, batch) for one in networks], 2) if len(networks) > 1 else mapped(networks[0], batch)
+        )
 
     write = _write_segmented if segmentation else _write
     for split in missing:

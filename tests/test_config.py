@@ -304,6 +304,14 @@ ENSEMBLES = {
     "snapshot": {"ensemble.members": "3", "training.schedule": "cyclic", "training.cycles": "5"},
     "swa": {"ensemble.start": "8", "ensemble.every": "1"},
     "swag": {"ensemble.start": "8", "ensemble.every": "0.5", "ensemble.rank": "5", "ensemble.members": "4"},
+    "batch_ensemble": {"ensemble.members": "4", "training.statistics_every": "0"},
+    "packed": {
+        "ensemble.members": "4",
+        "ensemble.alpha": "2",
+        "ensemble.groups": "2",
+        "training.statistics_every": "0",
+    },
+    "masksembles": {"ensemble.members": "4", "ensemble.scale": "2", "training.statistics_every": "0"},
 }
 
 
@@ -316,7 +324,7 @@ def test_every_kind_of_ensemble_has_a_config_and_refuses_what_it_does_not_use(ki
         if name not in fields:
             message = refused(STUDY, {**fields, name: "3.5" if field.type == "float" else "3"})
             assert re.search(rf"field {re.escape(name)}: .* does nothing; it acts where ensemble\.kind is ", message)
-        elif name not in ("ensemble.kind", "ensemble.start"):  # from the beginning, where it is left out
+        elif name not in ("ensemble.kind", "ensemble.start", "ensemble.groups"):  # the latter two may be left out
             without = {key: value for key, value in fields.items() if key != name}
             assert f"field {name}: " in refused(STUDY, without)
 
@@ -334,6 +342,12 @@ def test_every_kind_of_ensemble_has_a_config_and_refuses_what_it_does_not_use(ki
         ("swa", "ensemble.start", "-1"),
         ("swa", "ensemble.every", "0"),
         ("swa", "training.ema", "0.9"),
+        ("packed", "ensemble.alpha", "0"),
+        ("packed", "ensemble.groups", "0"),
+        ("packed", "model.weights", "resnet.safetensors"),
+        ("masksembles", "ensemble.scale", "0.5"),
+        ("batch_ensemble", "training.statistics_every", "10"),
+        ("batch_ensemble", "evaluation.repair", "True"),
         ("swag", "ensemble.rank", "1"),
         ("swag", "ensemble.members", "1"),
     ],

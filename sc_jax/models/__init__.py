@@ -74,7 +74,7 @@ class Model:
       init: key → (params, model_state): trainable arrays, and the others (batch statistics).
       apply: (params, model_state, inputs [b, …], train, key, dropout) → (outputs, model_state), outputs {"logits" [b, k],
         "features" [b, d]}; of segmentation "logits" [b, h, w, k] alone, of several exits also "exit_logits" [e, b, k],
-        the last of which are the logits. With `dropout` values are dropped by `key` though `train` is false (Monte-Carlo
+        the last of which are the logits, of a network of several members also "member_logits" [m, b, k]. With `dropout` values are dropped by `key` though `train` is false (Monte-Carlo
         dropout): batch statistics stay as they are, and so does stochastic depth.
       statistics: (params, model_state, inputs [b, …], key) → model_state, the batch statistics of this batch alone, in training.
       member_mapping: how many members run in one program: "vmap", or "unroll" (one after the other in the same program,
@@ -120,6 +120,11 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
     by_default = inspect.signature(backbone.__init__).parameters.get("dropout")
     dropout = options.get("dropout", 0.0 if by_default is None else by_default.default)
     return Model(init, apply, statistics, backbone.member_mapping, getattr(backbone, "head_parts", ()), dropout)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the constructor of the backbone `name`, a key of `BACKBONES`, takes the option."""
+    return option in inspect.signature(pkgutil.resolve_name(BACKBONES[name][0]).__init__).parameters
 
 
 class _Keys:

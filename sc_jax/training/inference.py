@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sc_jax import models
+from sc_jax.config import IN_NETWORK
 from sc_jax.training import ensembles, optimizers, parallel
 from sc_jax.training import job as job_lib
 from sc_jax.training.state import TrainState
@@ -106,7 +107,8 @@ def logits_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Array
     """What the networks say of a batch, for `jax.jit`.
 
     Returns:
-      (`Weights`, (raw inputs [b, …], ids int [b])) → logits [M, b, k], of segmentation [M, b, h, w, k]. Masks of Monte-Carlo
+      (`Weights`, (raw inputs [b, …], ids int [b])) → logits [M, b, k], of segmentation [M, b, h, w, k], of networks that have m
+      members of their own [M, b, m, k]. Masks of Monte-Carlo
       dropout depend on the seed, the network and the example's id alone, not on the batch that it comes in.
     """
 
@@ -125,4 +127,13 @@ def logits_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Array
 
         return models.map_members(one_member, job.model.member_mapping)(*weights)
 
-    return dropped if job.config.ensemble.kind == "mc_dropout" else plain
+    def of_their_members(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        inputs = job.evaluation_transform(batch[0])
+
+        def one(params: Any, model_state: Any) -> jax.Array:
+            return jnp.moveaxis(job.model.apply(params, model_state, inputs)[0]["member_logits"], 0, 1)
+
+        return models.map_members(one, job.model.member_mapping)(weights.params, weights.model_state)
+
+    kind = job.config.ensemble.kind
+    return dropped if kind == "mc_dropout" else of_their_members if kind in IN_NETWORK else plain

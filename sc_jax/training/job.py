@@ -20,7 +20,7 @@ from sc_jax.config import Config
 from sc_jax.data import images, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
-from sc_jax.models import pretrained
+from sc_jax.models import ensemble_layers, pretrained
 from sc_jax.training import checkpoints, ensembles, objectives, optimizers, parallel, state, step
 
 
@@ -89,6 +89,7 @@ def build(config: Config) -> Job:
     options |= {} if b.dropout is None else {"dropout": b.dropout}
     options |= {} if b.dtype == "float32" else {"dtype": jax.numpy.dtype(b.dtype)}
     options |= {"vocabulary_size": len(dataset.vocabulary)} if getattr(dataset, "vocabulary", ()) else {}
+    options |= _members(config)
     shape = {"input_shape": _input_shape(config, dataset), "num_classes": dataset.num_classes}
     model = models.build(b.name, **shape, **options)
     if b.weights:
@@ -211,6 +212,18 @@ def _require_fit(config: Config, dataset: data.Dataset | StreamedDataset, model:
                 f"model.name: {config.model.name} gives logits [{found}], {d.name} has labels for [{needed}]; "
                 "name another network"
             )
+
+
+def _members(config: Config) -> dict[str, Any]:
+    """The option of a network that has members of its own, if it is to have any."""
+    e, name = config.ensemble, config.model.name
+    if e.kind not in config_lib.IN_NETWORK:
+        return {}
+    if name in models.BACKBONES and not models.takes(name, "ensemble"):
+        taking = ", ".join(other for other in models.BACKBONES if models.takes(other, "ensemble"))
+        raise InputError(f"ensemble.kind: {name} has no {e.kind} layers; name a network that has: {taking}")
+    extra = {"packed": {"alpha": e.alpha, "groups": e.groups}, "masksembles": {"scale": e.scale}}.get(e.kind, {})
+    return {"ensemble": ensemble_layers.InNetwork(e.kind, e.members, **extra)}
 
 
 def _require_ensemble(config: Config, dataset: data.Dataset | StreamedDataset, model: models.Model) -> None:

@@ -133,7 +133,8 @@ def make_optimizer(
         `make_schedule`.
       weight_decay: λ.
       momentum: of "sgd" and "nesterov"; betas: of "adam" and "adamw".
-      decay: what is decayed, "all" (PyTorch's default: scales and biases too) or "kernels" (arrays of rank above 1).
+      decay: what is decayed, "all" (PyTorch's default: scales and biases too) or "kernels" (arrays of rank above 1,
+        but the signs and biases of an ensemble's members).
       gradient_clip: the gradient of all parameters together is scaled down to this norm; 0 leaves it.
       ema: the decay of `average_parameters`; 0 keeps no average.
       collect: of `sc_jax.training.ensembles`, what is kept of the parameters on the way.
@@ -159,7 +160,7 @@ def make_optimizer(
         power=power,
         cycles=cycles,
     )
-    mask = (lambda params: jax.tree.map(lambda p: p.ndim > 1, params)) if decay == "kernels" else None
+    mask = (lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)) if decay == "kernels" else None
     decayed = optax.add_decayed_weights(weight_decay, mask)
     if optimizer in ("sgd", "nesterov"):
         direction = [decayed, optax.trace(momentum, nesterov=optimizer == "nesterov")]
@@ -169,6 +170,14 @@ def make_optimizer(
     clip = [optax.clip_by_global_norm(gradient_clip)] if gradient_clip else []
     kept = ([average_parameters(ema)] if ema else []) + ([collect] if collect else [])
     return optax.chain(*clip, *direction, optax.scale_by_learning_rate(rate), *kept)
+
+
+PER_MEMBER = ("fast_in", "fast_out", "member_bias")
+"""Names of arrays [m, w] that are scales and biases of a network's m members (`sc_jax.models.ensemble_layers`), not kernels."""
+
+
+def _is_kernel(path: Any, parameter: jax.Array) -> bool:
+    return parameter.ndim > 1 and not any(getattr(key, "key", None) in PER_MEMBER for key in path)
 
 
 class AverageState(NamedTuple):

@@ -81,8 +81,11 @@ def make_step(
             values = objectives_lib.loss(objectives, one.objective, logits, targets, one.alpha, known)
             return jnp.mean(values) if ignore_label is None else _mean_where(values, targets.label, ignore_label)
 
-        exits = outputs.get("exit_logits")
-        total = loss(outputs["logits"]) if exits is None else sum(loss(logits) for logits in exits)
+        exits, members = outputs.get("exit_logits"), outputs.get("member_logits")
+        if members is not None:
+            total = jnp.mean(jax.vmap(loss)(members))
+        else:
+            total = loss(outputs["logits"]) if exits is None else sum(loss(logits) for logits in exits)
         hits = jnp.argmax(outputs["logits"], axis=-1) == targets.label
         if ignore_label is not None:  # an image counts by the share of its batch's labelled pixels that are right
             hits = len(inputs) * _mean_where(hits, targets.label, ignore_label)

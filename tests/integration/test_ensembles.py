@@ -26,6 +26,9 @@ KINDS: dict[str, tuple[Ensemble, dict[str, Any]]] = {
     "mc_dropout": (Ensemble("mc_dropout", 3), {}),
     "snapshot": (Ensemble("snapshot", 3), {"schedule": "cyclic", "cycles": 4}),
     "swa": (Ensemble("swa", start=0.6, every=0.1), {}),
+    "batch_ensemble": (Ensemble("batch_ensemble", 3), {}),
+    "packed": (Ensemble("packed", 3, alpha=1.5, groups=2), {}),
+    "masksembles": (Ensemble("masksembles", 3, scale=2.0), {}),
     "swag": (Ensemble("swag", 3, start=0.3, every=0.1, rank=3), {"schedule": "constant"}),
 }
 
@@ -52,7 +55,7 @@ def configured(kind: str) -> Config:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, train_examples=200),
-        model=Backbone("mlp", hidden=(8,), dropout=0.2),
+        model=Backbone("mlp", hidden=(12,), dropout=0.2),
         members=MemberGrid((0.0, 0.2), (1,)),
         training=dataclasses.replace(config.training, **{**changed, "epochs": 2, **training}),
         prediction=config_lib.Prediction(("validation", "test"), 1000),
@@ -68,8 +71,8 @@ def files_of(workdir: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_data_to_report_and_again_after_a_kill(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, whole, killed = configured(kind), tmp_path / "whole", tmp_path / "killed"
+def test_from_data_to_report(kind: str, tmp_path: Path) -> None:
+    config, whole = configured(kind), tmp_path
     train(config, whole)
     predict(config, whole)
     shape = (10_000, 10) if kind == "swa" else (3, 10_000, 10)
@@ -93,7 +96,15 @@ def test_from_data_to_report_and_again_after_a_kill(kind: str, tmp_path: Path, m
     text = (whole / "report.md").read_text(encoding="utf-8")
     assert ("## The reason" in text) == (kind == "swa")
 
-    # Killed behind a checkpoint, and gone on from it: the same files.
+
+@pytest.mark.parametrize("kind", config_lib.COLLECTED)
+def test_killed_behind_a_checkpoint_and_gone_on_it_is_the_same(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole, killed = configured(kind), tmp_path / "whole", tmp_path / "killed"
+    train(config, whole)
+    predict(config, whole)
+
     def interrupted(*arguments: Any, **options: Any) -> Any:
         def stop(step: int, _: Any) -> None:
             if step == 8:

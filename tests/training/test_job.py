@@ -424,3 +424,10 @@ def test_an_ensemble_belongs_to_the_run(tmp_path: Path) -> None:
         job_lib.open_checkpoints(other, tmp_path) as saved,
     ):
         saved.meta(1)
+
+
+def test_a_network_without_layers_of_members_is_refused_and_those_with_are_named() -> None:
+    config = config_lib.load(f"{RECIPES}/cifar10.py:smoke")
+    ensemble = config_lib.Ensemble("packed", 4, alpha=2.0)
+    with pytest.raises(InputError, match=r"resnet20_cifar has no packed layers; .*: mlp, tabular_mlp, cnn$"):
+        job_lib.build(dataclasses.replace(config, ensemble=ensemble))

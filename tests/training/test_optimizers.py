@@ -13,7 +13,9 @@ import numpy as np
 import optax
 import pytest
 
+from sc_jax import models
 from sc_jax.files import InputError
+from sc_jax.models.ensemble_layers import InNetwork
 from sc_jax.training.optimizers import averaged, cycle_ends, make_optimizer, make_schedule, sam_gradient
 
 TARGET = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), "bias": np.array([0.3, -0.7], np.float32)}
@@ -239,6 +241,18 @@ def test_bad_fields_are_refused(field: str, value: Any) -> None:
     options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "total_steps": 10, "warmup_steps": 2}
     with pytest.raises(InputError, match=f"field {field}: "):
         make_optimizer(**(options | {field: value}))
+
+
+@pytest.mark.parametrize("kind", ["batch_ensemble", "packed"])
+def test_signs_and_biases_of_members_are_no_kernels(kind: str) -> None:
+    """With a gradient of 0 a step takes off what decays, and nothing else."""
+    ensemble = InNetwork(kind, 2)
+    model = models.build("mlp", input_shape=(4,), num_classes=3, hidden=(6,), ensemble=ensemble)
+    params = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0))[0])
+    tx = make_optimizer(optimizer="adamw", learning_rate=0.1, weight_decay=0.5, total_steps=1, schedule="constant")
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        np.testing.assert_allclose(leaf, -0.05 if "'kernel'" in jax.tree_util.keystr(path) else 0.0, err_msg=str(path))
 
 
 # Sharpness-aware minimisation
