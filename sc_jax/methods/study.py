@@ -55,15 +55,29 @@ Cells = dict[tuple[float | str, str], list[ScoreResult]]
 """(α or objective, score) → one result per seed, in the order of the seeds."""
 
 
-def refuse_unknown(scores: Sequence[str], primary: Sequence[Contrast]) -> None:
+def refuse_unknown(scores: Sequence[str], primary: Sequence[Contrast], *, ensemble: bool = False) -> None:
     """Refuses, before anything is trained, names that the evaluation would not find.
 
+    Args:
+      scores, primary: of the config; ensemble: whether each member of the run is an ensemble, logits [m, n, k].
+
     Raises:
-      InputError: a score is unknown, or a primary contrast is of a metric that one of its scores does not have.
+      InputError: a score is unknown, or a primary contrast is of a metric that one of its scores does not have, or of a score that
+        its members do not have.
     """
     scores_lib.named(scores)
     ranking = tuple(ops.summarise(np.zeros(2), np.arange(2)))
     for i, contrast in enumerate(primary):
+        for side in ("treatment_score", "control_score"):
+            score = scores_lib.SCORES[getattr(contrast, side)]
+            if ensemble and "true_logits" in score.needs:
+                raise InputError(
+                    f"primary[{i}].{side}: {getattr(contrast, side)} needs true logits, which the mean of an ensemble has not"
+                )
+            if score.of_members and not ensemble:
+                raise InputError(
+                    f"primary[{i}].{side}: {getattr(contrast, side)} is of an ensemble's members; name an ensemble.kind that has some"
+                )
         of_msp = contrast.treatment_score == contrast.control_score == "msp"
         known = ranking + (evaluation.CLASSIFIER_METRICS if of_msp else ())
         if contrast.metric not in known:

@@ -171,10 +171,13 @@ def draw(gaussian: Gaussian, key: jax.Array) -> Any:
     squares, deviations = jax.tree.leaves(gaussian.squares), jax.tree.leaves(gaussian.deviations)
     rank = deviations[0].shape[0]
     z2 = jax.random.normal(of_deviations, (rank,)) / math.sqrt(2 * (rank - 1))
-    drawn = []
-    for i, (mean, square, deviation) in enumerate(zip(leaves, squares, deviations, strict=True)):
+    # All of z₁ in one call: of many, the generator of random numbers would take a CPU long to compile.
+    z1_of_all = jax.random.normal(of_diagonal, (sum(leaf.size for leaf in leaves),))
+    drawn, start = [], 0
+    for mean, square, deviation in zip(leaves, squares, deviations, strict=True):
         scale = jnp.sqrt(jnp.maximum(square, 0) / (2 * gaussian.taken))  # rounding may leave a square below 0
-        z1 = jax.random.normal(jax.random.fold_in(of_diagonal, i), mean.shape)
+        z1 = z1_of_all[start : start + mean.size].reshape(mean.shape)
+        start += mean.size
         drawn.append(mean + scale * z1 + jnp.tensordot(z2, deviation, 1))
     return jax.tree.unflatten(tree, drawn)
 

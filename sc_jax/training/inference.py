@@ -86,21 +86,21 @@ def with_statistics(job: job_lib.Job, mesh: parallel.Mesh, each: list[Any], mode
     if not jax.tree.leaves(model_state):
         return [Weights(params, model_state) for params in each]
     first = -(-job.total_steps // job.steps_per_epoch) * job.steps_per_epoch
-    found = []
-    for params in each:
-        # A step donates what it is given: copies, so that nobody else's arrays go.
-        start = Measured(
+    # A step donates what it is given: copies, so that nobody else's arrays go.
+    measured = [
+        Measured(
             jnp.asarray(first, jnp.int32),
             jnp.zeros((), jnp.int32),
             jax.tree.map(jnp.copy, params),
             jax.tree.map(jnp.zeros_like, model_state),
         )
-        measured = parallel.replicate(start, mesh)
-        with job_lib.measuring(job, mesh, first) as advance:
-            for step in range(first, first + job.steps_per_epoch):
-                measured, _ = advance(measured, step)
-        found.append(Weights(measured.params, measured.model_state))
-    return found
+        for params in each
+    ]
+    measured = [parallel.replicate(one, mesh) for one in measured]
+    with job_lib.measuring(job, mesh, first) as advance:
+        for step in range(first, first + job.steps_per_epoch):
+            measured = advance(measured, step)
+    return [Weights(one.params, one.model_state) for one in measured]
 
 
 def logits_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Array]], jax.Array]:

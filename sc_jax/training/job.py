@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -410,18 +410,25 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         ignore_label=job.ignore_label,
         objectives=job.objectives,
     )
-    with _dispatching(job, mesh, one, first_step, job.total_steps) as advance:
-        yield advance
+    with _batches(job, mesh, one, first_step, job.total_steps) as (program, batch_of):
+        yield lambda current, taken: program(current, *batch_of(taken))
 
 
 @contextlib.contextmanager
-def measuring(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Callable[[Any, int], tuple[Any, None]]]:
-    """One step of measuring batch statistics, on the batches of training that an epoch from `first_step` on would have.
+def measuring(
+    job: Job, mesh: parallel.Mesh, first_step: int
+) -> Iterator[Callable[[Sequence[step.Measured], int], list[step.Measured]]]:
+    """One step of measuring batch statistics of several networks, on the batches that training would go on with for an epoch.
 
-    (`step.Measured`, steps taken) → (`step.Measured`, None), for steps `first_step`, `first_step` + 1, …
+    ([`step.Measured`], steps taken) → [`step.Measured`], for steps `first_step`, `first_step` + 1, …; all see the same batch.
     """
     one = step.make_measurement(job.model, _train_transform(job), mesh, job.objectives)
-    with _dispatching(job, mesh, one, first_step, first_step + job.steps_per_epoch) as advance:
+    with _batches(job, mesh, one, first_step, first_step + job.steps_per_epoch) as (program, batch_of):
+
+        def advance(each: Sequence[step.Measured], taken: int) -> list[step.Measured]:
+            batch = batch_of(taken)
+            return [program(measured, *batch)[0] for measured in each]
+
         yield advance
 
 
@@ -441,19 +448,15 @@ def _train_transform(job: Job) -> pipelines.Transform:
 
 
 @contextlib.contextmanager
-def _dispatching(
+def _batches(
     job: Job, mesh: parallel.Mesh, one: step.Step, first_step: int, last_step: int
-) -> Iterator[Callable[[Any, int], tuple[Any, Any]]]:
-    """The jitted program of a step, which finds its batch, for steps `first_step` to `last_step`."""
-    if not job.streamed:
-        yield _from_memory(job, mesh, step.from_memory(one, mesh, job.config.training.batch_size))
+) -> Iterator[tuple[step.Step, Callable[[int], tuple[Any, ...]]]]:
+    """A step's jitted program, and steps taken → what it takes beside the state, for steps `first_step` to `last_step` in turn."""
+    if job.streamed:
+        members = parallel.replicate(job.members, mesh)
+        with contextlib.closing(_training_batches(job, first_step, last_step)) as batches:
+            yield step.from_stream(one), lambda taken: (members, *parallel.divide(next(batches), mesh, axis=1))
         return
-    program, members = step.from_stream(one), parallel.replicate(job.members, mesh)
-    with contextlib.closing(_training_batches(job, first_step, last_step)) as batches:
-        yield lambda current, taken: program(current, members, *parallel.divide(next(batches), mesh, axis=1))
-
-
-def _from_memory(job: Job, mesh: parallel.Mesh, program: Callable[..., Any]) -> Advance:
     split = job.dataset.splits[job.config.data.train_split]
     inputs, labels, members, known = parallel.replicate(
         (split.inputs, split.label.astype(np.int32), job.members, job.known), mesh
@@ -463,9 +466,8 @@ def _from_memory(job: Job, mesh: parallel.Mesh, program: Callable[..., Any]) -> 
     def order_of(epoch: int) -> jax.Array:
         return pipelines.epoch_order(members.seed_key, epoch, len(split))
 
-    return lambda current, taken: program(
-        current, members, order_of(taken // job.steps_per_epoch), inputs, labels, known
-    )
+    program = step.from_memory(one, mesh, job.config.training.batch_size)
+    yield program, lambda taken: (members, order_of(taken // job.steps_per_epoch), inputs, labels, known)
 
 
 def _training_batches(job: Job, first_step: int, last_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,8 @@ def test_it_draws_by_its_key_and_leaves_batch_statistics_alone(name: str) -> Non
     (one, after), (again, _), (other, _) = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one["logits"], again["logits"])
     assert not np.allclose(one["logits"], other["logits"], atol=1e-3)
-    assert not np.allclose(one["logits"], model.apply(params, model_state, inputs)[0]["logits"], atol=1e-3)
+    plain = jax.jit(model.apply)(params, model_state, inputs)[0]["logits"]
+    assert not np.allclose(one["logits"], plain, atol=1e-3)
     for before, now in zip(jax.tree.leaves(model_state), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(before, now)
 
@@ -48,8 +51,12 @@ def test_it_draws_by_its_key_and_leaves_batch_statistics_alone(name: str) -> Non
 def test_at_rate_0_it_is_plain_prediction(name: str) -> None:
     """So batch normalisation predicts as it does without, by its running statistics."""
     model, params, model_state, inputs = built(name, 0.0)
-    dropped, _ = model.apply(params, model_state, inputs, key=jax.random.key(0), dropout=True)
-    np.testing.assert_array_equal(dropped["logits"], model.apply(params, model_state, inputs)[0]["logits"])
+    apply = jax.jit(model.apply, static_argnames="dropout")
+    dropped, plain = (
+        apply(params, model_state, inputs, key=jax.random.key(0), dropout=dropout)[0]["logits"]
+        for dropout in (True, False)
+    )
+    np.testing.assert_array_equal(dropped, plain)
 
 
 def test_the_mean_over_masks_of_a_linear_network_is_the_network() -> None:
@@ -59,7 +66,7 @@ def test_the_mean_over_masks_of_a_linear_network_is_the_network() -> None:
     one = jax.jit(jax.vmap(lambda key: model.apply(params, model_state, inputs, key=key, dropout=True)[0]["logits"]))
     drawn = np.asarray(one(keys), np.float64)
     error = drawn.std(0) / np.sqrt(len(drawn))
-    expected = np.asarray(model.apply(params, model_state, inputs)[0]["logits"])
+    expected = np.asarray(jax.jit(model.apply)(params, model_state, inputs)[0]["logits"])
     assert error.max() > 0
     assert (np.abs(drawn.mean(0) - expected) < 5 * error + 1e-6).all()
 
@@ -78,13 +85,14 @@ def test_statistics_are_of_the_batch_alone() -> None:
     """Of the first normalisation: mean and biased variance of what its convolution gives, whatever stood there before."""
     model, params, model_state, inputs = built("resnet20_cifar")
     before = jax.tree.map(lambda leaf: leaf + 7, model_state)
-    found = model.statistics(params, before, inputs, jax.random.key(0))
+    found = jax.jit(model.statistics)(params, before, inputs, jax.random.key(0))
     kernel = params["conv1"]["kernel"][...]
     x = jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     np.testing.assert_allclose(found["bn1"]["mean"][...], x.mean((0, 1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["bn1"]["var"][...], x.var((0, 1, 2)), atol=1e-5)
     # One step of training takes a tenth of them, in every layer.
-    _, after = model.apply(params, before, inputs, train=True, key=jax.random.key(0))
+    training = jax.jit(model.apply, static_argnames="train")
+    _, after = training(params, before, inputs, train=True, key=jax.random.key(0))
     expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before, found)
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -97,3 +105,16 @@ def test_the_layer_is_flax_s_until_it_stays_on() -> None:
     assert set(np.unique(layer(x, deterministic=False, rngs=rngs))) == {0.0, 2.0}
     layer.stays_on = True
     assert set(np.unique(layer(x, deterministic=True, rngs=rngs))) == {0.0, 2.0}
+
+
+def test_stochastic_depth_stays_off() -> None:
+    options = {"width": 0.25, "depth": 0.1, "drop_path": 0.5, "dropout": 0.0}
+    model = models.build("efficientnet_b0", input_shape=(32, 32, 3), num_classes=3, **options)
+    params, model_state = model.init(jax.random.key(0))
+    inputs = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 32, 3)), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+    def logits(dropout: bool) -> jax.Array:
+        return model.apply(params, model_state, inputs, key=jax.random.key(0), dropout=dropout)[0]["logits"]
+
+    np.testing.assert_array_equal(logits(False), logits(True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -104,7 +105,16 @@ def test_batch_statistics_are_those_of_one_epoch_more() -> None:
 
 
 def test_snapshots_come_in_their_order_each_with_statistics_of_its_own() -> None:
+    """Which are measured in one program, traced once."""
     job = job_lib.build(configured("tiny", Ensemble("snapshot", members=2), (3,), schedule="cyclic", cycles=3))
+    traces = []
+
+    def counted(*arguments: Any) -> Any:
+        traces.append(1)
+        return measure(*arguments)
+
+    measure = job.model.statistics
+    job = dataclasses.replace(job, model=dataclasses.replace(job.model, statistics=counted))
     current, path, mesh = trained(job)
     ends = optimizers.cycle_ends(STEPS, 0, 3)[-2:]
     networks = inference.networks(job, current, mesh)
@@ -112,7 +122,39 @@ def test_snapshots_come_in_their_order_each_with_statistics_of_its_own() -> None
         for a, b in zip(jax.tree.leaves(weights.params), jax.tree.leaves(path[step - 1]), strict=True):
             np.testing.assert_array_equal(a, b)
     one, two = (jax.tree.leaves(weights.model_state) for weights in networks)
+    assert len(traces) == 1
     assert all(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_images_that_are_decoded_on_the_way_are_passed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of the streams that training would go on with, for each of two networks."""
+    monkeypatch.setenv("SC_JAX_DATA", str(tmp_path))
+    config = config_lib.load("experiments/label_smoothing/imagenet_resnet50.py:smoke")
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train_size=8, test_size=8, threads=2),
+        model=Backbone("tiny"),
+        members=MemberGrid((0.0,), (4,)),
+        training=dataclasses.replace(config.training, steps=2, schedule="cyclic", cycles=2, warmup_epochs=0.0),
+        ensemble=Ensemble("snapshot", 2),
+    )
+    job = job_lib.build(config)
+    job = dataclasses.replace(job, steps_per_epoch=3)
+    current, _, mesh = trained(job)
+    networks = inference.networks(job, current, mesh)
+    transform = pipelines.train_transform(job.config.data.mean, job.config.data.std)
+    for weights in networks:
+        params = jax.tree.map(lambda leaf: leaf[0], weights.params)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), weights.model_state)
+        each, apply = [], jax.jit(job.model.apply, static_argnames="train")
+        for images, labels in job_lib._training_batches(job, 3, 6):
+            inputs, _ = transform(jax.random.key(0), images[0], labels[0])
+            after = apply(params, zeros, inputs, train=True, key=jax.random.key(0))[1]
+            each.append(jax.tree.map(lambda leaf: 10 * leaf, after))
+        assert len(each) == 3
+        expected = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each)
+        for a, b in zip(jax.tree.leaves(weights.model_state), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-4)
 
 
 def test_without_batch_statistics_nothing_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
