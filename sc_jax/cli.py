@@ -42,7 +42,7 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
             arguments.error(f"unknown argument {argument}; a field of the config is set by --config.field=value")
         overrides[name.removeprefix("--config.")] = value
     config = config_lib.load(given.config, overrides)
-    study.refuse_unknown(config.evaluation.scores, config.primary)
+    study.refuse_unknown(config.evaluation.scores, config.primary, ensemble=config.ensemble.members > 0)
     cascade.scorer(config.cascade.score)
     return config, Path(given.workdir or f"runs/{config.study}-{config.variant}")
 

@@ -16,7 +16,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Training:
     """The optimiser and its schedule; `sc_jax.training.optimizers` says what each field does.
 
     Rates go linearly from `warmup_factor`·`learning_rate` to `learning_rate` in `warmup_epochs`, then by `schedule`: "cosine" to
-    0, "step" by `decay_factor` at each of `milestones` (epochs), "poly" with `power`, or "constant". `weight_decay` is of
+    0, "cyclic" that way in each of `cycles`, "step" by `decay_factor` at each of `milestones` (epochs), "poly" with `power`, or "constant". `weight_decay` is of
     "kernels" or of "all" parameters. `gradient_clip` (global norm), `ema` (decay of averaged parameters, which predict) and
     `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends
     after so many, whatever `epochs` says. `log_every`, `checkpoint_every` and `statistics_every` count steps. Statistics of the
@@ -136,6 +136,7 @@ class Training:
     milestones: tuple[float, ...] = ()
     decay_factor: float = 0.1
     power: float = 0.9
+    cycles: int = 0
     gradient_clip: float = 0.0
     ema: float = 0.0
     sam: float = 0.0
@@ -143,6 +144,37 @@ class Training:
     statistics_every: int = 0
     statistics_examples: int = 1000
     teacher: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Several predictions from each member of the run, so that its files hold logits [m, n, k]; none by default.
+
+    `kind` and what it takes, with `members` = m of all but "swa": "mc_dropout", m masks of dropout at test; "snapshot", the
+    parameters at the ends of the last m of `training.cycles`; "swa", the mean of the parameters at epoch `start` and `every` so
+    many epochs from then on, one network, so that files stay [n, k]; "swag", m draws from a normal distribution around that
+    mean, with `rank` deviations. Of "batch_ensemble", "packed" and "masksembles" the network itself has m members
+    (`sc_jax.models.ensemble_layers`): packed in `alpha` times its widths, each in `groups`; masks overlap less the larger `scale`.
+    """
+
+    kind: str = ""
+    members: int = 0
+    start: float = 0.0
+    every: float = 0.0
+    rank: int = 0
+    alpha: float = 0.0
+    groups: int = 1
+    scale: float = 0.0
+
+
+ENSEMBLES = ("mc_dropout", "snapshot", "swa", "swag", "batch_ensemble", "packed", "masksembles")
+"""The kinds of `Ensemble`."""
+
+COLLECTED = ("snapshot", "swa", "swag")
+"""Those of them whose parameters are collected in training."""
+
+IN_NETWORK = ("batch_ensemble", "packed", "masksembles")
+"""Those of them whose members are in one network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +254,7 @@ class Config:
     primary: tuple[Contrast, ...]
     augmentation: Augmentation = Augmentation()
     cascade: Cascade = Cascade()
+    ensemble: Ensemble = Ensemble()
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -453,7 +486,16 @@ def _checked_values(config: Config, path: str) -> Config:
             require(len(getattr(m, name)) == 1, f"members.{name}", getattr(m, name), "one where training.epochs is 0")
     below = 0 <= t.warmup_epochs < t.epochs or t.epochs == 0
     require(below, "training.warmup_epochs", t.warmup_epochs, "≥ 0 and below training.epochs")
-    optimizers, schedules = ("adamw", "adam", "sgd", "nesterov"), ("cosine", "step", "poly", "constant")
+    optimizers, schedules = (
+        ("adamw", "adam", "sgd", "nesterov"),
+        (
+            "cosine",
+            "step",
+            "poly",
+            "constant",
+            "cyclic",
+        ),
+    )
     require(t.optimizer in optimizers, "training.optimizer", t.optimizer, f"one of {optimizers}")
     require(t.schedule in schedules, "training.schedule", t.schedule, f"one of {schedules}")
     require(t.decay in ("kernels", "all"), "training.decay", t.decay, "kernels or all")
@@ -471,6 +513,12 @@ def _checked_values(config: Config, path: str) -> Config:
         t.milestones,
         "given for the schedule step alone",
     )
+    require(
+        (t.schedule == "cyclic") == (t.cycles > 0),
+        "training.cycles",
+        t.cycles,
+        "positive for the schedule cyclic alone",
+    )
     for name in ("decay_factor", "power"):
         require(0 < getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "positive and finite")
     for field, acts, where in (
@@ -486,6 +534,7 @@ def _checked_values(config: Config, path: str) -> Config:
             refuse_idle(path, "training", t, field, where)
     if not b.weights:
         refuse_idle(path, "model", b, "weights_part", "model.weights names a file")
+    _check_ensemble(config, path, require)
     require(config.prediction.pixels > 0, "prediction.pixels", config.prediction.pixels, "positive")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):
@@ -525,3 +574,58 @@ def _checked_values(config: Config, path: str) -> Config:
         require(c.expect in expectations, f"primary[{i}].expect", c.expect, f"one of {expectations}")
         require(0 <= c.margin < math.inf, f"primary[{i}].margin", c.margin, "≥ 0 and finite")
     return config
+
+
+def _check_ensemble(config: Config, path: str, require: Callable[[bool, str, Any, str], None]) -> None:
+    """What holds of `config.ensemble` alone, and beside the other groups."""
+    e, t = config.ensemble, config.training
+    require(e.kind in ("", *ENSEMBLES), "ensemble.kind", e.kind, f"one of {ENSEMBLES}, or left out")
+    averaged = ("swa", "swag")
+    for field, kinds in (
+        ("members", tuple(kind for kind in ENSEMBLES if kind != "swa")),
+        ("start", averaged),
+        ("every", averaged),
+        ("rank", ("swag",)),
+        ("alpha", ("packed",)),
+        ("groups", ("packed",)),
+        ("scale", ("masksembles",)),
+    ):
+        if e.kind not in kinds:
+            refuse_idle(path, "ensemble", e, field, f"ensemble.kind is {' or '.join(kinds)}")
+    if e.kind == "":
+        return
+    if e.kind != "swa":
+        require(e.members >= 2, "ensemble.members", e.members, "2 or more")
+        require(
+            not config.evaluation.repair,
+            "evaluation.repair",
+            True,
+            f"off beside ensemble.kind = {e.kind}, whose mean has no logits",
+        )
+    if e.kind in COLLECTED:
+        require(t.epochs > 0, "training.epochs", t.epochs, f"positive where ensemble.kind is {e.kind}")
+        require(t.ema == 0, "training.ema", t.ema, f"0 where ensemble.kind is {e.kind}: collected parameters predict")
+    if e.kind == "mc_dropout":
+        require(
+            config.model.dropout != 0,
+            "model.dropout",
+            config.model.dropout,
+            "positive where ensemble.kind is mc_dropout",
+        )
+    if e.kind == "snapshot":
+        require(t.schedule == "cyclic", "training.schedule", t.schedule, "cyclic where ensemble.kind is snapshot")
+        require(t.cycles >= e.members, "training.cycles", t.cycles, f"at least ensemble.members = {e.members}")
+    if e.kind in averaged:
+        require(0 <= e.start < t.epochs, "ensemble.start", e.start, "≥ 0 and below training.epochs")
+        require(0 < e.every < math.inf, "ensemble.every", e.every, "positive and finite")
+    if e.kind == "swag":
+        require(e.rank >= 2, "ensemble.rank", e.rank, "2 or more")
+    if e.kind in IN_NETWORK:
+        where = f"where ensemble.kind is {e.kind}"
+        require(config.model.weights == "", "model.weights", config.model.weights, f"left out {where}")
+        require(t.statistics_every == 0, "training.statistics_every", t.statistics_every, f"0 {where}")
+    if e.kind == "packed":
+        require(0 < e.alpha < math.inf, "ensemble.alpha", e.alpha, "positive and finite")
+        require(e.groups > 0, "ensemble.groups", e.groups, "positive")
+    if e.kind == "masksembles":
+        require(1 <= e.scale < math.inf, "ensemble.scale", e.scale, "≥ 1 and finite")

@@ -147,10 +147,13 @@ _GROUP_COLUMNS = (
 MOST_CURVES = 6
 """Curves drawn of one file: of MSP, and of the scores with the smallest AURC; of several files, at most twice as many in all."""
 
-STUDY_PICTURES = ("finding.png", "suppression.png", "max_logit_gap.png")
+STUDY_PICTURES = ("finding.png",)
 FILES_PICTURES = ("risk_coverage.png", "reliability.png")
 GRID_PICTURES = ("risk_coverage.png",)
 """The pictures beside the pages of a study, and beside those of any files."""
+
+REASON_PICTURES = ("suppression.png", "max_logit_gap.png")
+"""The further ones of a study whose members have logits; the mean of an ensemble's probabilities has none."""
 
 PIXEL_PICTURES = ("pixels.png", "pixels_risk_coverage.png", "images_risk_coverage.png")
 """The further ones of a study of segmentation."""
@@ -399,11 +402,10 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
     exploratory = [row for row in document["contrasts"] if row["kind"] == "exploratory"]
     alpha = _main_alpha(document)
-    pictures = {
-        "finding.png": figures.finding(document["curves"], document["aggregates"], alpha),
-        "suppression.png": figures.suppression(document["suppression"]),
-        "max_logit_gap.png": figures.max_logit_gap(document["max_logit_gap"], alpha),
-    }
+    pictures = {"finding.png": figures.finding(document["curves"], document["aggregates"], alpha)}
+    if document["max_logit_gap"]:
+        pictures["suppression.png"] = figures.suppression(document["suppression"])
+        pictures["max_logit_gap.png"] = figures.max_logit_gap(document["max_logit_gap"], alpha)
     seeds = document["aggregates"][0]["seeds"]
     n = document["runs"][0]["n"]
     sentence = claim(document)
@@ -459,6 +461,24 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         + (" (the interval includes 0)." if left["includes_0"] else ".")
     )
 
+    reason, reason_text = [], []
+    if document["max_logit_gap"]:
+        reason = [
+            "<h2>The reason</h2>",
+            f'<div class="pair"><div>{figures.to_svg(pictures["suppression.png"])}</div><p>{html.escape(identity_text)}</p></div>',
+            f"<p>{html.escape(gap_text)}</p>",
+            figures.to_svg(pictures["max_logit_gap.png"]),
+            _gap_table(document).html(),
+        ]
+        reason_text = [
+            "## The reason",
+            identity_text,
+            "![The extra gradient on the max logit against the error rate](figures/suppression.png)",
+            gap_text,
+            "![Max logit of right and wrong predictions at equal MSP](figures/max_logit_gap.png)",
+            _gap_table(document).markdown(),
+        ]
+
     body = [
         f"<h1>{html.escape(sentence)}</h1>",
         '<div class="tiles">'
@@ -476,11 +496,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         "<h2>Every α and score</h2>",
         _aggregate_table(document["aggregates"]).html(),
         f'<p class="note">{html.escape(table_note)}</p>',
-        "<h2>The reason</h2>",
-        f'<div class="pair"><div>{figures.to_svg(pictures["suppression.png"])}</div><p>{html.escape(identity_text)}</p></div>',
-        f"<p>{html.escape(gap_text)}</p>",
-        figures.to_svg(pictures["max_logit_gap.png"]),
-        _gap_table(document).html(),
+        *reason,
         f"<details><summary>{len(exploratory)} exploratory contrasts (not corrected for multiplicity)</summary>",
         contrast_table(exploratory, False).html(),
         "</details>",
@@ -499,12 +515,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         "## Every α and score",
         _aggregate_table(document["aggregates"]).markdown(),
         table_note,
-        "## The reason",
-        identity_text,
-        "![The extra gradient on the max logit against the error rate](figures/suppression.png)",
-        gap_text,
-        "![Max logit of right and wrong predictions at equal MSP](figures/max_logit_gap.png)",
-        _gap_table(document).markdown(),
+        *reason_text,
         f"## Exploratory contrasts\n\n{len(exploratory)} of them, not corrected for multiplicity.",
         contrast_table(exploratory, False).markdown(),
         "## Settings and versions",

@@ -20,9 +20,8 @@ from sc_jax import cli, files, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
-from sc_jax.models import member_logits
+from sc_jax.training import inference, parallel, state
 from sc_jax.training import job as job_lib
-from sc_jax.training import optimizers, parallel, state
 from sc_jax.training.logs import Progress
 
 
@@ -49,19 +48,23 @@ def predict(config: Config, workdir: Path) -> None:
         like = parallel.replicated(state.shape_of_state(job.model, job.optimizer, job.members), mesh)
         trained = saved.restore(job.total_steps, like)
 
-    averaged = optimizers.averaged(trained.opt_state)
-    weights = (trained.params if averaged is None else averaged, trained.model_state)
+    networks = inference.networks(job, trained, mesh)
+    logits_of = inference.logits_of(job)
 
-    def logits_of(weights: Any, inputs: jax.Array) -> jax.Array:
-        return member_logits(job.model, *weights, job.evaluation_transform(inputs))
-
-    def measured(weights: Any, batch: tuple[jax.Array, jax.Array, jax.Array]) -> pixels.Measured:
+    def measured(weights: inference.Weights, batch: tuple[jax.Array, jax.Array, jax.Array]) -> pixels.Measured:
         inputs, label, places = batch
-        return pixels.measure(logits_of(weights, inputs), label, places)
+        return pixels.measure(logits_of(weights, (inputs, label)), label, places)
 
     segmentation = job.ignore_label is not None
     cost = job.cost
     mapped = parallel.map_over_devices(measured if segmentation else logits_of, mesh)
+
+    def of_batch(batch: Any) -> Any:
+        """Of an ensemble [M, b, m, k]: every network sees the batch before the next one is read."""
+        return (
+            np.stack([mapped(one, batch) for one in networks], 2) if len(networks) > 1 else mapped(networks[0], batch)
+        )
+
     write = _write_segmented if segmentation else _write
     for split in missing:
         about = [
@@ -77,10 +80,11 @@ def predict(config: Config, workdir: Path) -> None:
                 "weights_hash": job.weights_hash,
                 **cost,
                 "versions": versions(),
+                **({"ensemble": config.ensemble.kind} if config.ensemble.kind else {}),
             }
             for tags in job.tags
         ]
-        n = write(job, workdir, split, lambda batch: mapped(weights, batch), about)
+        n = write(job, workdir, split, of_batch, about)
         print(f"predict: {len(job.tags)} members on {split} ({n} {'images' if segmentation else 'examples'})")
 
 
@@ -88,15 +92,17 @@ def _write(
     job: job_lib.Job,
     workdir: Path,
     split: str,
-    logits_of: Callable[[np.ndarray], jax.Array],
+    logits_of: Callable[[tuple[np.ndarray, np.ndarray]], Any],
     about: Sequence[dict[str, Any]],
 ) -> int:
-    """Predicts a split and writes a file for each member; how many examples it has."""
+    """Predicts a split and writes a file for each member, logits [n, k], or [m, n, k] of an ensemble; how many examples it has."""
     examples = _outputs(job, split, logits_of)
     for name, logits, provenance in zip(job.names, examples.logits, about, strict=True):
         predictions.save(
             _path(workdir, name, split),
-            dataclasses.replace(examples, logits=logits, provenance=provenance),
+            dataclasses.replace(
+                examples, logits=np.moveaxis(logits, 1, 0) if logits.ndim == 3 else logits, provenance=provenance
+            ),
             expected_id=examples.example_id,
         )
     return len(examples)
@@ -165,11 +171,14 @@ def _write_segmented(
     return len(seen)
 
 
-def _outputs(job: job_lib.Job, split: str, logits_of: Callable[[np.ndarray], jax.Array]) -> predictions.Predictions:
-    """What all members say about a split, logits [m, n, k], whether it lies in memory or is decoded on the way."""
+def _outputs(
+    job: job_lib.Job, split: str, logits_of: Callable[[tuple[np.ndarray, np.ndarray]], Any]
+) -> predictions.Predictions:
+    """What all members say about a split, logits [M, n, k] or [M, n, m, k], whether it lies in memory or is decoded on the way."""
     examples = job.dataset.splits[split]
     if not job.streamed:
-        logits = parallel.in_batches(logits_of, examples.inputs, job.config.prediction.batch_size, axis=1)
+        batches = examples.inputs, examples.example_id
+        logits = parallel.in_batches(logits_of, batches, job.config.prediction.batch_size, axis=1)
         names = getattr(job.dataset, "group_names", ())
         group = None if examples.group is None else np.asarray(names)[examples.group]
         return predictions.Predictions(np.asarray(examples.label), logits, examples.example_id, group=group)
@@ -178,7 +187,7 @@ def _outputs(job: job_lib.Job, split: str, logits_of: Callable[[np.ndarray], jax
     try:
         for batch in job_lib.evaluation_batches(job, split):
             real = batch["example_id"] >= 0
-            logits = np.asarray(logits_of(batch["image"]))[:, real]
+            logits = np.asarray(logits_of((batch["image"], batch["example_id"])))[:, real]
             parts.append((batch["label"][real], logits, batch["example_id"][real]))
             progress.update(sum(len(part[0]) for part in parts))
     finally:

@@ -28,6 +28,7 @@ def report(workdir: Path) -> None:
     make, names = lambda: pages.of_files(document), pages.FILES_PICTURES
     if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
         make, names = lambda: pages.of_study(workdir, document), pages.STUDY_PICTURES
+        names = (*names, *pages.REASON_PICTURES) if document["max_logit_gap"] else names
     elif "cascades" in document:
         make, names = lambda: cascade_pages.head(document), ()
     elif "aggregates" in document:

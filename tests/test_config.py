@@ -241,6 +241,8 @@ def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem)
         ("training.betas", "(0.9,)"),
         ("training.milestones", "(2.0, 1.0)"),
         ("training.ema", "1.0"),
+        ("training.cycles", "3"),
+        ("ensemble.kind", "bagging"),
         ("training.sam", "-1"),
         ("prediction.pixels", "0"),
         ("data.train_examples", "-1"),
@@ -295,6 +297,70 @@ def test_what_objectives_do_not_go_with_is_refused(field, text):
     beside = {"members.objectives": "('focal=2',)", "training.statistics_every": "0"}
     assert config_lib.load(str(STUDY), beside).members.objectives == ("focal=2",)
     assert f"field {field}: " in refused(STUDY, {**beside, field: text})
+
+
+ENSEMBLES = {
+    "mc_dropout": {"ensemble.members": "4", "model.dropout": "0.1"},
+    "snapshot": {"ensemble.members": "3", "training.schedule": "cyclic", "training.cycles": "5"},
+    "swa": {"ensemble.start": "8", "ensemble.every": "1"},
+    "swag": {"ensemble.start": "8", "ensemble.every": "0.5", "ensemble.rank": "5", "ensemble.members": "4"},
+    "batch_ensemble": {"ensemble.members": "4", "training.statistics_every": "0"},
+    "packed": {
+        "ensemble.members": "4",
+        "ensemble.alpha": "2",
+        "ensemble.groups": "2",
+        "training.statistics_every": "0",
+    },
+    "masksembles": {"ensemble.members": "4", "ensemble.scale": "2", "training.statistics_every": "0"},
+}
+
+
+@pytest.mark.parametrize("kind", config_lib.ENSEMBLES)
+def test_every_kind_of_ensemble_has_a_config_and_refuses_what_it_does_not_use(kind):
+    fields = {"ensemble.kind": kind, **ENSEMBLES[kind]}
+    assert config_lib.load(str(STUDY), fields).ensemble.kind == kind
+    for field in dataclasses.fields(config_lib.Ensemble):
+        name = f"ensemble.{field.name}"
+        if name not in fields:
+            message = refused(STUDY, {**fields, name: "3.5" if field.type == "float" else "3"})
+            assert re.search(rf"field {re.escape(name)}: .* does nothing; it acts where ensemble\.kind is ", message)
+        elif name not in ("ensemble.kind", "ensemble.start", "ensemble.groups"):  # the latter two may be left out
+            without = {key: value for key, value in fields.items() if key != name}
+            assert f"field {name}: " in refused(STUDY, without)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "text"),
+    [
+        ("mc_dropout", "model.dropout", "0.0"),
+        ("mc_dropout", "ensemble.members", "1"),
+        ("mc_dropout", "evaluation.repair", "True"),
+        ("snapshot", "training.schedule", "cosine"),
+        ("snapshot", "ensemble.members", "6"),
+        ("snapshot", "training.ema", "0.9"),
+        ("swa", "ensemble.start", "15"),
+        ("swa", "ensemble.start", "-1"),
+        ("swa", "ensemble.every", "0"),
+        ("swa", "training.ema", "0.9"),
+        ("packed", "ensemble.alpha", "0"),
+        ("packed", "ensemble.groups", "0"),
+        ("packed", "model.weights", "resnet.safetensors"),
+        ("masksembles", "ensemble.scale", "0.5"),
+        ("batch_ensemble", "training.statistics_every", "10"),
+        ("batch_ensemble", "evaluation.repair", "True"),
+        ("swag", "ensemble.rank", "1"),
+        ("swag", "ensemble.members", "1"),
+    ],
+)
+def test_what_an_ensemble_does_not_go_with_is_refused(kind, field, text):
+    message = refused(STUDY, {"ensemble.kind": kind, **ENSEMBLES[kind], field: text})
+    blamed = {"training.schedule": "training.cycles", "ensemble.members": "(ensemble.members|training.cycles)"}
+    assert re.search(rf"field {blamed.get(field, re.escape(field))}: .*; it must be ", message)
+
+
+def test_swa_alone_may_stand_beside_the_repair():
+    fields = {"ensemble.kind": "swa", **ENSEMBLES["swa"], "evaluation.repair": "True"}
+    assert config_lib.load(str(STUDY), fields).evaluation.repair
 
 
 def test_members_are_every_alpha_and_objective_with_every_seed():

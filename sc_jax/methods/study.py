@@ -43,7 +43,7 @@ EXPLORATORY_METRICS = (
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One member: what it was trained for, an α of label smoothing or the name of another objective, and its predictions on the two
-    splits, examples in order of id."""
+    splits, examples in order of id: logits [n, k], or [m, n, k] where each member is an ensemble."""
 
     alpha: float | str
     seed: int
@@ -55,15 +55,29 @@ Cells = dict[tuple[float | str, str], list[ScoreResult]]
 """(α or objective, score) → one result per seed, in the order of the seeds."""
 
 
-def refuse_unknown(scores: Sequence[str], primary: Sequence[Contrast]) -> None:
+def refuse_unknown(scores: Sequence[str], primary: Sequence[Contrast], *, ensemble: bool = False) -> None:
     """Refuses, before anything is trained, names that the evaluation would not find.
 
+    Args:
+      scores, primary: of the config; ensemble: whether each member of the run is an ensemble, logits [m, n, k].
+
     Raises:
-      InputError: a score is unknown, or a primary contrast is of a metric that one of its scores does not have.
+      InputError: a score is unknown, or a primary contrast is of a metric that one of its scores does not have, or of a score that
+        its members do not have.
     """
     scores_lib.named(scores)
     ranking = tuple(ops.summarise(np.zeros(2), np.arange(2)))
     for i, contrast in enumerate(primary):
+        for side in ("treatment_score", "control_score"):
+            score = scores_lib.SCORES[getattr(contrast, side)]
+            if ensemble and "true_logits" in score.needs:
+                raise InputError(
+                    f"primary[{i}].{side}: {getattr(contrast, side)} needs true logits, which the mean of an ensemble has not"
+                )
+            if score.of_members and not ensemble:
+                raise InputError(
+                    f"primary[{i}].{side}: {getattr(contrast, side)} is of an ensemble's members; name an ensemble.kind that has some"
+                )
         of_msp = contrast.treatment_score == contrast.control_score == "msp"
         known = ranking + (evaluation.CLASSIFIER_METRICS if of_msp else ())
         if contrast.metric not in known:
@@ -90,7 +104,7 @@ def evaluate(
     Returns:
       {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}, and, where there are
       other objectives than label smoothing, "objectives": {"aggregates", "curves", "contrasts"} of them, the latter exploratory; "repair": of
-      `repair`, if asked for.
+      `repair`, if asked for. Of ensembles "suppression" and "max_logit_gap" are empty: the mean of probabilities has no logits of its own.
     """
     counts = evaluation.resampled(runs[0].test, settings, settings.seed)
     calibration_counts = evaluation.resampled(runs[0].calibration, settings, settings.seed + 1)
@@ -122,16 +136,17 @@ def evaluate(
     of_others = {key: cell for key, cell in cells.items() if isinstance(key[0], str)}
     of_smoothing = {key: cell for key, cell in cells.items() if key not in of_others}
     level, by_alpha = settings.level, [runs[i] for i in smoothed]
+    of_logits = [run for run in by_alpha if run.test.logits.ndim == 2]
     contrasted = _Contrasts(cells, seed_counts, level)
     document = {
         "level": level,
-        "runs": [row for i in order for row in run_rows(runs[i].test, results[i][0])],
+        "runs": [row for i in order for row in run_rows(evaluation.combined(runs[i].test), results[i][0])],
         "left_out": [left_out_row(runs[i].test, *item) for i in order for item in results[i][1].items()],
         "aggregates": _aggregates(of_smoothing, seed_counts, level),
         "contrasts": contrasted.primary(primary) + contrasted.exploratory(_pairs(of_smoothing)),
         "curves": _curves(of_smoothing, seed_counts, level),
-        "suppression": _suppression(by_alpha),
-        "max_logit_gap": _max_logit_gap(by_alpha, counts, seed_counts, level),
+        "suppression": _suppression(of_logits),
+        "max_logit_gap": _max_logit_gap(of_logits, counts, seed_counts, level),
     }
     if of_others:
         document["objectives"] = {
@@ -158,7 +173,7 @@ def repair(
     """The analyses of `methods.repair` of all α.
 
     Args:
-      runs: of three classes or more; settings: how; counts, calibration_counts, seed_counts: the resamples of the study.
+      runs: logits [n, k] of three classes or more; settings: how; counts, calibration_counts, seed_counts: the resamples of the study.
 
     Returns:
       {"norms", "shifts", "learning_curve", "ensembles", "subsets"}.

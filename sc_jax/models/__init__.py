@@ -23,6 +23,7 @@ import jax
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("sc_jax.models.mlp:MLP", {}),
@@ -71,19 +72,24 @@ class Model:
 
     Attributes:
       init: key → (params, model_state): trainable arrays, and the others (batch statistics).
-      apply: (params, model_state, inputs [b, …], train, key) → (outputs, model_state), outputs {"logits" [b, k],
+      apply: (params, model_state, inputs [b, …], train, key, dropout) → (outputs, model_state), outputs {"logits" [b, k],
         "features" [b, d]}; of segmentation "logits" [b, h, w, k] alone, of several exits also "exit_logits" [e, b, k],
-        the last of which are the logits.
+        the last of which are the logits, of a network of several members also "member_logits" [m, b, k]. With `dropout` values are dropped by `key` though `train` is false (Monte-Carlo
+        dropout): batch statistics stay as they are, and so does stochastic depth.
+      statistics: (params, model_state, inputs [b, …], key) → model_state, the batch statistics of this batch alone, in training.
       member_mapping: how many members run in one program: "vmap", or "unroll" (one after the other in the same program,
         several times faster for convolutions on a CPU).
       head_parts: the attributes that are the classifier, as the class of the backbone names them: dotted paths, "*" for any
         index. What remains is the backbone, which weights made for other classes can fill.
+      dropout: the rate of dropout, 0 for none.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
     apply: Callable[..., tuple[dict[str, jax.Array], Any]]
+    statistics: Callable[..., Any]
     member_mapping: Literal["vmap", "unroll"]
     head_parts: tuple[str, ...] = ()
+    dropout: float = 0.0
 
 
 def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **options: Any) -> Model:
@@ -110,8 +116,15 @@ def build(name: str, *, input_shape: tuple[int, ...], num_classes: int, **option
     options = _checked_options(name, backbone, {**preset, **options})
 
     hashable = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
-    init, apply = _functions(backbone, tuple(input_shape), num_classes, tuple(sorted(hashable.items())))
-    return Model(init, apply, backbone.member_mapping, getattr(backbone, "head_parts", ()))
+    init, apply, statistics = _functions(backbone, tuple(input_shape), num_classes, tuple(sorted(hashable.items())))
+    by_default = inspect.signature(backbone.__init__).parameters.get("dropout")
+    dropout = options.get("dropout", 0.0 if by_default is None else by_default.default)
+    return Model(init, apply, statistics, backbone.member_mapping, getattr(backbone, "head_parts", ()), dropout)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the constructor of the backbone `name`, a key of `BACKBONES`, takes the option."""
+    return option in inspect.signature(pkgutil.resolve_name(BACKBONES[name][0]).__init__).parameters
 
 
 class _Keys:
@@ -129,8 +142,8 @@ class _Keys:
 @functools.lru_cache(maxsize=8)
 def _functions(
     backbone: type[nnx.Module], input_shape: tuple[int, ...], num_classes: int, options: tuple[tuple[str, Any], ...]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`init` and `apply`; the same functions for the same backbone, so that what JAX traced and compiled of them is found again."""
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """`init`, `apply` and `statistics`; the same functions for the same backbone, so that what JAX traced and compiled of them is found again."""
 
     def parts(key: jax.Array) -> tuple[Any, Any, Any]:
         return nnx.split(
@@ -149,14 +162,32 @@ def _functions(
         return params, model_state
 
     def apply(
-        params: Any, model_state: Any, inputs: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        params: Any,
+        model_state: Any,
+        inputs: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        dropout: bool = False,
     ) -> tuple[dict[str, jax.Array], Any]:
         module = nnx.merge(graphdef, params, model_state, copy=True)
+        if dropout:
+            for _, part in nnx.iter_modules(module):
+                if isinstance(part, Dropout):
+                    part.stays_on = True
         outputs = module(inputs, train=train, key=key)
         _, _, model_state = nnx.split(module, nnx.Param, ...)
         return outputs, model_state
 
-    return init, apply
+    def statistics(params: Any, model_state: Any, inputs: jax.Array, key: jax.Array | None = None) -> Any:
+        module = nnx.merge(graphdef, params, model_state, copy=True)
+        for _, part in nnx.iter_modules(module):
+            if isinstance(part, nnx.BatchNorm):
+                part.momentum = 0.0  # nothing of what was there before
+        module(inputs, train=True, key=key)
+        return nnx.split(module, nnx.Param, ...)[2]
+
+    return init, apply, statistics
 
 
 def _checked_options(name: str, backbone: type[nnx.Module], options: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import ResNet, batch_norm, convolution, require_image, spatial_mean
 
 WIDTH, LOW_WIDTH, RATES, STRIDE = 256, 48, (6, 12, 18), 16
@@ -93,7 +94,7 @@ class DeepLabV3Plus(nnx.Module):
             input_shape=input_shape, num_classes=0, blocks=blocks, bottleneck=True, output_stride=STRIDE, **options
         )
         self.aspp = ASPP(2048, **options)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.low = ConvNorm(256, LOW_WIDTH, 1, **options)
         self.decoder = nnx.List(
             [ConvNorm(WIDTH + LOW_WIDTH, WIDTH, 3, **options), ConvNorm(WIDTH, WIDTH, 3, **options)]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import batch_norm, convolution, linear_head, require_image, spatial_mean
 
 
@@ -21,7 +22,7 @@ class DenseLayer(nnx.Module):
         self.conv1 = convolution(in_features, 4 * growth, 1, dtype=dtype, rngs=rngs)
         self.norm2 = batch_norm(4 * growth, dtype=dtype, rngs=rngs)
         self.conv2 = convolution(4 * growth, growth, 3, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, train: bool, streams: nnx.Rngs | None) -> jax.Array:
         y = self.conv1(jax.nn.relu(self.norm1(x, use_running_average=not train)))
@@ -51,7 +52,7 @@ class Transition(nnx.Module):
     def __init__(self, in_features: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = batch_norm(in_features, dtype=dtype, rngs=rngs)
         self.conv = convolution(in_features, in_features // 2, 1, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, train: bool, streams: nnx.Rngs | None) -> jax.Array:
         x = self.conv(jax.nn.relu(self.norm(x, use_running_average=not train)))

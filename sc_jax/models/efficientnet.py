@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import batch_norm, convolution, spatial_mean
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -213,7 +214,7 @@ class InvertedResidualNetwork(nnx.Module):
                 channels, index = stage.channels, index + 1
         self.conv_head = convolution(channels, head_channels, 1, dtype=dtype, rngs=rngs)
         self.bn2 = batch_norm(head_channels, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
         self.classifier = nnx.Linear(head_channels, num_classes, kernel_init=uniform, rngs=rngs)
 

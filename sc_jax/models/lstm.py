@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from sc_jax.models.dropout import Dropout
+
 
 class LSTM(nnx.Module):
     """Tokens → embedding → LSTM of both directions → last states → hidden layers with ReLU → logits.
@@ -56,7 +58,7 @@ class LSTM(nnx.Module):
         self.directions = nnx.List([Direction(embedding, hidden, dtype=dtype, rngs=rngs) for _ in range(directions)])
         widths = (directions * hidden, *head)
         self.hidden = nnx.List([nnx.Linear(a, b, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)])
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nnx.Linear(widths[-1], num_classes, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:

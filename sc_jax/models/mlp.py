@@ -11,9 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sc_jax.models import ensemble_layers as layers
+from sc_jax.models.dropout import Dropout
+from sc_jax.models.ensemble_layers import InNetwork
+
 
 class MLP(nnx.Module):
     """Flattened image → hidden layers with ReLU and dropout → logits; features are the last hidden layer.
+
+    With `ensemble` it has members (`sc_jax.models.ensemble_layers`), all layers being theirs and masks behind every hidden one.
 
     784-256-256-10 has 784·256 + 256 + 256·256 + 256 + 256·10 + 10 = 269,322 parameters.
     """
@@ -29,20 +35,28 @@ class MLP(nnx.Module):
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
+        ensemble: InNetwork | None = None,
         rngs: nnx.Rngs,
     ):
-        widths = (prod(input_shape), *hidden)
-        self.hidden = nnx.List([nnx.Linear(a, b, dtype=dtype, rngs=rngs) for a, b in pairwise(widths)])
-        self.dropout = nnx.Dropout(dropout)
-        self.head = nnx.Linear(widths[-1], num_classes, dtype=jnp.float32, rngs=rngs)
+        layers.require_hidden(hidden, ensemble)
+        self.ensemble = ensemble
+        widths = (prod(input_shape), *(layers.width_of(width, ensemble) for width in hidden))
+        self.hidden = nnx.List(
+            [
+                layers.linear(a, b, ensemble, grouped=i > 0, dtype=dtype, rngs=rngs)
+                for i, (a, b) in enumerate(pairwise(widths))
+            ]
+        )
+        self.dropout = Dropout(dropout)
+        self.head = layers.linear(widths[-1], num_classes, ensemble, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
-        x = dropped = inputs.reshape(inputs.shape[0], -1)
+        x = dropped = layers.spread(inputs.reshape(inputs.shape[0], -1), self.ensemble)
         streams = None if key is None else nnx.Rngs(dropout=key)
         for layer in self.hidden:
-            x = jax.nn.relu(layer(dropped))
+            x = layers.masked(jax.nn.relu(layer(dropped)), self.ensemble)
             dropped = self.dropout(x, deterministic=not train, rngs=streams)
-        return {"logits": self.head(dropped), "features": x.astype(jnp.float32)}
+        return layers.outputs(self.head(dropped), x.astype(jnp.float32), self.ensemble)
 
 
 class TabularMLP(MLP):
@@ -61,9 +75,9 @@ class TabularMLP(MLP):
         multiples: Sequence[int] = (4, 2),
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
+        ensemble: InNetwork | None = None,
         rngs: nnx.Rngs,
     ):
         hidden = [multiple * prod(input_shape) for multiple in multiples]
-        super().__init__(
-            input_shape=input_shape, num_classes=num_classes, hidden=hidden, dropout=dropout, dtype=dtype, rngs=rngs
-        )
+        options = {"dropout": dropout, "dtype": dtype, "ensemble": ensemble, "rngs": rngs}
+        super().__init__(input_shape=input_shape, num_classes=num_classes, hidden=hidden, **options)

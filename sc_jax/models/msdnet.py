@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import batch_norm, convolution, spatial_mean
 
 
@@ -164,7 +165,7 @@ class Exit(nnx.Module):
     def __init__(self, inputs: int, width: int, num_classes: int, *, dropout: float, dtype: Any, rngs: nnx.Rngs):
         self.first = Convolution(inputs, width, 3, 2, dtype=dtype, rngs=rngs)
         self.second = Convolution(width, width, 3, 2, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nnx.Linear(width, num_classes, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool, streams: nnx.Rngs | None) -> dict[str, jax.Array]:

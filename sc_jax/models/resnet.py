@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 
 
 def convolution(
@@ -302,7 +303,7 @@ class ResNet(nnx.Module):
                 features = width * block.expansion
             stages.append(stage)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.fc = linear_head(features, num_classes, rngs=rngs) if num_classes else None
 
     def stages(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import batch_norm, convolution, linear_head, spatial_mean
 
 
@@ -89,7 +90,7 @@ class ResNetCIFAR(nnx.Module):
         self.conv1 = convolution(input_shape[-1], first, 3, dtype=dtype, rngs=rngs)
         self.bn1 = batch_norm(first, dtype=dtype, rngs=rngs)
         self.layer1, self.layer2, self.layer3 = stage(first, first, 1), stage(first, second, 2), stage(second, third, 2)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = linear_head(third, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import require_image
 
 EPSILON = 1e-6  # of every LayerNorm
@@ -155,7 +156,7 @@ class ViT(nnx.Module):
         self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, tokens, width)))
         self.blocks = nnx.List([Block(width, heads, mlp_ratio, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = Linear(width, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.files import InputError
+from sc_jax.models.dropout import Dropout
 from sc_jax.models.resnet import batch_norm, convolution, linear_head, spatial_mean
 
 
@@ -19,7 +20,7 @@ class Block(nnx.Module):
         self.bn1 = batch_norm(in_features, dtype=dtype, rngs=rngs)
         self.conv1 = convolution(in_features, features, 3, stride, dtype=dtype, rngs=rngs)
         self.bn2 = batch_norm(features, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = convolution(features, features, 3, dtype=dtype, rngs=rngs)
         fits = stride == 1 and in_features == features
         self.convShortcut = None if fits else convolution(in_features, features, 1, stride, dtype=dtype, rngs=rngs)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from sc_jax.config import Config
 from sc_jax.data import images, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
-from sc_jax.models import costs, pretrained
-from sc_jax.training import checkpoints, objectives, optimizers, parallel, state, step
+from sc_jax.models import costs, ensemble_layers, pretrained
+from sc_jax.training import checkpoints, ensembles, objectives, optimizers, parallel, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,12 @@ class Job:
 
     @property
     def cost(self) -> dict[str, int]:
-        """Of one member: "macs", multiply-accumulates for one example at test, and "parameters"."""
+        """Of one member of the run with all that it predicts: "macs", multiply-accumulates for one example at test, and "parameters"."""
         macs = costs.macs(self.model, _test_shape(self.config, self.dataset), _input_dtype(self.config, self.dataset))
-        return {"macs": macs, "parameters": costs.parameters(self.model)}
+        e = self.config.ensemble
+        passes = e.members if e.kind in ("mc_dropout", "snapshot", "swag") else 1  # else one pass, whatever comes of it
+        copies = 1 if e.kind == "mc_dropout" else passes
+        return {"macs": passes * macs, "parameters": copies * costs.parameters(self.model)}
 
 
 def build(config: Config) -> Job:
@@ -95,6 +98,7 @@ def build(config: Config) -> Job:
     options |= {} if b.dropout is None else {"dropout": b.dropout}
     options |= {} if b.dtype == "float32" else {"dtype": jax.numpy.dtype(b.dtype)}
     options |= {"vocabulary_size": len(dataset.vocabulary)} if getattr(dataset, "vocabulary", ()) else {}
+    options |= _members(config)
     shape = {"input_shape": _input_shape(config, dataset), "num_classes": dataset.num_classes}
     model = models.build(b.name, **shape, **options)
     if b.weights:
@@ -110,6 +114,7 @@ def build(config: Config) -> Job:
         raise InputError(
             f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
         )
+    _require_ensemble(config, dataset, model)
     wanted = objectives.named(config.members.objectives, dataset.num_classes)
     known = _known(config, dataset, wanted)
     steps_per_epoch = len(train) // t.batch_size
@@ -228,6 +233,29 @@ def _require_fit(config: Config, dataset: data.Dataset | StreamedDataset, model:
             )
 
 
+def _members(config: Config) -> dict[str, Any]:
+    """The option of a network that has members of its own, if it is to have any."""
+    e, name = config.ensemble, config.model.name
+    if e.kind not in config_lib.IN_NETWORK:
+        return {}
+    if name in models.BACKBONES and not models.takes(name, "ensemble"):
+        taking = ", ".join(other for other in models.BACKBONES if models.takes(other, "ensemble"))
+        raise InputError(f"ensemble.kind: {name} has no {e.kind} layers; name a network that has: {taking}")
+    extra = {"packed": {"alpha": e.alpha, "groups": e.groups}, "masksembles": {"scale": e.scale}}.get(e.kind, {})
+    return {"ensemble": ensemble_layers.InNetwork(e.kind, e.members, **extra)}
+
+
+def _require_ensemble(config: Config, dataset: data.Dataset | StreamedDataset, model: models.Model) -> None:
+    """Refuses an ensemble that the network or the data do not give."""
+    kind = config.ensemble.kind
+    if kind not in ("", "swa") and getattr(dataset, "ignore_label", None) is not None:
+        raise InputError(
+            f"ensemble.kind: {dataset.name} labels pixels, of which one network's predictions are kept: take swa, or leave it out"
+        )
+    if kind == "mc_dropout" and model.dropout == 0:
+        raise InputError(f"model.dropout: {config.model.name} has none by default, mc_dropout needs some; give a rate")
+
+
 def _known(config: Config, dataset: data.Dataset | StreamedDataset, wanted: list[objectives.Named]) -> objectives.Known:
     """What the objectives ask to know of the train split."""
     streamed = isinstance(dataset, StreamedDataset)
@@ -315,6 +343,10 @@ def _optimizer(config: Config, steps_per_epoch: int, total_steps: int) -> optax.
             f"training.milestones = {t.milestones} fall on steps {milestones}; they must differ, and come after the "
             f"{warmup_steps} of the warm-up"
         )
+    if t.schedule == "cyclic" and t.cycles > total_steps - warmup_steps:
+        raise InputError(
+            f"training.cycles = {t.cycles}, of {total_steps - warmup_steps} steps after the warm-up: take fewer, or train longer"
+        )
     return optimizers.make_optimizer(
         optimizer=t.optimizer,
         learning_rate=t.learning_rate,
@@ -328,16 +360,41 @@ def _optimizer(config: Config, steps_per_epoch: int, total_steps: int) -> optax.
         milestones=milestones,
         decay_factor=t.decay_factor,
         power=t.power,
+        cycles=t.cycles,
         total_steps=total_steps,
         gradient_clip=t.gradient_clip,
         ema=t.ema,
+        collect=_collection(config, steps_per_epoch, warmup_steps, total_steps),
     )
+
+
+def _collection(
+    config: Config, steps_per_epoch: int, warmup_steps: int, total_steps: int
+) -> optax.GradientTransformation | None:
+    """What keeps parameters on the way, where the ensemble is made of them."""
+    e = config.ensemble
+    if e.kind == "snapshot":
+        ends = optimizers.cycle_ends(total_steps, warmup_steps, config.training.cycles)
+        return ensembles.keep_snapshots(ends[-e.members :])
+    if e.kind not in ("swa", "swag"):
+        return None
+    start, every = round(e.start * steps_per_epoch), round(e.every * steps_per_epoch)
+    if every == 0:
+        raise InputError(f"ensemble.every = {e.every:g} is no step, of {steps_per_epoch} in an epoch: make it longer")
+    # The first deviation from the mean so far is 0, and should not be among those that are kept.
+    found, needed = ensembles.collections(start, every, total_steps), 1 if e.kind == "swa" else e.rank + 1
+    if found < needed:
+        raise InputError(
+            f"ensemble.start, ensemble.every: steps {start}, {start + every}, … of {total_steps} are {found}; {e.kind} needs "
+            f"{needed} at least: start earlier, collect more often, or train longer"
+        )
+    return ensembles.keep_mean(start, every) if e.kind == "swa" else ensembles.keep_gaussian(start, every, e.rank)
 
 
 def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
     """The run's checkpoints; they belong to what shapes the training, and to the data it saw."""
     whole = config_lib.as_dict(job.config)
-    shaping = {name: whole[name] for name in ("data", "augmentation", "model", "members", "training")}
+    shaping = {name: whole[name] for name in ("data", "augmentation", "model", "members", "training", "ensemble")}
     known = {name: array for name, array in job.known._asdict().items() if array is not None}
     return checkpoints.Checkpoints(
         workdir / "checkpoints",
@@ -361,8 +418,42 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
     Data in memory lie whole on the devices, and a step finds its batch there by the epoch's order; images are decoded ahead
     of the step by threads, one stream for each distinct seed.
     """
-    config, t, a = job.config, job.config.training, job.config.augmentation
-    transform = pipelines.train_transform(
+    t = job.config.training
+    one = step.make_step(
+        job.model,
+        job.optimizer,
+        _train_transform(job),
+        mesh,
+        log_every=t.log_every,
+        sam=t.sam,
+        ignore_label=job.ignore_label,
+        objectives=job.objectives,
+    )
+    with _batches(job, mesh, one, first_step, job.total_steps) as (program, batch_of):
+        yield lambda current, taken: program(current, *batch_of(taken))
+
+
+@contextlib.contextmanager
+def measuring(
+    job: Job, mesh: parallel.Mesh, first_step: int
+) -> Iterator[Callable[[Sequence[step.Measured], int], list[step.Measured]]]:
+    """One step of measuring batch statistics of several networks, on the batches that training would go on with for an epoch.
+
+    ([`step.Measured`], steps taken) → [`step.Measured`], for steps `first_step`, `first_step` + 1, …; all see the same batch.
+    """
+    one = step.make_measurement(job.model, _train_transform(job), mesh, job.objectives)
+    with _batches(job, mesh, one, first_step, first_step + job.steps_per_epoch) as (program, batch_of):
+
+        def advance(each: Sequence[step.Measured], taken: int) -> list[step.Measured]:
+            batch = batch_of(taken)
+            return [program(measured, *batch)[0] for measured in each]
+
+        yield advance
+
+
+def _train_transform(job: Job) -> pipelines.Transform:
+    config, a = job.config, job.config.augmentation
+    return pipelines.train_transform(
         config.data.mean,
         config.data.std,
         crop_padding=a.crop_padding,
@@ -373,25 +464,18 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         mixup=a.mixup,
         cutmix=a.cutmix,
     )
-    one = step.make_step(
-        job.model,
-        job.optimizer,
-        transform,
-        mesh,
-        log_every=t.log_every,
-        sam=t.sam,
-        ignore_label=job.ignore_label,
-        objectives=job.objectives,
-    )
-    if not job.streamed:
-        yield _from_memory(job, mesh, step.from_memory(one, mesh, t.batch_size))
+
+
+@contextlib.contextmanager
+def _batches(
+    job: Job, mesh: parallel.Mesh, one: step.Step, first_step: int, last_step: int
+) -> Iterator[tuple[step.Step, Callable[[int], tuple[Any, ...]]]]:
+    """A step's jitted program, and steps taken → what it takes beside the state, for steps `first_step` to `last_step` in turn."""
+    if job.streamed:
+        members = parallel.replicate(job.members, mesh)
+        with contextlib.closing(_training_batches(job, first_step, last_step)) as batches:
+            yield step.from_stream(one), lambda taken: (members, *parallel.divide(next(batches), mesh, axis=1))
         return
-    program, members = step.from_stream(one), parallel.replicate(job.members, mesh)
-    with contextlib.closing(_training_batches(job, first_step)) as batches:
-        yield lambda current, taken: program(current, members, *parallel.divide(next(batches), mesh, axis=1))
-
-
-def _from_memory(job: Job, mesh: parallel.Mesh, program: Callable[..., Any]) -> Advance:
     split = job.dataset.splits[job.config.data.train_split]
     inputs, labels, members, known = parallel.replicate(
         (split.inputs, split.label.astype(np.int32), job.members, job.known), mesh
@@ -401,13 +485,12 @@ def _from_memory(job: Job, mesh: parallel.Mesh, program: Callable[..., Any]) -> 
     def order_of(epoch: int) -> jax.Array:
         return pipelines.epoch_order(members.seed_key, epoch, len(split))
 
-    return lambda current, taken: program(
-        current, members, order_of(taken // job.steps_per_epoch), inputs, labels, known
-    )
+    program = step.from_memory(one, mesh, job.config.training.batch_size)
+    yield program, lambda taken: (members, order_of(taken // job.steps_per_epoch), inputs, labels, known)
 
 
-def _training_batches(job: Job, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs [s, b, …], labels [s, b, …]) from `first_step` to the end: one stream for each distinct seed, decoded ahead."""
+def _training_batches(job: Job, first_step: int, last_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs [s, b, …], labels [s, b, …]) from `first_step` to `last_step`: one stream for each distinct seed, decoded ahead."""
     d, a, t = job.config.data, job.config.augmentation, job.config.training
     read = images.train_record if job.ignore_label is None else images.train_pair_record
     options = {"scale": a.resized_crop} if a.resized_crop else {}
@@ -423,7 +506,7 @@ def _training_batches(job: Job, first_step: int) -> Iterator[tuple[np.ndarray, n
                         batch_size=t.batch_size,
                         seed=seed,
                         first_step=first_step,
-                        total_steps=job.total_steps,
+                        total_steps=last_step,
                         threads=d.threads,
                     )
                 )

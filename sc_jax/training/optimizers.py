@@ -13,7 +13,7 @@ import optax
 from sc_jax.files import InputError
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov")
-SCHEDULES = ("cosine", "step", "poly", "constant")
+SCHEDULES = ("cosine", "step", "poly", "constant", "cyclic")
 DECAYED = ("all", "kernels")
 
 
@@ -27,27 +27,31 @@ def make_schedule(
     milestones: tuple[int, ...] = (),
     decay_factor: float = 0.1,
     power: float = 0.9,
+    cycles: int = 0,
 ) -> optax.Schedule:
     """The learning rate at each step: a linear warm-up, then a decay.
 
     With peak η, warm-up W, total T and t steps done, for t < W: η·(f + (1 − f)·t/W) with f = `warmup_factor`. From W on,
     with u = (t − W)/(T − W): "cosine" η·(1 + cos πu)/2; "poly" η·(1 − u)^power; "step" η·`decay_factor`^(number of
-    milestones ≤ t); "constant" η.
+    milestones ≤ t); "constant" η; "cyclic" that of "cosine" in each of `cycles` cycles, with W and T the bounds of the cycle
+    (`cycle_ends`).
 
     Args:
       schedule: one of `SCHEDULES`.
       learning_rate: η, reached at the end of the warm-up.
       total_steps, warmup_steps, milestones: in steps since the start of training.
       warmup_factor: where the warm-up starts, as a share of η.
-      decay_factor: of "step"; power: of "poly".
+      decay_factor: of "step"; power: of "poly"; cycles: of "cyclic".
 
     Returns:
       A function of the number of steps done.
 
     Raises:
-      InputError: an unknown schedule, a warm-up that fills the training, or milestones that do not rise after it.
+      InputError: an unknown schedule, a warm-up that fills the training, milestones that do not rise after it, or no cycles, or
+        more than steps.
 
-    Source: cosine, Loshchilov & Hutter (2017), SGDR, eq. 5, one period; poly, Chen et al. (2018), DeepLab, sec. 4.1.2.
+    Source: cosine, Loshchilov & Hutter (2017), SGDR, eq. 5, one period; cyclic, Huang et al. (2017), Snapshot ensembles, eq. 2;
+    poly, Chen et al. (2018), DeepLab, sec. 4.1.2.
     """
     _require(schedule in SCHEDULES, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
     _require(0 <= warmup_steps < total_steps, "warmup_steps", warmup_steps, f"≥ 0 and below total_steps {total_steps}")
@@ -57,6 +61,11 @@ def make_schedule(
     decay_steps = total_steps - warmup_steps
     if schedule == "cosine":
         decay = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    elif schedule == "cyclic":
+        ends = cycle_ends(total_steps, warmup_steps, cycles)
+        bounds = [end - warmup_steps for end in (warmup_steps, *ends)]
+        each = [optax.cosine_decay_schedule(learning_rate, b - a) for a, b in itertools.pairwise(bounds)]
+        decay = optax.join_schedules(each, bounds[1:-1])
     elif schedule == "poly":
         decay = optax.polynomial_schedule(learning_rate, 0.0, power, decay_steps)
     elif schedule == "step":
@@ -65,6 +74,31 @@ def make_schedule(
         decay = optax.constant_schedule(learning_rate)
     warmup = optax.linear_schedule(learning_rate * warmup_factor, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def cycle_ends(total_steps: int, warmup_steps: int, cycles: int) -> tuple[int, ...]:
+    """The last step of each cycle of the schedule "cyclic": W + ⌊i(T − W)/M⌋ for i = 1..M.
+
+    Cycles differ by one step at most. In the paper each has ⌈T/M⌉ steps but the last, which takes what is left; with M a divisor of
+    T, and without a warm-up, which the paper has not, that is the same.
+
+    Args:
+      total_steps: T; warmup_steps: W; cycles: M.
+
+    Returns:
+      M numbers of steps since the start of training.
+
+    Raises:
+      InputError: there is no cycle, or one without a step.
+
+    Source: Huang et al. (2017), Snapshot ensembles, eq. 2, with bounds of our own.
+
+    >>> cycle_ends(10, 0, 4)
+    (2, 5, 7, 10)
+    """
+    steps = total_steps - warmup_steps
+    _require(0 < cycles <= steps, "cycles", cycles, f"positive, and at most the {steps} steps after the warm-up")
+    return tuple(warmup_steps + i * steps // cycles for i in range(1, cycles + 1))
 
 
 def make_optimizer(
@@ -82,8 +116,10 @@ def make_optimizer(
     momentum: float = 0.9,
     betas: tuple[float, float] = (0.9, 0.999),
     decay: str = "kernels",
+    cycles: int = 0,
     gradient_clip: float = 0.0,
     ema: float = 0.0,
+    collect: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """The optimiser of a recipe: clip, decay, step, average, in the order PyTorch's recipes have.
 
@@ -93,13 +129,15 @@ def make_optimizer(
 
     Args:
       optimizer: one of `OPTIMIZERS`.
-      learning_rate, schedule, total_steps, warmup_steps, warmup_factor, milestones, decay_factor, power: of
+      learning_rate, schedule, total_steps, warmup_steps, warmup_factor, milestones, decay_factor, power, cycles: of
         `make_schedule`.
       weight_decay: λ.
       momentum: of "sgd" and "nesterov"; betas: of "adam" and "adamw".
-      decay: what is decayed, "all" (PyTorch's default: scales and biases too) or "kernels" (arrays of rank above 1).
+      decay: what is decayed, "all" (PyTorch's default: scales and biases too) or "kernels" (arrays of rank above 1,
+        but the signs and biases of an ensemble's members).
       gradient_clip: the gradient of all parameters together is scaled down to this norm; 0 leaves it.
       ema: the decay of `average_parameters`; 0 keeps no average.
+      collect: of `sc_jax.training.ensembles`, what is kept of the parameters on the way.
 
     Returns:
       An optax transformation of one member's gradient; its `update` needs the parameters.
@@ -120,8 +158,9 @@ def make_optimizer(
         milestones=milestones,
         decay_factor=decay_factor,
         power=power,
+        cycles=cycles,
     )
-    mask = (lambda params: jax.tree.map(lambda p: p.ndim > 1, params)) if decay == "kernels" else None
+    mask = (lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params)) if decay == "kernels" else None
     decayed = optax.add_decayed_weights(weight_decay, mask)
     if optimizer in ("sgd", "nesterov"):
         direction = [decayed, optax.trace(momentum, nesterov=optimizer == "nesterov")]
@@ -129,8 +168,16 @@ def make_optimizer(
         adam = optax.scale_by_adam(*betas, eps=1e-8)
         direction = [adam, decayed] if optimizer == "adamw" else [decayed, adam]
     clip = [optax.clip_by_global_norm(gradient_clip)] if gradient_clip else []
-    average = [average_parameters(ema)] if ema else []
-    return optax.chain(*clip, *direction, optax.scale_by_learning_rate(rate), *average)
+    kept = ([average_parameters(ema)] if ema else []) + ([collect] if collect else [])
+    return optax.chain(*clip, *direction, optax.scale_by_learning_rate(rate), *kept)
+
+
+PER_MEMBER = ("fast_in", "fast_out", "member_bias")
+"""Names of arrays [m, w] that are scales and biases of a network's m members (`sc_jax.models.ensemble_layers`), not kernels."""
+
+
+def _is_kernel(path: Any, parameter: jax.Array) -> bool:
+    return parameter.ndim > 1 and not any(getattr(key, "key", None) in PER_MEMBER for key in path)
 
 
 class AverageState(NamedTuple):

@@ -86,19 +86,16 @@ def map_shares(function: Callable[..., Any], mesh: Mesh, divided: Any) -> Callab
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs))
 
 
-def in_batches(
-    function: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, axis: int
-) -> np.ndarray:
+def in_batches(function: Callable[[Any], np.ndarray], inputs: Any, batch_size: int, axis: int) -> np.ndarray:
     """Applies `function` to batches of one fixed size, padding the last and cutting the padding off again.
 
-    Every row of `inputs` [n, …] comes out exactly once, in order, along `axis` of the result.
+    Every row of `inputs` (an array [n, …], or a tree of them) comes out exactly once, in order, along `axis` of the result.
     """
-    n = len(inputs)
+    n = len(jax.tree.leaves(inputs)[0])
     outputs = []
     for start in range(0, n, batch_size):
-        batch = inputs[start : start + batch_size]
-        real = len(batch)
-        padding = np.broadcast_to(batch[-1:], (batch_size - real, *batch.shape[1:]))
-        out = np.asarray(function(np.concatenate([batch, padding])))
-        outputs.append(np.take(out, np.arange(real), axis=axis))
+        real = min(batch_size, n - start)
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+        batch = jax.tree.map(lambda array, rows=rows: array[rows], inputs)
+        outputs.append(np.take(np.asarray(function(batch)), np.arange(real), axis=axis))
     return np.concatenate(outputs, axis=axis)

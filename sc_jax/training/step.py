@@ -26,8 +26,22 @@ class _OneMember(NamedTuple):
     key: jax.Array
 
 
-Step = Callable[..., tuple[TrainState, Meters]]
-"""See what `make_step` returns."""
+Step = Callable[..., tuple[Any, Any]]
+"""See what `make_step` and `make_measurement` return."""
+
+
+class Measured(NamedTuple):
+    """Batch statistics as the mean over batches, and whose they are; every leaf but the first two has a leading member axis.
+
+    Attributes:
+      step: int32 [], of the batch that comes next; taken: int32 [], batches so far.
+      params: as they are; model_state: the mean over the batches so far.
+    """
+
+    step: jax.Array
+    taken: jax.Array
+    params: Any
+    model_state: Any
 
 
 def make_step(
@@ -67,8 +81,11 @@ def make_step(
             values = objectives_lib.loss(objectives, one.objective, logits, targets, one.alpha, known)
             return jnp.mean(values) if ignore_label is None else _mean_where(values, targets.label, ignore_label)
 
-        exits = outputs.get("exit_logits")
-        total = loss(outputs["logits"]) if exits is None else sum(loss(logits) for logits in exits)
+        exits, members = outputs.get("exit_logits"), outputs.get("member_logits")
+        if members is not None:
+            total = jnp.mean(jax.vmap(loss)(members))
+        else:
+            total = loss(outputs["logits"]) if exits is None else sum(loss(logits) for logits in exits)
         hits = jnp.argmax(outputs["logits"], axis=-1) == targets.label
         if ignore_label is not None:  # an image counts by the share of its batch's labelled pixels that are right
             hits = len(inputs) * _mean_where(hits, targets.label, ignore_label)
@@ -94,30 +111,14 @@ def make_step(
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite
 
     all_members = map_members(member_step, model.member_mapping)
+    batch_of = _batches(transform, mesh, objectives)
 
     def step(
         state: TrainState, members: Members, inputs: jax.Array, labels: jax.Array, known: Known = objectives_lib.NOTHING
     ) -> tuple[TrainState, Meters]:
         batch_size = inputs.shape[1]
-
-        def keys_for(seed_keys: jax.Array, purpose: int) -> jax.Array:
-            return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, purpose), state.step))(seed_keys)
-
-        batch = jax.vmap(transform)(keys_for(members.seed_key, 3), inputs, labels)
-        each = _OneMember(members.alpha, members.objective, keys_for(members.key, 2))
-
-        def of_members(array: jax.Array) -> jax.Array:
-            return parallel.split_batch(array, mesh, axis=1)[members.seed_index]
-
-        if any(one.objective.change for one in objectives):
-            *batch, place = objectives_lib.changed(objectives, keys_for(members.seed_key, 4), *batch)
-            which = place[members.objective]
-            batch = jax.tree.map(
-                lambda array: parallel.split_batch(array, mesh, axis=2)[which, members.seed_index], batch
-            )
-        else:
-            batch = jax.tree.map(of_members, batch)
-        (batch, targets), known = batch, jax.tree.map(of_members, known)
+        keys, batch, targets, known = batch_of(state.step, members, inputs, labels, known)
+        each = _OneMember(members.alpha, members.objective, keys)
         params, model_state, opt_state, loss, correct, finite = all_members(
             state.params, state.model_state, state.opt_state, each, batch, targets, known
         )
@@ -134,13 +135,76 @@ def make_step(
     return step
 
 
+def make_measurement(model: Model, transform: Transform, mesh: parallel.Mesh, objectives: Sequence[Named] = ()) -> Step:
+    """Builds the step that measures batch statistics on a batch of training, with parameters as they are.
+
+    s̄ ← s̄ + (s − s̄)/(n + 1), with s the statistics of the batch alone: mean and biased variance, as they are in training. The
+    mean over batches of one size weighs them alike, where the running statistics of training prefer the last.
+
+    Args:
+      model: as built; transform, mesh, objectives: of `make_step`, so that batches are those of training.
+
+    Returns:
+      (`Measured`, members, inputs [s, b, …], labels [s, b, …], known [s, b, …]) → (`Measured`, None), as of `make_step`.
+
+    Source: Izmailov et al. (2018), "Averaging weights leads to wider optima and better generalization", section 3.2, the pass
+    over the data that averaged weights need.
+    """
+    all_members = map_members(model.statistics, model.member_mapping)
+    batch_of = _batches(transform, mesh, objectives)
+
+    def measure(
+        measured: Measured,
+        members: Members,
+        inputs: jax.Array,
+        labels: jax.Array,
+        known: Known = objectives_lib.NOTHING,
+    ) -> tuple[Measured, None]:
+        keys, batch, _, _ = batch_of(measured.step, members, inputs, labels, known)
+        found = all_members(measured.params, measured.model_state, batch, keys)
+        taken = measured.taken + 1
+        mean = jax.tree.map(lambda old, new: old + (new - old) / taken, measured.model_state, found)
+        return parallel.keep_whole(Measured(measured.step + 1, taken, measured.params, mean), mesh), None
+
+    return measure
+
+
+def _batches(transform: Transform, mesh: parallel.Mesh, objectives: Sequence[Named]) -> Callable[..., tuple[Any, ...]]:
+    """(step, members, inputs [s, b, …], labels [s, b, …], known [s, b, …]) → (keys [m] for dropout, inputs, targets, known of the
+    members [m, b, …])."""
+
+    def batch_of(
+        step: jax.Array, members: Members, inputs: jax.Array, labels: jax.Array, known: Known
+    ) -> tuple[jax.Array, Any, Any, Known]:
+        def keys_for(seed_keys: jax.Array, purpose: int) -> jax.Array:
+            return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, purpose), step))(seed_keys)
+
+        batch = jax.vmap(transform)(keys_for(members.seed_key, 3), inputs, labels)
+
+        def of_members(array: jax.Array) -> jax.Array:
+            return parallel.split_batch(array, mesh, axis=1)[members.seed_index]
+
+        if any(one.objective.change for one in objectives):
+            *batch, place = objectives_lib.changed(objectives, keys_for(members.seed_key, 4), *batch)
+            which = place[members.objective]
+            batch = jax.tree.map(
+                lambda array: parallel.split_batch(array, mesh, axis=2)[which, members.seed_index], batch
+            )
+        else:
+            batch = jax.tree.map(of_members, batch)
+        batch, targets = batch
+        return keys_for(members.key, 2), batch, targets, jax.tree.map(of_members, known)
+
+    return batch_of
+
+
 def _mean_where(values: jax.Array, label: jax.Array, ignore_label: int) -> jax.Array:
     """The mean over pixels that have a label; 0 if none has."""
     labelled = label != ignore_label
     return jnp.sum(jnp.where(labelled, values, 0)) / jnp.maximum(jnp.sum(labelled), 1)
 
 
-def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Callable[..., tuple[TrainState, Meters]]:
+def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Step:
     """The jitted step on data that lie whole on the devices.
 
     Returns:
@@ -149,13 +213,13 @@ def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Callable[..
     """
 
     def advance(
-        state: TrainState,
+        state: Any,
         members: Members,
         order: jax.Array,
         inputs: jax.Array,
         labels: jax.Array,
         known: Known = objectives_lib.NOTHING,
-    ) -> tuple[TrainState, Meters]:
+    ) -> tuple[Any, Any]:
         start = (state.step % (order.shape[1] // batch_size)) * batch_size
         index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]
         batch = (parallel.split_batch(array[index], mesh, axis=1) for array in (inputs, labels))
@@ -164,6 +228,6 @@ def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Callable[..
     return jax.jit(advance, donate_argnums=0)
 
 
-def from_stream(step: Step) -> Callable[..., tuple[TrainState, Meters]]:
+def from_stream(step: Step) -> Step:
     """The jitted step on batches that come one by one: (state, members, inputs [s, b, …], labels [s, b, …]) → (state, meters)."""
     return jax.jit(step, donate_argnums=0)

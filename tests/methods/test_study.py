@@ -376,6 +376,41 @@ def test_metrics_of_probabilities_can_be_contrasted_between_msp_and_msp():
     study.refuse_unknown(SETTINGS.scores, (dataclasses.replace(PRIMARY[0], metric="nll"),))
 
 
+@pytest.mark.parametrize(("score", "ensemble"), [("max_logit", True), ("mutual_information", False)])
+@pytest.mark.parametrize("side", ["treatment_score", "control_score"])
+def test_a_primary_contrast_is_of_scores_that_ensembles_or_single_networks_have(score, ensemble, side):
+    contrast = dataclasses.replace(PRIMARY[1], **{side: score})
+    study.refuse_unknown(("msp", score), (contrast,), ensemble=not ensemble)
+    with pytest.raises(InputError, match=rf"primary\[0\]\.{side}: {score} "):
+        study.refuse_unknown(("msp", score), (contrast,), ensemble=ensemble)
+
+
+def test_members_that_are_ensembles_are_evaluated_as_the_mean_of_their_probabilities():
+    """The rows are those of files of its logarithm; what is of one network's logits is left out."""
+    rng = np.random.default_rng(0)
+    several, single = [], []
+    for run in runs():
+        spread = [
+            dataclasses.replace(p, logits=np.stack([p.logits, p.logits + rng.normal(size=p.logits.shape)]))
+            for p in (run.test, run.calibration)
+        ]
+        several.append(dataclasses.replace(run, test=spread[0], calibration=spread[1]))
+        mean = [
+            dataclasses.replace(p, logits=ops.ensemble_log_probabilities(p.logits), log_probabilities=True)
+            for p in spread
+        ]
+        single.append(dataclasses.replace(run, test=mean[0], calibration=mean[1]))
+    settings = dataclasses.replace(SETTINGS, scores=(*SETTINGS.scores, "mutual_information"))
+    found, expected = study.evaluate(several, settings, PRIMARY), study.evaluate(single, SETTINGS, PRIMARY)
+    rows = [row for row in found["runs"] if row["score"] != "mutual_information"]
+    assert len(found["runs"]) == len(rows) + len(several)
+    for name in ("metrics", "intervals", "argmax_ties"):
+        np.testing.assert_equal([row[name] for row in rows], [row[name] for row in expected["runs"]])
+    of_both = ([row for row in one["contrasts"] if row["kind"] == "primary"] for one in (found, expected))
+    np.testing.assert_equal(*of_both)
+    assert found["suppression"] == found["max_logit_gap"] == []
+
+
 def test_weights_enter_the_suppression_and_the_gap():
     """Means of bins are weighted ones, so that together they give the weighted error; a common factor changes nothing."""
     rng = np.random.default_rng(0)

@@ -63,7 +63,7 @@ def test_a_stream_taken_up_again_ends_with_the_same_bits() -> None:
 
 def test_members_of_a_seed_get_the_same_images_and_members_of_other_seeds_do_not() -> None:
     job = job_lib.build(streaming())
-    inputs, labels = next(job_lib._training_batches(job, 0))
+    inputs, labels = next(job_lib._training_batches(job, 0, job.total_steps))
     assert inputs.shape == (2, 8, 12, 12, 3)
     assert labels.shape == (2, 8)
     assert not np.array_equal(labels[0], labels[1])
@@ -370,3 +370,64 @@ def test_fewer_examples_than_there_are_of_what_lies_in_memory(config: Any, messa
     given = config()
     with pytest.raises(InputError, match=rf"data\.train_examples.*{message}"):
         job_lib.build(dataclasses.replace(given, data=dataclasses.replace(given.data, train_examples=10**6)))
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "training", "problem"),
+    [
+        ({"kind": "swa", "every": 0.001}, {}, r"ensemble\.every = 0\.001 is no step, of 93 in an epoch"),
+        ({"kind": "swa", "start": 0.9, "every": 0.1}, {"steps": 50}, r"of 50 are 0; swa needs 1 at least"),
+        (
+            {"kind": "swag", "members": 2, "start": 0.5, "every": 0.1, "rank": 6},
+            {},
+            r"steps 46, 55, … of 93 are 6; swag needs 7",
+        ),
+        (
+            {"kind": "snapshot", "members": 2},
+            {"schedule": "cyclic", "cycles": 60},
+            r"training\.cycles = 60, of 47 steps after the warm-up",
+        ),
+        ({"kind": "mc_dropout", "members": 2}, {}, r"model\.dropout: mlp has none by default, mc_dropout needs some"),
+    ],
+)
+def test_an_ensemble_that_the_steps_or_the_network_do_not_give_is_refused(
+    ensemble: dict[str, Any], training: dict[str, Any], problem: str
+) -> None:
+    config = config_lib.load(f"{RECIPES}/config.py:smoke")
+    config = dataclasses.replace(
+        config,
+        model=config_lib.Backbone("mlp", hidden=(4,)),
+        training=dataclasses.replace(config.training, **training),
+        ensemble=config_lib.Ensemble(**ensemble),
+    )
+    with pytest.raises(InputError, match=problem):
+        job_lib.build(config)
+
+
+def test_pixels_have_ensembles_of_one_network_alone() -> None:
+    config = config_lib.load(f"{RECIPES}/cityscapes.py:smoke")
+    with pytest.raises(InputError, match=r"ensemble\.kind: cityscapes labels pixels"):
+        job_lib.build(dataclasses.replace(config, ensemble=config_lib.Ensemble("mc_dropout", 2)))
+
+
+def test_an_ensemble_belongs_to_the_run(tmp_path: Path) -> None:
+    """Checkpoints hold what is collected: those of another ensemble are refused."""
+    config = config_lib.load(f"{RECIPES}/config.py:smoke")
+    one, other = (
+        job_lib.build(dataclasses.replace(config, ensemble=ensemble))
+        for ensemble in (config_lib.Ensemble(), config_lib.Ensemble("swa", start=0.5, every=0.1))
+    )
+    with job_lib.open_checkpoints(one, tmp_path) as saved:
+        saved.save(1, {"x": np.zeros(1)})
+    with (
+        pytest.raises(InputError, match="was written for another config"),
+        job_lib.open_checkpoints(other, tmp_path) as saved,
+    ):
+        saved.meta(1)
+
+
+def test_a_network_without_layers_of_members_is_refused_and_those_with_are_named() -> None:
+    config = config_lib.load(f"{RECIPES}/cifar10.py:smoke")
+    ensemble = config_lib.Ensemble("packed", 4, alpha=2.0)
+    with pytest.raises(InputError, match=r"resnet20_cifar has no packed layers; .*: mlp, tabular_mlp, cnn$"):
+        job_lib.build(dataclasses.replace(config, ensemble=ensemble))

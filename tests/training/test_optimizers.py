@@ -13,8 +13,10 @@ import numpy as np
 import optax
 import pytest
 
+from sc_jax import models
 from sc_jax.files import InputError
-from sc_jax.training.optimizers import averaged, make_optimizer, make_schedule, sam_gradient
+from sc_jax.models.ensemble_layers import InNetwork
+from sc_jax.training.optimizers import averaged, cycle_ends, make_optimizer, make_schedule, sam_gradient
 
 TARGET = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), "bias": np.array([0.3, -0.7], np.float32)}
 START = {"kernel": np.array([[0.2, 0.1], [-1.0, 0.4]], np.float32), "bias": np.array([1.0, 2.0], np.float32)}
@@ -127,6 +129,33 @@ def test_schedules_are_their_closed_forms(name: str, closed_form: Callable[..., 
         np.testing.assert_allclose(rate, peak * expected, rtol=2e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(("total", "warmup", "cycles"), [(12, 0, 3), (20, 4, 4), (11, 1, 3), (5, 0, 5), (6, 0, 1)])
+def test_a_cyclic_schedule_is_a_cosine_in_every_cycle(total: int, warmup: int, cycles: int) -> None:
+    ends = cycle_ends(total, warmup, cycles)
+    assert len(ends) == cycles
+    assert ends[-1] == total
+    lengths = np.diff((warmup, *ends))
+    assert lengths.min() >= 1
+    assert lengths.max() - lengths.min() <= 1
+    options = {"learning_rate": 0.4, "total_steps": total, "warmup_steps": warmup, "warmup_factor": 0.1}
+    found = rates(total, schedule="cyclic", cycles=cycles, **options)
+    for a, b in zip((warmup, *ends), ends, strict=False):
+        expected = [0.2 * (1 + math.cos(math.pi * i / (b - a))) for i in range(b - a)]
+        np.testing.assert_allclose(found[a:b], expected, rtol=2e-6)
+    if not warmup and total % cycles == 0:  # Huang et al., eq. 2, of iterations from 1
+        length = total // cycles
+        paper = [0.2 * (math.cos(math.pi * ((t - 1) % length) / length) + 1) for t in range(1, total + 1)]
+        np.testing.assert_allclose(found, paper, rtol=2e-6)
+    if cycles == 1:
+        np.testing.assert_allclose(found, rates(total, schedule="cosine", **options), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cycles", [0, -1, 9])
+def test_cycles_without_a_step_are_refused(cycles: int) -> None:
+    with pytest.raises(InputError, match=r"field cycles: .* at most the 8 steps"):
+        rates(1, schedule="cyclic", learning_rate=0.1, total_steps=10, warmup_steps=2, cycles=cycles)
+
+
 def test_schedules_equal_pytorch() -> None:
     torch = pytest.importorskip("torch")
     total = 12
@@ -212,6 +241,18 @@ def test_bad_fields_are_refused(field: str, value: Any) -> None:
     options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "total_steps": 10, "warmup_steps": 2}
     with pytest.raises(InputError, match=f"field {field}: "):
         make_optimizer(**(options | {field: value}))
+
+
+@pytest.mark.parametrize("kind", ["batch_ensemble", "packed"])
+def test_signs_and_biases_of_members_are_no_kernels(kind: str) -> None:
+    """With a gradient of 0 a step takes off what decays, and nothing else."""
+    ensemble = InNetwork(kind, 2)
+    model = models.build("mlp", input_shape=(4,), num_classes=3, hidden=(6,), ensemble=ensemble)
+    params = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0))[0])
+    tx = make_optimizer(optimizer="adamw", learning_rate=0.1, weight_decay=0.5, total_steps=1, schedule="constant")
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        np.testing.assert_allclose(leaf, -0.05 if "'kernel'" in jax.tree_util.keystr(path) else 0.0, err_msg=str(path))
 
 
 # Sharpness-aware minimisation

@@ -16,6 +16,7 @@ from sc_jax import models
 from sc_jax.config import MemberGrid
 from sc_jax.data.pipelines import Targets, epoch_order, model_inputs, train_transform
 from sc_jax.models import mlp
+from sc_jax.models.ensemble_layers import InNetwork
 from sc_jax.ops.losses import smoothed_cross_entropy
 from sc_jax.training import optimizers, parallel, state, step
 
@@ -222,6 +223,29 @@ def test_pixels_without_a_label_count_nowhere_and_every_exit_counts(
     labels[0, 0, :3] = 255
     _, meters, _ = one_step(monkeypatch, jnp.asarray(labels, jnp.int32), exits=exits)
     assert 0 <= float(meters.correct[0]) <= 2
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_the_loss_of_a_network_of_members_is_the_mean_of_theirs(examples: Any, name: str) -> None:
+    """One step of 1 of gradient descent; the meters count what the mean of their probabilities gets right."""
+    ensemble = InNetwork("batch_ensemble", 3)
+    model = models.build(name, input_shape=(6, 6, 1), num_classes=3, hidden=(7,), ensemble=ensemble)
+    members, mesh, sgd = state.make_members(MemberGrid((0.2,), (1,)).tags), parallel.data_mesh(), optax.sgd(1.0)
+    advance = step.from_stream(step.make_step(model, sgd, train_transform(*HALF), mesh, log_every=1))
+    before = state.initial_state(model, sgd, members)
+    start = jax.tree.map(lambda leaf: jnp.copy(leaf[0]), before.params)
+    images, labels = examples[0][None, :BATCH], examples[1][None, :BATCH]
+    after, meters = advance(before, members, images, labels)
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(params, {}, model_inputs(images[0], *HALF))[0]["member_logits"]
+        each = [smoothed_cross_entropy(one, labels[0], 0.2).mean() for one in logits]
+        return sum(each) / 3, jax.nn.softmax(logits).mean(0)
+
+    (value, mean), gradient = jax.value_and_grad(loss, has_aux=True)(start)
+    chex.assert_trees_all_close(jax.tree.map(lambda a, b: a - b[0], start, after.params), gradient, atol=1e-5)
+    np.testing.assert_allclose(meters.loss / meters.examples, value[None], rtol=1e-5)
+    assert float(meters.correct[0]) == np.sum(np.argmax(mean, -1) == np.asarray(labels[0]))
 
 
 def test_members_of_a_seed_start_alike_and_members_of_other_seeds_do_not() -> None:
