@@ -1,5 +1,11 @@
 """Pure functions on arrays: scores, metrics, losses, gradients. No files, no configuration, no models."""
 
+from sc_jax.ops.activation_scores import (
+    ash,
+    fit_react,
+    gradnorm,
+    react,
+)
 from sc_jax.ops.areas import (
     achievable_aurc,
     augrc,
@@ -141,6 +147,7 @@ __all__ = [
     "achievable_aurc",
     "acls_gradient",
     "adaptive_calibration_error",
+    "ash",
     "augrc",
     "aurc",
     "aurc_at_error",
@@ -177,11 +184,13 @@ __all__ = [
     "failure_auroc",
     "fit_knn",
     "fit_mahalanobis",
+    "fit_react",
     "fit_residual",
     "fit_temperature",
     "fit_vim",
     "focal_loss_gradient",
     "fpr_at_tpr",
+    "gradnorm",
     "group_report",
     "harmonic_difference",
     "knn_distance",
@@ -219,6 +228,7 @@ __all__ = [
     "prr",
     "rank",
     "rank_over_axis",
+    "react",
     "realisable_coverage",
     "reliability_table",
     "residual",

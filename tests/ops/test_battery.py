@@ -357,6 +357,7 @@ NO_METRIC = {
         *("max_probability_as_stored", "mean_max_probability", "msp", "msp_pnorm", "mutual_information"),
         *("negative_entropy", "negative_gini", "predicted_class", "sirc", "variation_ratio"),
     ),
+    "scores that shape features, and the gradient of the last layer": ("ash", "fit_react", "gradnorm", "react"),
     "fitted scores and their states": (
         *(
             "fit_knn",
