@@ -103,6 +103,14 @@ from sc_jax.ops.scod import (
     scod_curve,
     scod_loss,
 )
+from sc_jax.ops.scod_rules import (
+    ScodCosts,
+    inlier_mixing,
+    joint_scod_score,
+    log_outlier_ratio,
+    plugin_scod_score,
+    scod_costs_at_multiplier,
+)
 from sc_jax.ops.scores import (
     disagreement,
     doctor_alpha,
@@ -144,6 +152,7 @@ from sc_jax.ops.temperature_scaling import fit_temperature
 __all__ = [
     "Ranking",
     "RiskCoverageCurve",
+    "ScodCosts",
     "achievable_aurc",
     "acls_gradient",
     "adaptive_calibration_error",
@@ -193,8 +202,11 @@ __all__ = [
     "gradnorm",
     "group_report",
     "harmonic_difference",
+    "inlier_mixing",
+    "joint_scod_score",
     "knn_distance",
     "log_loss",
+    "log_outlier_ratio",
     "log_score_shift_derivative",
     "log_softmax",
     "logit_margin",
@@ -224,6 +236,7 @@ __all__ = [
     "partial_augrc",
     "partial_aurc",
     "perfect_ordering_accuracy",
+    "plugin_scod_score",
     "predicted_class",
     "prr",
     "rank",
@@ -235,6 +248,7 @@ __all__ = [
     "risk_at_coverage",
     "risk_coverage_curve",
     "scod_aurc",
+    "scod_costs_at_multiplier",
     "scod_curve",
     "scod_loss",
     "selective_accuracy_constraint",

@@ -371,6 +371,10 @@ NO_METRIC = {
         ),
         *("sirc_parameters", "vim"),
     ),
+    "rules that weigh doubt against outlyingness, one example at a time": (
+        *("ScodCosts", "inlier_mixing", "joint_scod_score", "log_outlier_ratio", "plugin_scod_score"),
+        "scod_costs_at_multiplier",
+    ),
     "losses and weights, one per example": (
         *("brier_loss", "class_balanced_loss", "conditional_risks", "log_loss", "mixture_weight", "scod_loss"),
     ),
