@@ -14,7 +14,7 @@ run: .venv/.runtime  ## train, predict, evaluate, report; prints where the repor
 test: .venv/.test lint  ## the whole suite; with TORCH=<version> also metrics of PyTorch tensors and parity with timm
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-smoke: .venv/.test  ## the smoke run of every recipe, about a minute each; Cityscapes, the largest, about two
+smoke: .venv/.test  ## the smoke run of every recipe, about a minute each at most
 	$(BIN)/python -m pytest tests/integration/test_recipes.py --recipes=all --durations=0
 
 lint: .venv/.test

@@ -281,12 +281,12 @@ def bootstrap_cases() -> Iterator[dict[str, Any]]:
 
 _REPORT = """
 import json, sys, time
-from sc_jax import evaluate
+from sc_jax import evaluate, predictions
 from sc_jax.methods import evaluation
 from sc_jax.methods.scores import SCORES, obstacle
 folder, count, resamples = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 start = time.perf_counter()
-tests, tuning = evaluate.read_files([folder + "/test.npz"], folder + "/validation.npz")
+tests, tuning = predictions.read_files([folder + "/test.npz"], folder + "/validation.npz")
 scores = [name for name in SCORES if obstacle(SCORES[name], tests[0], tuning) is None][:count]
 settings = evaluation.Settings(
     scores=tuple(scores), p_grid=tuple(range(1, 11)), ece_bins=15, resamples=resamples, level=0.95, seed=0)

@@ -26,7 +26,7 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
     Returns:
       The checked config and the workdir, by default `runs/<study>-<variant>`.
     """
-    from sc_jax.methods import study
+    from sc_jax.methods import cascade, study
 
     arguments = parser(door, description)
     arguments.add_argument(
@@ -43,6 +43,7 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
         overrides[name.removeprefix("--config.")] = value
     config = config_lib.load(given.config, overrides)
     study.refuse_unknown(config.evaluation.scores, config.primary)
+    cascade.scorer(config.cascade.score)
     return config, Path(given.workdir or f"runs/{config.study}-{config.variant}")
 
 

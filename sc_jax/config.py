@@ -174,6 +174,20 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cascade:
+    """Early-exit cascades of the members (`sc_jax.methods.cascade_study`); none with 0 `stages`.
+
+    Consecutive seeds are the `stages` of a cascade, in the order in which they run; no member is in two. Windows lie around the
+    threshold of `score` with selective risk at most `risk`, with `half_width` of the calibration split on either side.
+    """
+
+    stages: int = 0
+    score: str = "msp"
+    risk: float = 0.05
+    half_width: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
 class Contrast:
     """One primary comparison, fixed beforehand: metric(treatment) − metric(control), averaged over seeds.
 
@@ -207,6 +221,7 @@ class Config:
     evaluation: Evaluation
     primary: tuple[Contrast, ...]
     augmentation: Augmentation = Augmentation()
+    cascade: Cascade = Cascade()
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -488,6 +503,15 @@ def _checked_values(config: Config, path: str) -> Config:
     require(e.resamples >= 20, "evaluation.resamples", e.resamples, "at least 20")
     require(0 < e.level < 1, "evaluation.level", e.level, "in (0, 1)")
     require(e.seed >= 0, "evaluation.seed", e.seed, "≥ 0")
+    c = config.cascade
+    if c.stages == 0:
+        for name in ("score", "risk", "half_width"):
+            refuse_idle(path, "cascade", c, name, "cascade.stages is positive")
+    else:
+        require(2 <= c.stages <= len(m.seeds), "cascade.stages", c.stages, "at least 2, and no more than members.seeds")
+        require(len(m.alphas) == 1 and not o, "cascade.stages", c.stages, "0 beside several alphas or objectives")
+        require(0 < c.risk < 1, "cascade.risk", c.risk, "in (0, 1)")
+        require(0 <= c.half_width <= 1, "cascade.half_width", c.half_width, "in [0, 1]")
     for i, c in enumerate(config.primary):
         for side in ("treatment", "control"):
             alpha, score, objective = (getattr(c, f"{side}_{what}") for what in ("alpha", "score", "objective"))

@@ -20,103 +20,15 @@ from sc_jax import cli, files, ops, predictions
 from sc_jax import config as config_lib
 from sc_jax.config import Config
 from sc_jax.files import InputError
-from sc_jax.methods import evaluation, streaming, study
+from sc_jax.methods import cascade_study, evaluation, streaming, study
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.cascade import Task
 from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
 
-SCHEMA = 1
-
 PICTURE_COVERAGE = 0.9
 """Of the pixels of the calibration split, the share that is accepted where pictures of segmentation are drawn."""
-
-
-def refuse_shared(test: Predictions | predictions.Stream, calibration: Predictions) -> None:
-    """Refuses a calibration file that holds examples of the test file.
-
-    Raises:
-      InputError: the files are the same, name the same split or another model, or share examples: by id, or by rows of
-        label and logits that are one of a kind in both, unless their sidecars name one data set, whose ids then decide.
-    """
-    here, there = test.provenance, calibration.provenance
-    if Path(test.source).resolve() == Path(calibration.source).resolve() or (
-        here.get("split") is not None and all(here.get(key) == there.get(key) for key in ("dataset", "split"))
-    ):
-        raise InputError(
-            f"{calibration.source}: the calibration file is of the same split as {test.source}; "
-            "what is fitted on a split is not reported on it: give another split of the same model"
-        )
-    for key in ("checkpoint", "tags"):
-        if key in here and key in there and here[key] != there[key]:
-            raise InputError(
-                f"{calibration.source}: is of another model than {test.source} ({key} differ in their sidecars); "
-                "give another split of the same model"
-            )
-    if test.num_classes != calibration.num_classes:
-        raise InputError(
-            f"{calibration.source}, field 'logits': k = {calibration.num_classes} classes, {test.source} has "
-            f"{test.num_classes}; give another split of the same model"
-        )
-    if _form(test) != _form(calibration):
-        raise InputError(
-            f"{calibration.source}: holds {_form(calibration)}, {test.source} holds {_form(test)}; "
-            "give another split of the same model in the same form"
-        )
-    _refuse_shared_ids(test, calibration)
-    if isinstance(test, predictions.Stream):
-        return  # too long to compare row by row
-    one_data_set = here.get("data_fingerprint") is not None and here["data_fingerprint"] == there.get(
-        "data_fingerprint"
-    )
-    if one_data_set and test.ids_given and calibration.ids_given:
-        return  # ids name the examples; rows alike are examples alike, which tables of few columns have
-    repeated = predictions.shared_rows(test, calibration)
-    if repeated > max(1, len(calibration) // 100):
-        raise InputError(
-            f"{calibration.source}: {repeated} of its {len(calibration)} rows (label and logits) are in {test.source} too; "
-            "give a calibration file that shares no example"
-        )
-
-
-def _form(p: Predictions | predictions.Stream) -> str:
-    shape = p.shape if isinstance(p, predictions.Stream) else p.logits.shape
-    return ("probabilities" if p.log_probabilities else "logits") + (
-        f" of {shape[0]} members" if len(shape) == 3 else ""
-    )
-
-
-def _refuse_unknown_only(p: Predictions | predictions.Stream | predictions.Scored) -> None:
-    known = np.ones(len(p), bool) if p.is_ood is None else ~p.is_ood
-    if not known.any():
-        raise InputError(
-            f"{p.source}, field 'is_ood': all examples are OOD; give examples of the training distribution too"
-        )
-    if p.weight is not None and not p.weight[known].any():
-        raise InputError(f"{p.source}, field 'weight': all examples that are not OOD have weight 0; weigh at least one")
-
-
-def _refuse_shared_ids(test: Predictions | predictions.Stream, calibration: Predictions) -> None:
-    if not (test.ids_given and calibration.ids_given):
-        return
-    shared = np.intersect1d(test.example_id, calibration.example_id)
-    if len(shared):
-        raise InputError(
-            f"{calibration.source}, field 'example_id': {len(shared)} ids are in {test.source} too (first "
-            f"{shared[0]}); give a calibration file that shares no example, or, if these are other examples, other ids"
-        )
-
-
-def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Predictions], Predictions | None]:
-    """The files in order of id, checked singly and against the calibration file."""
-    tests = [predictions.by_id(predictions.load(path)) for path in paths]
-    tuning = None if calibration is None else predictions.by_id(predictions.load(calibration))
-    for given in [*tests, *([] if tuning is None else [tuning])]:
-        _refuse_unknown_only(given)
-    if tuning is not None:
-        for test in tests:
-            refuse_shared(test, tuning)
-    return tests, tuning
 
 
 def _error_rate(test: Predictions) -> float:
@@ -133,7 +45,7 @@ def evaluate_files(
     """Metrics of each file, with intervals over its examples.
 
     Args:
-      tests, tuning: of `read_files`; settings: how; progress: receives the number of files done.
+      tests, tuning: of `predictions.read_files`; settings: how; progress: receives the number of files done.
 
     Returns:
       What `metrics.json` holds, with the risk-coverage curves under "curves" and the reliability tables under "reliability".
@@ -154,7 +66,11 @@ def evaluate_files(
 
 
 def _document(settings: evaluation.Settings) -> dict[str, Any]:
-    document: dict[str, Any] = {"schema": SCHEMA, "level": settings.level, "match_error": settings.match_error}
+    document: dict[str, Any] = {
+        "schema": evaluation.SCHEMA,
+        "level": settings.level,
+        "match_error": settings.match_error,
+    }
     return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
 
 
@@ -235,9 +151,33 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         )
     finally:
         progress.close()
-    document |= _segmented(config, workdir)
-    files.write_json(target, {"schema": SCHEMA, "built_from": built_from, **document})
+    document |= _segmented(config, workdir) | _cascades(config, runs)
+    files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
+
+
+def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
+    """The study of cascades of the members, where the config asks for one."""
+    if not config.cascade.stages:
+        return {}
+    how = config.cascade
+    settings = cascade_study.Settings(
+        Task("risk", how.risk),
+        how.score,
+        half_width=how.half_width,
+        resamples=config.evaluation.resamples,
+        level=config.evaluation.level,
+        seed=config.evaluation.seed,
+    )
+    members = [(f"seed {run.seed}", run.calibration, run.test) for run in runs]
+    candidates = cascade_study.disjoint(members, how.stages)
+    progress = Progress(len(candidates), 0, "evaluating cascades")
+    try:
+        cost = [cascade_study.cost_in_sidecar(test) for test in candidates[0].test]
+        found = cascade_study.evaluate(candidates, cost, settings, lambda done: progress.update(done, "cascades"))
+    finally:
+        progress.close()
+    return {"cascades": {**found, "unit": "MACs"}}
 
 
 def _paths(config: Config, workdir: Path, tag: dict[str, Any]) -> tuple[Path, Path]:
@@ -293,6 +233,7 @@ def _built_from(config: Config, workdir: Path) -> str:
         "settings": dataclasses.asdict(settings_of(config)),
         "repair": config.evaluation.repair,
         "primary": [dataclasses.asdict(c) for c in config.primary],
+        "cascade": dataclasses.asdict(config.cascade),
     }
     return files.fingerprint_json({"predictions": found, **how})
 
@@ -301,7 +242,7 @@ def _load_runs(config: Config, workdir: Path) -> list[study.Run]:
     runs = []
     for tag in config.members.tags:
         test, calibration = (predictions.by_id(predictions.load(path)) for path in _paths(config, workdir, tag))
-        refuse_shared(test, calibration)
+        predictions.refuse_shared(test, calibration)
         runs.append(study.Run(tag.get("objective") or tag["alpha"], tag["seed"], test, calibration))
         for this, first in ((test, runs[0].test), (calibration, runs[0].calibration)):
             predictions.require_ids(this, first.example_id, first.source)
@@ -380,7 +321,7 @@ def _opened(
     scored = [path for path in paths if predictions.is_scored(path)]
     alone = scored or [path for path in paths if streaming.is_long(_rows(path), settings)]
     if not alone:
-        tests, tuning = read_files(paths, calibration)
+        tests, tuning = predictions.read_files(paths, calibration)
         if len(tests) > 1 and settings.match_error is None:
             settings = dataclasses.replace(settings, match_error=float(np.mean([_error_rate(test) for test in tests])))
         return lambda: _watched(
@@ -396,12 +337,12 @@ def _opened(
         given = "--scores" if scores_chosen else "--calibration"
         raise InputError(f"{scored[0]}: holds scores, not logits: nothing is chosen or fitted; leave out {given}")
     opened = predictions.load_scored(paths[0]) if scored else predictions.open_stream(paths[0])
-    _refuse_unknown_only(opened)
+    predictions.refuse_unknown_only(opened)
     tuning = None
     if calibration is not None:
         tuning = predictions.by_id(predictions.load(calibration))
-        _refuse_unknown_only(tuning)
-        refuse_shared(opened, tuning)
+        predictions.refuse_unknown_only(tuning)
+        predictions.refuse_shared(opened, tuning)
     return lambda: _watched(lambda say: evaluate_long(opened, tuning, settings, say))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -555,6 +556,54 @@ def learning_curve(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+_METRICS_OF_MEMBERS = {
+    "nll": ("NLL (nats)", 1),
+    "brier": ("Brier score", 1),
+    "error": ("error (%)", 100),
+    "aurc": ("AURC (× 100)", 100),
+    "naurc": ("NAURC (0 perfect, 1 random)", 1),
+    "failure_auroc": ("failure AUROC (%)", 100),
+    "coverage_at_risk_0.01": ("coverage at 1 % risk (%)", 100),
+    "coverage_at_risk_0.02": ("coverage at 2 % risk (%)", 100),
+    "coverage_at_risk_0.05": ("coverage at 5 % risk (%)", 100),
+}
+
+
+def members(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Metrics against the number of members, a panel per metric and a line per name; the titles say what the bands cover.
+
+    Args:
+      rows: of `ensemble.SubsetCurve.rows`, of one curve or several.
+    """
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    columns = min(3, max(1, len(metrics)))
+    lines = max(1, -(-len(metrics) // columns))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4 * columns, 3.5 * lines + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(names)))
+    for axes in panels[len(metrics) :]:
+        axes.set_axis_off()
+    for axes, metric in zip(panels, metrics, strict=False):
+        label, factor = _METRICS_OF_MEMBERS[metric]
+        covers = set()
+        for name, shade in zip(names, shades, strict=True):
+            line = sorted((r for r in rows if (r["metric"], r["name"]) == (metric, name)), key=lambda r: r["members"])
+            told = [
+                {"estimate": factor * np.array(r["mean"], float), "interval": factor * np.array(r["interval"], float)}
+                for r in line
+            ]
+            _with_interval(axes, [r["members"] for r in line], told, shade, _plain(name))
+            covers |= {r["interval_covers"] for r in line if np.isfinite(np.array(r["interval"], float)).all()}
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="members", ylabel=label)
+        axes.set_title(f"bands: {'; '.join(sorted(covers))}" if covers else "", fontsize=9, loc="left")
+    if rows:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
+    return figure
+
+
 _WAYS = {
     ("single_members", "msp"): (RED, "--", "single members, MSP"),
     ("single_members", "max_logit_pnorm"): (GREEN, "--", "single members, p-norm"),
@@ -601,4 +650,119 @@ def ensembles(rows: Sequence[dict[str, Any]], subsets: Sequence[dict[str, Any]])
     right.set_title("Over subsets of the seeds", fontsize=10.5, loc="left")
     if subsets:
         right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+    return figure
+
+
+_POLICIES = {
+    "single": (GREY, "o", "first network alone"),
+    "ensemble": (BLUE, "s", "ensemble"),
+    "single_threshold": (RED, "v", "single threshold"),
+    "window": (GREEN, "D", "window"),
+    "oracle": ("black", "*", "oracle: labels seen"),
+}
+
+
+def cascade_trade_off(document: dict[str, Any]) -> Figure:
+    """Coverage at the risk, and risk at the coverage, against cost: fitted policies with intervals, and every width of either kind.
+
+    Args:
+      document: of `cascade_study.evaluate`.
+    """
+    figure, panels = _axes(2, 11, 4.4)
+    settings, unit = document["settings"], document.get("unit", "cost")
+    first = document["cost"][0]
+    risk = settings["task"]["target"] if settings["task"]["kind"] == "risk" else 0.05
+    for axes, metric, label in zip(
+        panels,
+        ("coverage_at_risk", "risk_at_coverage"),
+        (f"coverage at {100 * risk:g} % risk (%)", f"risk at {100 * settings['coverage']:g} % coverage (%)"),
+        strict=True,
+    ):
+        for kind in ("single_threshold", "window"):
+            line = [row for row in document["sweep"] if row["kind"] == kind]
+            colour = _POLICIES[kind][0]
+            x = [row["cost_multiple"] * first for row in line]
+            axes.plot(x, [100 * row[metric] for row in line], color=colour, lw=1.4, alpha=0.7)
+        for row in document["policies"]:
+            colour, marker, name = _POLICIES[row["policy"]]
+            value, cost = row["metrics"][metric], row["metrics"]["cost"]["estimate"]
+            low, high = value["interval"]
+            centre = 100 * value["estimate"]
+            ends = [[centre - 100 * low], [100 * high - centre]]
+            axes.errorbar(cost, centre, yerr=np.maximum(ends, 0), color=colour, fmt=marker, ms=7, capsize=3, label=name)
+        axes.set(xscale="log", xlabel=f"mean cost per example ({unit}, log scale)", ylabel=label)
+        ticks = [first * m for m in (1, 1.2, 1.5, 2) if m <= sum(document["cost"]) / first]
+        axes.set_xticks(ticks, [f"{tick / first:g}×" for tick in ticks])
+        axes.set_xticks([], minor=True)
+    panels[0].set_title("The more the better; lines: windows of every width", fontsize=10.5, loc="left")
+    panels[1].set_title("The less the better", fontsize=10.5, loc="left")
+    panels[1].legend(loc="upper right", fontsize=8.5)
+    return figure
+
+
+_CHANGES = (
+    ("rejected_wrong", GREEN, "accepted and wrong → rejected"),
+    ("accepted_right", GREEN, "rejected → accepted and right"),
+    ("corrected", GREEN, "accepted, wrong → right"),
+    ("rejected_right", RED, "accepted and right → rejected"),
+    ("accepted_wrong", RED, "rejected → accepted and wrong"),
+    ("spoilt", RED, "accepted, right → wrong"),
+)
+
+
+def cascade_changes(document: dict[str, Any]) -> Figure:
+    """What passing examples on changed: shares of all examples by what became of the decision; and the share that is passed on by width.
+
+    Args:
+      document: of `cascade_study.evaluate`.
+    """
+    figure, (left, right) = _axes(2, 11, 3.6)
+    changes = document["changes"]
+    places = np.arange(len(_CHANGES))[::-1]
+    left.barh(places, [100 * changes[name] for name, *_ in _CHANGES], color=[colour for _, colour, _ in _CHANGES])
+    left.set_yticks(places, [label for *_, label in _CHANGES])
+    left.set(xlabel="% of the test examples")
+    left.grid(axis="y", visible=False)
+    passed, unchanged = 100 * changes["passed_on"], 100 * changes["unchanged"]
+    left.set_title(f"{passed:.1f} % passed on; of {unchanged:.1f} % nothing changed", fontsize=10.5, loc="left")
+    for kind in ("single_threshold", "window"):
+        line = [row for row in document["sweep"] if row["kind"] == kind]
+        colour, _, name = _POLICIES[kind]
+        right.plot(
+            [200 * row["half_width"] for row in line],
+            [100 * row["passed_on"] for row in line],
+            color=colour,
+            label=name,
+        )
+    right.plot([0, 100], [0, 100], color=GREY, lw=0.8, ls=":")
+    right.set(xlabel="width (% of the calibration split)", ylabel="passed on (% of the test examples)")
+    right.set_title("What the second stage is asked", fontsize=10.5, loc="left")
+    right.legend(loc="upper left")
+    return figure
+
+
+def cascade_search(document: dict[str, Any]) -> Figure:
+    """The best policy within each budget: on the half that was searched, on the other half, and on the test split.
+
+    Args:
+      document: of `cascade_study.evaluate`.
+    """
+    figure, (left, right) = _axes(2, 11, 3.6)
+    rows = document["search"]
+    budget = [row["budget"] for row in rows]
+    for split, colour, name in (
+        ("search", GREY, "the half that was searched"),
+        ("certify", BLUE, "the other half"),
+        ("test", GREEN, "test split"),
+    ):
+        for axes, what in ((left, "coverage"), (right, "risk")):
+            percent = [math.nan if row[f"{split}_{what}"] is None else 100 * row[f"{split}_{what}"] for row in rows]
+            axes.plot(budget, percent, color=colour, marker="o", ms=4, label=name)
+    risk = 100 * document["settings"]["task"]["target"]
+    right.axhline(risk, color="black", lw=0.8, ls=":")
+    left.set(xlabel="budget (multiple of the first network)", ylabel="coverage (%)")
+    right.set(xlabel="budget (multiple of the first network)", ylabel="selective risk (%)", ylim=(0, None))
+    left.set_title("The best of many policies", fontsize=10.5, loc="left")
+    right.set_title("looks better where it was chosen", fontsize=10.5, loc="left")
+    right.legend(loc="lower right")
     return figure

@@ -192,18 +192,20 @@ def _cell(text: str) -> str:
     return f'{value} <span class="interval">[{rest}</span>' if bracket else value
 
 
-def _number(value: float | None, factor: float = 1, signed: bool = False) -> str:
+def number(value: float | None, factor: float = 1, signed: bool = False) -> str:
+    """A number for a table, times `factor`: two digits of per cent, else three; "undefined" where there is none."""
     if value is None or math.isnan(value):
         return "undefined"
     digits = 2 if factor == 100 else 3
     return f"{value * factor:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
-def _with_interval(
+def number_with_interval(
     value: float | None, interval: Sequence[float | None], factor: float = 1, signed: bool = False
 ) -> str:
-    ends = ", ".join(_number(end, factor, signed) for end in interval)
-    return f"{_number(value, factor, signed)} [{ends}]"
+    """The same with its interval in brackets."""
+    ends = ", ".join(number(end, factor, signed) for end in interval)
+    return f"{number(value, factor, signed)} [{ends}]"
 
 
 # --- a study of label smoothing ---------------------------------------------------------------------------------------
@@ -217,7 +219,7 @@ def heading(metric: str) -> str:
 
 def with_interval(metric: str, described: dict[str, Any]) -> str:
     """The estimate of a metric with its interval, in the unit of its heading."""
-    return _with_interval(described["estimate"], described["interval"], _FACTOR[metric])
+    return number_with_interval(described["estimate"], described["interval"], _FACTOR[metric])
 
 
 def _estimate(document: dict[str, Any], alpha: float, score: str, metric: str) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def claim(document: dict[str, Any]) -> str:
     left = _remaining(document, alpha)
     known = left is not None and left["includes_0"] is not None
     rest = (
-        f"; of NAURC against cross-entropy {_with_interval(left['estimate'], left['interval'], signed=True)} is left"
+        f"; of NAURC against cross-entropy {number_with_interval(left['estimate'], left['interval'], signed=True)} is left"
         if known
         else ""
     )
@@ -282,7 +284,7 @@ def _without_smoothing(document: dict[str, Any]) -> str:
     change = (
         "changes NAURC by" if row["includes_0"] else "worsens NAURC by" if row["estimate"] > 0 else "improves NAURC by"
     )
-    text = f"Without smoothing, p-norm {change} {_with_interval(row['estimate'], row['interval'], signed=True)} (exploratory)"
+    text = f"Without smoothing, p-norm {change} {number_with_interval(row['estimate'], row['interval'], signed=True)} (exploratory)"
     fallback = next(
         (r for r in document["aggregates"] if (r["alpha"], r["score"]) == (0.0, "max_logit_pnorm_or_msp")), None
     )
@@ -323,9 +325,9 @@ def contrast_table(rows: Sequence[dict[str, Any]], primary: bool) -> Table:
         line = [
             _contrast_name(row),
             _HEADING[row["metric"]] + unit,
-            _with_interval(row["estimate"], row["interval"], factor, signed=True)
+            number_with_interval(row["estimate"], row["interval"], factor, signed=True)
             + {True: " (includes 0)", False: "", None: " (undefined)"}[row["includes_0"]],
-            "[" + ", ".join(_number(end, factor, signed=True) for end in row["t_interval"]) + "]",
+            "[" + ", ".join(number(end, factor, signed=True) for end in row["t_interval"]) + "]",
             f"{row['p_holm' if primary else 'p']:.3f}",
             row["intervals_cover"],
         ]
@@ -357,9 +359,9 @@ def _gap_table(document: dict[str, Any]) -> Table:
         lines.append(
             [
                 f"{row['alpha']:g}",
-                _with_interval(row["centred"]["estimate"], row["centred"]["interval"], signed=True),
-                _with_interval(row["raw"]["estimate"], row["raw"]["interval"], signed=True),
-                "" if minus is None else _with_interval(minus["estimate"], minus["interval"], signed=True),
+                number_with_interval(row["centred"]["estimate"], row["centred"]["interval"], signed=True),
+                number_with_interval(row["raw"]["estimate"], row["raw"]["interval"], signed=True),
+                "" if minus is None else number_with_interval(minus["estimate"], minus["interval"], signed=True),
             ]
         )
     return Table(
@@ -413,7 +415,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     there = {(row["alpha"], row["score"]) for row in document["aggregates"]}
     shown = (("aurc", 100), ("naurc", 1), ("error", 100))
     tiles = [
-        (label, [_number(_estimate(document, *cell, metric)["estimate"], factor) for metric, factor in shown])
+        (label, [number(_estimate(document, *cell, metric)["estimate"], factor) for metric, factor in shown])
         for label, cell in cells
         if cell in there
     ]
@@ -453,7 +455,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         ""
         if left is None
         else "After the repair NAURC differs from cross-entropy with MSP by "
-        + _with_interval(left["estimate"], left["interval"], signed=True)
+        + number_with_interval(left["estimate"], left["interval"], signed=True)
         + (" (the interval includes 0)." if left["includes_0"] else ".")
     )
 
@@ -609,7 +611,7 @@ def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
 
 
 def _described(told: dict[str, Any] | None, metric: str, signed: bool = False) -> str:
-    return "" if told is None else _with_interval(told["estimate"], told["interval"], _FACTOR[metric], signed)
+    return "" if told is None else number_with_interval(told["estimate"], told["interval"], _FACTOR[metric], signed)
 
 
 def _norm_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -646,7 +648,7 @@ def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
         m, p = row["metrics"], row["p"]
         ends = {name: told.get("interval_p_chosen_anew", told["interval"]) for name, told in m.items()}
         cells = [
-            _with_interval(m[name]["estimate"], ends[name], _FACTOR[name])
+            number_with_interval(m[name]["estimate"], ends[name], _FACTOR[name])
             for name in ("error", "aurc", "naurc", "failure_auroc")
         ]
         less = [row[name] and row[name]["naurc"] for name in ("minus_alpha_0", "minus_msp")]
@@ -769,9 +771,9 @@ def cell(row: dict[str, Any], name: str) -> str:
         return f"infinite ({row['infinite_log_losses']} of {row['n']} true classes have probability 0)"
     value = row["metrics"][name]
     if name not in row["intervals"]:
-        return _number(value, factor)
+        return number(value, factor)
     never = row.get("resamples_at_coverage_0", {}).get(name, 0)
-    shown = _with_interval(value, row["intervals"][name], factor)
+    shown = number_with_interval(value, row["intervals"][name], factor)
     return f"{shown} ({never:.0%} of resamples: 0)" if never else shown
 
 
@@ -808,8 +810,7 @@ def _group_table(rows: Sequence[dict[str, Any]]) -> Table | None:
     for row in rows:
         for group in row.get("groups") or []:
             cells = [
-                f"{group[name]:g}" if factor == 0 else _number(group[name], factor)
-                for name, _, factor in _GROUP_COLUMNS
+                f"{group[name]:g}" if factor == 0 else number(group[name], factor) for name, _, factor in _GROUP_COLUMNS
             ]
             name = SCORE_NAMES.get(row["score"], row["score"])
             lines.append([row["predictions"]] * several + [name, group["group"], *cells])

@@ -60,6 +60,7 @@ def predict(config: Config, workdir: Path) -> None:
         return pixels.measure(logits_of(weights, inputs), label, places)
 
     segmentation = job.ignore_label is not None
+    cost = job.cost
     mapped = parallel.map_over_devices(measured if segmentation else logits_of, mesh)
     write = _write_segmented if segmentation else _write
     for split in missing:
@@ -74,6 +75,7 @@ def predict(config: Config, workdir: Path) -> None:
                 "checkpoint": content,
                 "data_fingerprint": job.dataset.fingerprint,
                 "weights_hash": job.weights_hash,
+                **cost,
                 "versions": versions(),
             }
             for tags in job.tags

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -631,3 +631,94 @@ def shared_rows(a: Predictions, b: Predictions) -> int:
         if a.logits[..., :1, :].shape == b.logits[..., :1, :].shape
         else 0
     )
+
+
+def refuse_shared(test: Predictions | Stream, calibration: Predictions, what: str = "calibration") -> None:
+    """Refuses a calibration file that holds examples of the test file.
+
+    Args:
+      test: what is reported on; calibration: what is fitted on; what: that file by name, for messages.
+
+    Raises:
+      InputError: the files are the same, name the same split or another model, or share examples: by id, or by rows of
+        label and logits that are one of a kind in both, unless their sidecars name one data set, whose ids then decide.
+    """
+    here, there = test.provenance, calibration.provenance
+    if Path(test.source).resolve() == Path(calibration.source).resolve() or (
+        here.get("split") is not None and all(here.get(key) == there.get(key) for key in ("dataset", "split"))
+    ):
+        raise InputError(
+            f"{calibration.source}: the {what} file is of the same split as {test.source}; "
+            "what is fitted on a split is not reported on it: give another split of the same model"
+        )
+    for key in ("checkpoint", "tags"):
+        if key in here and key in there and here[key] != there[key]:
+            raise InputError(
+                f"{calibration.source}: is of another model than {test.source} ({key} differ in their sidecars); "
+                "give another split of the same model"
+            )
+    if test.num_classes != calibration.num_classes:
+        raise InputError(
+            f"{calibration.source}, field 'logits': k = {calibration.num_classes} classes, {test.source} has "
+            f"{test.num_classes}; give another split of the same model"
+        )
+    if _form(test) != _form(calibration):
+        raise InputError(
+            f"{calibration.source}: holds {_form(calibration)}, {test.source} holds {_form(test)}; "
+            "give another split of the same model in the same form"
+        )
+    _refuse_shared_ids(test, calibration, what)
+    if isinstance(test, Stream):
+        return  # too long to compare row by row
+    one_data_set = here.get("data_fingerprint") is not None and here["data_fingerprint"] == there.get(
+        "data_fingerprint"
+    )
+    if one_data_set and test.ids_given and calibration.ids_given:
+        return  # ids name the examples; rows alike are examples alike, which tables of few columns have
+    repeated = shared_rows(test, calibration)
+    if repeated > max(1, len(calibration) // 100):
+        raise InputError(
+            f"{calibration.source}: {repeated} of its {len(calibration)} rows (label and logits) are in {test.source} too; "
+            f"give a {what} file that shares no example"
+        )
+
+
+def _form(p: Predictions | Stream) -> str:
+    shape = p.shape if isinstance(p, Stream) else p.logits.shape
+    return ("probabilities" if p.log_probabilities else "logits") + (
+        f" of {shape[0]} members" if len(shape) == 3 else ""
+    )
+
+
+def refuse_unknown_only(p: Predictions | Stream | Scored) -> None:
+    """Refuses a file in which nothing counts: all examples are OOD, or all that are not have weight 0."""
+    known = np.ones(len(p), bool) if p.is_ood is None else ~p.is_ood
+    if not known.any():
+        raise InputError(
+            f"{p.source}, field 'is_ood': all examples are OOD; give examples of the training distribution too"
+        )
+    if p.weight is not None and not p.weight[known].any():
+        raise InputError(f"{p.source}, field 'weight': all examples that are not OOD have weight 0; weigh at least one")
+
+
+def _refuse_shared_ids(test: Predictions | Stream, calibration: Predictions, what: str) -> None:
+    if not (test.ids_given and calibration.ids_given):
+        return
+    shared = np.intersect1d(test.example_id, calibration.example_id)
+    if len(shared):
+        raise InputError(
+            f"{calibration.source}, field 'example_id': {len(shared)} ids are in {test.source} too (first "
+            f"{shared[0]}); give a {what} file that shares no example, or, if these are other examples, other ids"
+        )
+
+
+def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Predictions], Predictions | None]:
+    """The files in order of id, checked singly and against the calibration file."""
+    tests = [by_id(load(path)) for path in paths]
+    tuning = None if calibration is None else by_id(load(calibration))
+    for given in [*tests, *([] if tuning is None else [tuning])]:
+        refuse_unknown_only(given)
+    if tuning is not None:
+        for test in tests:
+            refuse_shared(test, tuning)
+    return tests, tuning

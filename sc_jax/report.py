@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from sc_jax import cli, figures, files, pages
+from sc_jax import cascade_pages, cli, figures, files, pages
 from sc_jax.files import InputError
 
 
@@ -22,17 +23,22 @@ def report(workdir: Path) -> None:
     document = files.read_json(source)
     if not isinstance(document, dict) or document.get("schema") != 1 or not document.get("runs"):
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
-    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'figures.py')}"
+    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'cascade_pages.py', 'figures.py')}"
     page = workdir / "report.html"
     make, names = lambda: pages.of_files(document), pages.FILES_PICTURES
     if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
         make, names = lambda: pages.of_study(workdir, document), pages.STUDY_PICTURES
+    elif "cascades" in document:
+        make, names = lambda: cascade_pages.head(document), ()
     elif "aggregates" in document:
         make, names = lambda: pages.of_grid(workdir, document), pages.GRID_PICTURES
     segmentation = "pictures" in document
     names = (*names, *pages.PIXEL_PICTURES) if segmentation else names
     sections = [("repair", pages.of_repair, pages.REPAIR_PICTURES)]
     sections += [("objectives", pages.of_objectives, pages.OBJECTIVE_PICTURES)]
+    if "cascades" in document:
+        sections += [("cascades", cascade_pages.section, cascade_pages.pictures_of(document["cascades"]))]
+        sections += [("aggregates", functools.partial(cascade_pages.members, workdir), pages.GRID_PICTURES)]
     for part, _, more_names in sections:
         names = (*names, *more_names) if part in document else names
     watched = workdir / "logit_statistics.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ DOCUMENTS = [
     "docs/house.md",
     "docs/data.md",
     "docs/recipes.md",
+    "docs/ensembles.md",
     "experiments/label_smoothing/README.md",
 ]
 
@@ -63,6 +65,14 @@ def test_the_readme_s_code_runs_as_it_stands(tmp_path: Path) -> None:
     assert rows[0]["score"] == "msp"
     assert 0.5 < rows[0]["metrics"]["error"] < 1
     assert (tmp_path / "runs/mine/report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["docs/ensembles.md"])
+def test_the_code_of_a_page_runs_from_top_to_bottom(tmp_path: Path, name: str) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S))
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_of_the_readme_exist() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sc_jax import figures, files, ops
 from sc_jax.files import InputError
-from sc_jax.methods import repair, study
+from sc_jax.methods import ensemble, repair, study
 from sc_jax.ops import resampling
 
 
@@ -77,6 +77,7 @@ DRAWN = {
     "pixels": lambda d: figures.pixels(*pixel_maps()),
     "norms": lambda d: figures.norms(repaired()["norms"], 0.2),
     "shifts": lambda d: figures.shifts(repaired()["shifts"], 0.2),
+    "members": lambda d: figures.members(member_rows()),
     "learning_curve": lambda d: figures.learning_curve(repaired()["learning_curve"]),
     "ensembles": lambda d: figures.ensembles(repaired()["ensembles"], repaired()["subsets"]),
 }
@@ -96,6 +97,16 @@ def repaired():
         "ensembles": repair.ensembles(given, grid, counts, calibration_counts, 0.9),
         "subsets": repair.subsets(given, grid, 0),
     }
+
+
+@functools.cache
+def member_rows():
+    """Two metrics of two ways to average three members."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 80)
+    logits = rng.normal(size=(3, 80, 3)) + np.eye(3)[label]
+    curve = functools.partial(ensemble.subset_curve, logits, label, ("nll", "error"))
+    return [row for space in ("probability", "logit") for row in curve(space=space).rows(space)]
 
 
 def pixel_maps(images=2):
@@ -355,6 +366,24 @@ def test_shifts_show_right_and_wrong_predictions():
         assert f"mean logit {row['mean_logit']['all']['estimate']:.2f}" in axes.get_title(loc="left")
 
 
+def test_members_show_each_metric_with_what_its_bands_cover():
+    rows = member_rows()
+    for axes, (metric, factor) in zip(figures.members(rows).axes, (("nll", 1), ("error", 100)), strict=True):
+        assert axes.get_title(loc="left") == "bands: subsets of these members"
+        for line, of, name in zip(axes.lines, axes.collections, ("probability", "logit"), strict=True):
+            told = [r for r in rows if (r["metric"], r["name"]) == (metric, name)]
+            assert line.get_label() == name
+            np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
+            np.testing.assert_allclose(line.get_ydata(), [factor * r["mean"] for r in told])
+            np.testing.assert_allclose(
+                band(of), [np.multiply(factor, r["interval"]) for r in told[:2]]
+            )  # the whole has none
+    assert figures._METRICS_OF_MEMBERS.keys() == ensemble.SUBSET_METRICS.keys()
+    unknown = [{**row, "mean": None, "interval": [None, None]} for row in rows]
+    (first, _) = figures.members(unknown).axes
+    assert first.get_title(loc="left") == ""
+
+
 def test_learning_curve_shows_the_regret_in_percent():
     rows = repaired()["learning_curve"]
     for axes, fallback in zip(figures.learning_curve(rows).axes, (False, True), strict=True):
@@ -392,6 +421,7 @@ def test_analyses_without_rows_and_with_undefined_values_are_drawn():
         figures.shifts([], 0.2),
         figures.learning_curve([]),
         figures.ensembles([], []),
+        figures.members([]),
     ):
         figures.to_svg(figure)
     nothing = {"estimate": None, "interval": [None, None]}

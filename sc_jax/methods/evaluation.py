@@ -36,6 +36,10 @@ OPERATING_COVERAGES = (0.8, 0.9)
 """Coverages whose thresholds are taken from the calibration split."""
 
 
+SCHEMA = 1
+"""Of `metrics.json`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How files are evaluated; see `config.Evaluation` for the meaning of each.

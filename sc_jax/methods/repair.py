@@ -9,7 +9,6 @@ test splits, and in all calibration splits; every row can be written as JSON.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.methods import contrasts, logit_norm
+from sc_jax.methods.ensemble import combine, member_subsets
 from sc_jax.ops import resampling
 from sc_jax.ops.areas import normalised
 from sc_jax.ops.ranking import share
@@ -304,7 +304,7 @@ def subsets(runs: Sequence[Run], p_grid: Sequence[int], seed: int, most: int = 2
     """
     rows, groups = [], _by_alpha(runs)
     m, rng = len(next(iter(groups.values()))), np.random.default_rng(seed)
-    drawn = {size: _subsets(m, size, most, rng) for size in range(1, m + 1)}
+    drawn = {size: member_subsets(m, size, most, rng) for size in range(1, m + 1)}
     for alpha, members in groups.items():
         for (average, score), (size, chosen) in itertools.product((WAYS[0], WAYS[2]), drawn.items()):
             metrics = []
@@ -386,8 +386,7 @@ def _candidates(
         means = {p: mean_normalised(logits, p) for p in grid}
         return {p: (ops.predicted_class(mean) != label, ops.max_logit(mean)) for p, mean in means.items()}
     # Centring the members would not change what follows: MSP, the centred norm and the argmax do not see a shift.
-    of_logits = average == "mean_logits"
-    mean = np.mean(logits, axis=0, dtype=np.float64) if of_logits else ops.ensemble_log_probabilities(logits)
+    mean = combine(logits, None, "logit" if average == "mean_logits" else "probability")
     scores = ops.msp(mean)[None] if grid == (0,) else ops.max_logit_pnorm(mean, grid)
     error = ops.predicted_class(mean) != label
     return {p: (error, score) for p, score in zip(grid, scores, strict=True)}
@@ -405,15 +404,6 @@ def _choose_p(
         return int(ps[logit_norm.choose(whole)]), ps[:0]
     drawn = np.stack([_aurc(score, error, survey, counts) for error, score in candidates], axis=-1)
     return int(ps[logit_norm.choose(whole)]), ps[logit_norm.choose(drawn)]
-
-
-def _subsets(m: int, size: int, most: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    if math.comb(m, size) <= most:
-        return list(itertools.combinations(range(m), size))
-    drawn: set[tuple[int, ...]] = set()
-    while len(drawn) < most:
-        drawn.add(tuple(sorted(rng.choice(m, size, replace=False).tolist())))
-    return sorted(drawn)
 
 
 def _by_alpha(runs: Sequence[Run]) -> dict[float, list[Run]]:

@@ -23,14 +23,12 @@ from sc_jax import ops
 from sc_jax.files import InputError
 from sc_jax.methods import evaluation, logit_norm
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.selector import P_GRID
 from sc_jax.ops.targets import Target, as_fraction
 from sc_jax.predictions import Predictions, select
 
 PROBABILITIES = ("msp", "msp_temperature")
 """Scores that are log-odds of being right as they stand; others are calibrated."""
-
-P_GRID = tuple(range(1, 11))
-"""The norms that a p-norm score is chosen of."""
 
 
 class JointRisk(NamedTuple):

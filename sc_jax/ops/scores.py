@@ -515,19 +515,29 @@ def sirc(logits: Array, second: Array, a: float | Array, b: float | Array, *, fi
     return _FIRST_SCORES[first](logits) - _softplus(-b * (second - a))
 
 
-def ensemble_log_probabilities(logits: Array) -> Array:
-    """ln of the mean over members of their softmax probabilities (a deep ensemble's prediction).
+def ensemble_log_probabilities(logits: Array, member_weight: Array | None = None) -> Array:
+    """ln Σ_m w_m softmax(v_m): the log of the mean over members of their probabilities (a deep ensemble's prediction).
 
     Args:
       logits: [m, n, k].
+      member_weight: w [m], ≥ 0 and summing to 1; by default all are 1/m.
 
     Returns:
       Log-probabilities [n, k].
 
     Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017.
+
+    >>> p = np.array([[[0.9, 0.1]], [[0.3, 0.7]]])
+    >>> [round(float(value), 12) for value in np.exp(ensemble_log_probabilities(np.log(p), np.array([0.75, 0.25])))[0]]
+    [0.75, 0.25]
     """
     v, xp = _members(logits)
-    return _logsumexp(log_softmax(v), 0, xp) - math.log(v.shape[0])
+    own = log_softmax(v)
+    if member_weight is None:
+        return _logsumexp(own, 0, xp) - math.log(v.shape[0])
+    weight = xp.astype(member_weight, own.dtype)
+    log_weight = xp.where(weight > 0, xp.log(xp.where(weight > 0, weight, 1.0)), -xp.inf)
+    return _logsumexp(own + xp.reshape(log_weight, (-1,) + (1,) * (own.ndim - 1)), 0, xp)
 
 
 def expected_entropy(logits: Array) -> Array:

@@ -20,7 +20,7 @@ from sc_jax.config import Config
 from sc_jax.data import images, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
-from sc_jax.models import pretrained
+from sc_jax.models import costs, pretrained
 from sc_jax.training import checkpoints, objectives, optimizers, parallel, state, step
 
 
@@ -62,6 +62,12 @@ class Job:
     def evaluation_transform(self) -> Callable[[jax.Array], jax.Array]:
         """Raw inputs → what the model takes, at test."""
         return pipelines.evaluation_transform(self.config.data.mean, self.config.data.std)
+
+    @property
+    def cost(self) -> dict[str, int]:
+        """Of one member: "macs", multiply-accumulates for one example at test, and "parameters"."""
+        macs = costs.macs(self.model, _test_shape(self.config, self.dataset), _input_dtype(self.config, self.dataset))
+        return {"macs": macs, "parameters": costs.parameters(self.model)}
 
 
 def build(config: Config) -> Job:
@@ -178,17 +184,27 @@ def _test_shape(config: Config, dataset: data.Dataset | StreamedDataset) -> tupl
     return images.eval_pair_record(dataset.splits[config.evaluation.test_split][0])["image"].shape
 
 
+def _raw_dtype(config: Config, dataset: data.Dataset | StreamedDataset) -> np.dtype:
+    streamed = isinstance(dataset, StreamedDataset)
+    return np.dtype(np.uint8) if streamed else dataset.splits[config.data.train_split].inputs.dtype
+
+
+def _input_dtype(config: Config, dataset: data.Dataset | StreamedDataset) -> np.dtype:
+    """Of what the network takes: images come to it as float32."""
+    raw = _raw_dtype(config, dataset)
+    return np.dtype(np.float32) if raw == np.uint8 else raw
+
+
 def _require_fit(config: Config, dataset: data.Dataset | StreamedDataset, model: models.Model) -> None:
     """Refuses a network that does not take the inputs, by its shapes alone."""
     d = config.data
     shapes = {"training": _input_shape(config, dataset), "test": _test_shape(config, dataset)}
-    raw = np.uint8 if isinstance(dataset, StreamedDataset) else dataset.splits[d.train_split].inputs.dtype
-    if raw == np.uint8:
+    dtype = _input_dtype(config, dataset)
+    if _raw_dtype(config, dataset) == np.uint8:
         channels = shapes["training"][-1]
         for name in ("mean", "std"):
             if len(getattr(d, name)) not in (1, channels):
                 raise InputError(f"data.{name}: {getattr(d, name)!r}, but images of {d.name} have {channels} channel")
-    dtype = np.float32 if raw == np.uint8 else raw
     params, model_state = jax.eval_shape(model.init, jax.random.key(0))
     for when, shape in shapes.items():
         inputs = jax.ShapeDtypeStruct((2, *shape), dtype)

@@ -191,6 +191,16 @@ def test_ensemble_is_the_mean_of_the_softmax(logits):
     np.testing.assert_allclose(ops.ensemble_log_probabilities(logits), np.log(mean), rtol=1e-12, atol=1e-14)
 
 
+def test_ensemble_of_weighted_members_is_their_weighted_mean_on_devices_too():
+    logits, weight = np.random.default_rng(0).normal(size=(3, 20, 4)), np.array([0.6, 0.0, 0.4])
+    mean = np.tensordot(weight, scipy.special.softmax(logits, axis=-1), 1)
+    np.testing.assert_allclose(ops.ensemble_log_probabilities(logits, weight), np.log(mean), rtol=1e-12)
+    on_device = jax.jit(ops.ensemble_log_probabilities)(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(weight, jnp.float32)
+    )
+    np.testing.assert_allclose(on_device, np.log(mean), rtol=2e-5)
+
+
 def test_ensemble_keeps_what_underflows_and_what_is_impossible():
     logits = np.array([[[0.0, -2000.0, -np.inf]], [[0.0, -2001.0, -np.inf]]])
     value = ops.ensemble_log_probabilities(logits)

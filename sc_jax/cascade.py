@@ -1,0 +1,170 @@
+"""`python -m sc_jax.cascade`: predictions of several models with their costs → the best early-exit cascade, and the whole trade-off.
+
+python -m sc_jax.cascade --calibration=A_val.npz,B_val.npz --predictions=A_test.npz,B_test.npz --costs=40.8,126.5 --risk=0.05 --workdir=DIR
+
+Models are named in the order in which they run. What is fitted is fitted on the calibration files and reported on the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sc_jax import cascade_pages, cli, files, predictions
+from sc_jax.files import InputError
+from sc_jax.methods import cascade, cascade_study, evaluation
+from sc_jax.methods.cascade import Task
+from sc_jax.predictions import Predictions
+
+
+def read(calibration: Sequence[str], tests: Sequence[str]) -> cascade_study.Candidates:
+    """The files of each model, checked against each other.
+
+    Raises:
+      InputError: not as many files of either kind, or what `predictions.read_files` and `predictions.require_ids` refuse.
+    """
+    if len(calibration) != len(tests):
+        raise InputError(
+            f"--calibration names {len(calibration)} files, --predictions {len(tests)}; give both of each model, in the same order"
+        )
+    if len(tests) < 2:
+        raise InputError("--predictions: a cascade has two models or more; name the cheapest first")
+    pairs = [predictions.read_files([test], tuning) for test, tuning in zip(tests, calibration, strict=True)]
+    given = cascade_study.Candidates(
+        " → ".join(_name(path) for path in tests), [tuning for _, tuning in pairs], [test for (test,), _ in pairs]
+    )
+    for split in (given.calibration, given.test):
+        for model in split[1:]:
+            predictions.require_ids(model, split[0].example_id, split[0].source)
+    return given
+
+
+def _name(path: str) -> str:
+    """The file, with as much of its folder as says which model it is."""
+    where = Path(path)
+    return where.stem if where.stem not in ("test", "validation") else f"{where.parent.name}"
+
+
+def evaluate(
+    given: cascade_study.Candidates, cost: Sequence[float], unit: str, settings: cascade_study.Settings
+) -> dict[str, Any]:
+    """What `metrics.json` holds: a row for each model and policy, and the study under "cascades".
+
+    Args:
+      given: of `read`; cost: of each model, in `unit`; settings: how.
+    """
+    study = cascade_study.evaluate([given], cost, settings)
+    runs = []
+    for row in study["policies"]:
+        metrics = {name: described["estimate"] for name, described in row["metrics"].items()}
+        intervals = {name: described["interval"] for name, described in row["metrics"].items()}
+        about = {
+            "predictions": given.name,
+            "split": given.test[0].provenance.get("split"),
+            "tags": {"policy": row["policy"]},
+        }
+        runs.append(
+            {**about, "score": settings.score, "n": study["n"], "metrics": metrics, "intervals": intervals}
+            | {"intervals_cover": evaluation.covered(None), "fitted_on": given.calibration[0].provenance.get("split")}
+        )
+    return {"schema": evaluation.SCHEMA, "level": settings.level, "runs": runs, "cascades": {**study, "unit": unit}}
+
+
+def _costs(text: str | None, unit: str | None, models: Sequence[Predictions]) -> tuple[list[float], str]:
+    if text is None:
+        return [cascade_study.cost_in_sidecar(model) for model in models], "MACs"
+    try:
+        values = [float(cost) for cost in text.split(",")]
+    except ValueError:
+        raise InputError(f"--costs={text}: numbers, one for each model, e.g. --costs=1,3") from None
+    if len(values) != len(models):
+        raise InputError(f"--costs={text}: {len(values)} of {len(models)} models; give one for each")
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise InputError(f"--costs={text}: each is positive and finite")
+    return values, unit or "units of cost"
+
+
+def _task(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Task:
+    named = [kind for kind in ("risk", "coverage", "tpr") if getattr(arguments, kind) is not None]
+    if len(named) > 1:
+        parser.error(f"--{named[0]} and --{named[1]}: name one task")
+    kind = named[0] if named else "risk"
+    target = 0.05 if not named else getattr(arguments, kind)
+    if not 0 < target < 1:
+        parser.error(f"--{kind}={target:g}: in (0, 1)")
+    return Task(kind, target)
+
+
+def _print(document: dict[str, Any]) -> None:
+    study = document["cascades"]
+    print(cascade_pages.claim(study))
+    for table in (cascade_pages.policy_table(study), cascade_pages.ood_table(study) if study["ood"] else None):
+        if table is not None:
+            print(table.markdown())
+    if study["search"]:
+        print(cascade_pages.search_table(study).markdown())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The door."""
+    parser = cli.parser("cascade", "Predictions of several models with their costs → the best early-exit cascade.")
+    parser.add_argument("--calibration", required=True, metavar="A_val.npz,B_val.npz…", help="one of each model")
+    parser.add_argument("--predictions", required=True, metavar="A_test.npz,B_test.npz…", help="in the same order")
+    parser.add_argument(
+        "--costs", metavar="1,3…", help="of each model on one example; without, the MACs in the sidecars"
+    )
+    parser.add_argument("--unit", metavar="NAME", help="of --costs, for tables")
+    parser.add_argument(
+        "--risk", type=float, metavar="R", help="task: accept as many as keep this selective risk (0.05)"
+    )
+    parser.add_argument("--coverage", type=float, metavar="C", help="task: accept this share")
+    parser.add_argument("--tpr", type=float, metavar="T", help="task: accept this share of in-distribution inputs")
+    parser.add_argument("--score", default="msp", help="one that needs no fitting: msp, negative_entropy, energy …")
+    parser.add_argument("--combine", default="ensemble", choices=cascade.COMBINE, help="stages average, or replace")
+    parser.add_argument("--half-width", type=float, default=0.1, metavar="W", help="share on either side of τ (0.1)")
+    parser.add_argument("--delta", type=float, default=0.1, help="of the certified policies (0.1)")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (at least 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--workdir", metavar="DIR", help="writes metrics.json and policy.json there")
+    given = parser.parse_args(argv)
+    task = _task(given, parser)
+    if given.resamples < 20:
+        parser.error(f"--resamples={given.resamples}: at least 20")
+    if given.seed < 0:
+        parser.error(f"--seed={given.seed}: at least 0")
+    if not 0 <= given.half_width <= 1:
+        parser.error(f"--half-width={given.half_width:g}: in [0, 1]")
+    if not 0 < given.delta < 1:
+        parser.error(f"--delta={given.delta:g}: in (0, 1)")
+    cascade.scorer(given.score)
+    models = read(given.calibration.split(","), given.predictions.split(","))
+    cost, unit = _costs(given.costs, given.unit, models.test)
+    settings = cascade_study.Settings(
+        task,
+        given.score,
+        given.combine,
+        given.half_width,
+        delta=given.delta,
+        resamples=given.resamples,
+        seed=given.seed,
+    )
+    if not given.workdir:
+        _print(evaluate(models, cost, unit, settings))
+        return
+    workdir = Path(given.workdir)
+    with files.lock(workdir):
+        if (workdir / "config.json").exists():
+            raise InputError(f"{workdir}: holds the run of a study; name another --workdir")
+        document = evaluate(models, cost, unit, settings)
+        _print(document)
+        files.write_json(workdir / "metrics.json", document)
+        files.write_json(workdir / "policy.json", document["cascades"]["fitted"][0]["policies"]["window"])
+    print(f"metrics: {workdir / 'metrics.json'}; `python -m sc_jax.report --workdir={workdir}` draws them")
+    print(f"the window policy: {workdir / 'policy.json'}, for `sc_jax.methods.cascade.Policy.from_json`")
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,522 @@
+"""A study of early-exit cascades from predictions: what the ensemble gains, how much of it a cascade keeps, and at which cost.
+
+Windows, thresholds and the threshold of the decision are fitted on the calibration split and frozen. A search over all policies takes
+one half of the calibration split (by a hash of the ids), the other half certifies what it can, and everything is reported on the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sc_jax import ops
+from sc_jax.files import InputError
+from sc_jax.methods import cascade, contrasts
+from sc_jax.methods.cascade import EMPTY, WHOLE, Outcome, Stages, Task
+from sc_jax.ops import resampling
+from sc_jax.predictions import Predictions, select
+
+KEPT = 0.8
+"""The share of the ensemble's gain that a cascade is asked to keep (fixed beforehand; of the paper's own figures it keeps 80 to 90 %)."""
+
+BUDGETS = (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
+"""Mean costs, in units of the first model's, within which the best policy is searched."""
+
+SWEEP = tuple(i / 40 for i in range(21))
+"""Half-widths of windows, in shares of the calibration split; the share of single thresholds is twice as much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How cascades are fitted and reported.
+
+    Attributes:
+      task: the decision; score, combine: of the stages; half_width: of every window, in shares of the calibration split.
+      coverage: at which the selective risk is reported too; delta: of the certified policies; resamples, level, seed: of the bootstrap.
+    """
+
+    task: Task
+    score: str = "msp"
+    combine: str = "ensemble"
+    half_width: float = 0.1
+    coverage: float = 0.8
+    delta: float = 0.1
+    resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+
+class Candidates(NamedTuple):
+    """The models of one cascade, in the order they are run: their name, and predictions on both splits."""
+
+    name: str
+    calibration: Sequence[Predictions]
+    test: Sequence[Predictions]
+
+
+def disjoint(members: Sequence[tuple[str, Predictions, Predictions]], stages: int) -> list[Candidates]:
+    """Cascades of `stages` consecutive members each, none of which is in two.
+
+    Args:
+      members: (name, calibration, test) of each; stages: M.
+
+    Returns:
+      ⌊members/M⌋ cascades.
+
+    Raises:
+      InputError: fewer members than stages.
+    """
+    if len(members) < stages:
+        raise InputError(f"cascade.stages: {stages} stages of {len(members)} members; train more seeds")
+    groups = [members[i : i + stages] for i in range(0, len(members) - stages + 1, stages)]
+    return [
+        Candidates(" → ".join(name for name, *_ in group), [c for _, c, _ in group], [t for *_, t in group])
+        for group in groups
+    ]
+
+
+def cost_in_sidecar(given: Predictions) -> float:
+    """The multiply-accumulates of one example that the sidecar says.
+
+    Raises:
+      InputError: it says none.
+    """
+    if "macs" not in given.provenance:
+        raise InputError(f"{given.source}: its sidecar says no 'macs'; predict again, or give --costs")
+    return float(given.provenance["macs"])
+
+
+def evaluate(
+    candidates: Sequence[Candidates],
+    cost: Sequence[float],
+    settings: Settings,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Everything that the report shows, ready for JSON.
+
+    Args:
+      candidates: cascades of as many models each; all test splits hold the same examples, and so do the others.
+      cost: [M] of the models, in any unit; settings: how; progress: receives the number of cascades done.
+
+    Returns:
+      {"settings", "cost", "policies", "claims", "sweep", "changes", "search", "ood", "fitted"}; "search" is empty where nothing can be searched, "ood" where
+      no example is OOD.
+
+    Raises:
+      InputError: as for `cascade.stages`, or the task cannot be met.
+    """
+    built = [
+        tuple(
+            cascade.stages(split, cost, score=settings.score, combine=settings.combine)
+            for split in (c.calibration, c.test)
+        )
+        for c in candidates
+    ]
+    n = cascade.in_distribution(built[0][1]).score.shape[1]
+    counts = resampling.resample_counts(settings.seed, n, settings.resamples)
+    drawn = resampling.resample_counts(settings.seed + 1, len(built), settings.resamples)
+    cells: dict[str, list[dict[str, _Value]]] = {}
+    fitted, changes, sweeps, searches, shifts = [], [], [], [], []
+    for done, (one, (calibration, test)) in enumerate(zip(candidates, built, strict=True), 1):
+        known = cascade.in_distribution(test)
+        try:
+            policies = _policies(calibration, settings)
+        except ValueError as error:
+            raise InputError(f"{one.name}: {error}") from None
+        for name, policy in policies.items():
+            outcome = cascade.apply(policy, known)
+            cells.setdefault(name, []).append(_measured(outcome, policy.threshold, test.cost[0], settings, counts))
+        window = policies["window"]
+        bound = cascade.oracle(known, window.threshold)
+        cells.setdefault("oracle", []).append(_measured(bound, window.threshold, test.cost[0], settings, counts))
+        fitted.append({"cascade": one.name, "policies": {name: policy.as_json() for name, policy in policies.items()}})
+        changes.append(changed(test, window))
+        sweeps.append(_swept(calibration, known, settings))
+        if test.is_ood is not None and test.is_ood.any():
+            shifts.append(_of_ood(policies, test))
+        searches.append(_searched(one, cost, settings))
+        progress(done)
+    covers = "test examples" + (", cascades" if len(built) > 1 else "")
+    return {
+        "settings": {**dataclasses.asdict(settings), "task": settings.task._asdict()},
+        "cost": [float(c) for c in built[0][1].cost],
+        "names": [one.name for one in candidates],
+        "n": n,
+        "level": settings.level,
+        "intervals_cover": covers,
+        "policies": [
+            {
+                "policy": name,
+                "metrics": {
+                    metric: contrasts.describe(_crossed(rows, metric, drawn), settings.level) for metric in rows[0]
+                },
+            }
+            for name, rows in cells.items()
+        ],
+        "claims": _claims(cells, drawn, settings),
+        "sweep": _mean_rows(sweeps),
+        "changes": {key: float(np.mean([row[key] for row in changes])) for key in changes[0]},
+        "search": _mean_rows(searches),
+        "ood": _mean_rows(shifts),
+        "fitted": fitted,
+    }
+
+
+class _Value(NamedTuple):
+    value: float
+    replicates: np.ndarray
+
+
+def _policies(calibration: Stages, settings: Settings) -> dict[str, cascade.Policy]:
+    between, task = len(calibration.score) - 1, settings.task
+    share = min(1.0, 2 * settings.half_width)
+    return {
+        "single": cascade.frozen(calibration, task, [EMPTY] * between),
+        "ensemble": cascade.frozen(calibration, task, [WHOLE] * between),
+        "single_threshold": cascade.fit(calibration, task, share, kind="single_threshold"),
+        "window": cascade.fit(calibration, task, settings.half_width),
+    }
+
+
+def _measured(
+    outcome: Outcome, threshold: float, unit: float, settings: Settings, counts: np.ndarray
+) -> dict[str, _Value]:
+    """Metrics of a merged ranking, what the frozen threshold does, and the cost, each with replicates over examples."""
+    accept = outcome.score >= threshold
+    columns = np.stack([accept, accept & outcome.error, outcome.stage > 0, outcome.error], axis=1).astype(np.float32)
+    of = {
+        "coverage_at_risk": lambda **how: ops.coverage_at_risk(
+            outcome.score, outcome.error, _risk(settings.task), **how
+        ),
+        "risk_at_coverage": lambda **how: ops.risk_at_coverage(outcome.score, outcome.error, settings.coverage, **how),
+        "aurc": lambda **how: ops.aurc(outcome.score, outcome.error, **how),
+    }
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in of}
+    sums = []
+    for rows in resampling.chunks(counts):
+        weight = counts[rows]
+        sums.append(np.c_[weight.astype(np.float32) @ columns, weight.astype(np.float64) @ outcome.cost])
+        for name, metric in of.items():
+            parts[name].append(np.asarray(metric(weight=weight)))
+    n = len(accept)
+    drawn = np.concatenate(sums).astype(np.float64)
+    whole = np.r_[columns.sum(0, dtype=np.float64), outcome.cost.sum()]
+    values = {name: _Value(float(metric()), np.concatenate(parts[name])) for name, metric in of.items()}
+    for name, share in (
+        ("error", lambda s: s[..., 3] / n),
+        ("cost", lambda s: s[..., 4] / n),
+        ("cost_multiple", lambda s: s[..., 4] / n / unit),
+        ("passed_on", lambda s: s[..., 2] / n),
+        ("decided_coverage", lambda s: s[..., 0] / n),
+        ("decided_risk", lambda s: s[..., 1] / np.maximum(s[..., 0], 1)),
+    ):
+        values[name] = _Value(float(share(whole)), share(drawn))
+    return values
+
+
+def _risk(task: Task) -> float:
+    """The risk at which coverage is reported: the task's, or 5 %."""
+    return task.target if task.kind == "risk" else 0.05
+
+
+def _crossed(rows: Sequence[dict[str, _Value]], metric: str, drawn: np.ndarray) -> resampling.Difference:
+    values = np.array([row[metric].value for row in rows])
+    return resampling.crossed(values, np.stack([row[metric].replicates for row in rows]), drawn)
+
+
+def _claims(cells: dict[str, list[dict[str, _Value]]], drawn: np.ndarray, settings: Settings) -> list[dict[str, Any]]:
+    """Whether the ensemble gains at all, and then whether the cascade keeps its share of that: the second is asked only after the first."""
+    rows = []
+    for claim, share, treatment in (
+        ("the ensemble gains coverage at the risk", 0.0, "ensemble"),
+        (f"the window cascade keeps at least {100 * KEPT:g} % of that gain", KEPT, "window"),
+        (f"a single threshold keeps at least {100 * KEPT:g} % of that gain", KEPT, "single_threshold"),
+    ):
+        differences = []
+        for single, ensemble, treated in zip(cells["single"], cells["ensemble"], cells[treatment], strict=True):
+            base, gain, kept = (row["coverage_at_risk"] for row in (single, ensemble, treated))
+            differences.append(
+                {
+                    "kept": _Value(
+                        kept.value - base.value - share * (gain.value - base.value),
+                        kept.replicates - base.replicates - share * (gain.replicates - base.replicates),
+                    )
+                }
+            )
+        difference = _crossed(differences, "kept", drawn)
+        described = contrasts.describe(difference, settings.level)
+        p = resampling.two_sided_p(difference.replicates)
+        verdict = contrasts.verdict("greater", described["interval"], p, settings.level).partition(" (")[0]
+        rows.append({"claim": claim, "policy": treatment, "share": share, **described, "p": p, "verdict": verdict})
+    if rows[0]["verdict"] != "confirmed":
+        for row in rows[1:]:
+            row["verdict"] = "not asked: no gain is shown"
+    return rows
+
+
+def changed(test: Stages, policy: cascade.Policy) -> dict[str, float]:
+    """What going on did to the decisions of the examples that went on: shares of all examples.
+
+    Compared are the first stage and the stage at which each left, both with the threshold of the policy.
+
+    Args:
+      test: M stages; policy: a fitted cascade.
+
+    Returns:
+      {"passed_on", "unchanged", "rejected_wrong", "rejected_right", "accepted_right", "accepted_wrong", "corrected", "spoilt"}: of
+      what the first stage accepted, wrong or right, now rejected; of what it rejected, right or wrong, now accepted; of what
+      both accept, wrong and now right, or right and now wrong.
+    """
+    known = cascade.in_distribution(test)
+    outcome = cascade.follow(policy.windows, known)
+    before, after = known.score[0] >= policy.threshold, outcome.score >= policy.threshold
+    wrong_before, wrong_after, went = known.error[0], outcome.error, outcome.stage > 0
+    both = before & after
+    of = {
+        "rejected_wrong": before & ~after & wrong_before,
+        "rejected_right": before & ~after & ~wrong_before,
+        "accepted_right": ~before & after & ~wrong_after,
+        "accepted_wrong": ~before & after & wrong_after,
+        "corrected": both & wrong_before & ~wrong_after,
+        "spoilt": both & ~wrong_before & wrong_after,
+    }
+    shares = {name: float((went & which).mean()) for name, which in of.items()}
+    passed = float(went.mean())
+    return {"passed_on": passed, "unchanged": passed - sum(shares.values()), **shares}
+
+
+def _swept(calibration: Stages, test: Stages, settings: Settings) -> list[dict[str, Any]]:
+    """Coverage at the risk, risk at the coverage and AURC against cost, for windows and single thresholds of every width."""
+    rows = []
+    for kind in ("window", "single_threshold"):
+        for width in SWEEP:
+            wide = width if kind == "window" else min(1.0, 2 * width)
+            policy = cascade.fit(calibration, settings.task, wide, kind=kind)
+            outcome = cascade.apply(policy, test)
+            rows.append(
+                {
+                    "kind": kind,
+                    "half_width": width,
+                    "cost_multiple": float(outcome.cost.mean() / test.cost[0]),
+                    "passed_on": float((outcome.stage > 0).mean()),
+                    "coverage_at_risk": float(ops.coverage_at_risk(outcome.score, outcome.error, _risk(settings.task))),
+                    "risk_at_coverage": float(ops.risk_at_coverage(outcome.score, outcome.error, settings.coverage)),
+                    "aurc": float(ops.aurc(outcome.score, outcome.error)),
+                }
+            )
+    return rows
+
+
+def _of_ood(policies: dict[str, cascade.Policy], test: Stages) -> list[dict[str, Any]]:
+    """Cost on either kind of example, how OOD ones are told, and the risk where an accepted OOD example counts as an error.
+
+    "window, moved" is the window re-centred on these very examples, labels unseen.
+    """
+    rows = []
+    for name, policy in {**policies, "window, moved": cascade.adapt(policies["window"], test)}.items():
+        outcome, ood = cascade.follow(policy.windows, test), test.is_ood
+        accept = outcome.score >= policy.threshold
+        loss = outcome.error | ood
+        rows.append(
+            {
+                "policy": name,
+                "cost_multiple": float(outcome.cost[~ood].mean() / test.cost[0]),
+                "cost_multiple_ood": float(outcome.cost[ood].mean() / test.cost[0]),
+                "cost_multiple_all": float(outcome.cost.mean() / test.cost[0]),
+                "accepted_ood": float(accept[ood].mean()),
+                "ood_auroc": float(ops.auroc(outcome.score, ~ood)),
+                "ood_fpr_at_tpr_0.95": float(ops.ood_fpr_at_tpr(outcome.score, ood, 0.95, "id")),
+                "scod_risk": float((accept & loss).sum() / max(1, accept.sum())),
+                "scod_aurc": float(ops.aurc(outcome.score, loss)),
+            }
+        )
+    return rows
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def halves(example_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of a split, by the SHA-256 of the id: the rows whose first bit is 0, and the others.
+
+    Args:
+      example_id: [n].
+
+    Returns:
+      Two arrays of rows.
+    """
+    first = np.array([hashlib.sha256(f"cascade/{i}".encode()).digest()[0] < 128 for i in example_id])
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+class Found(NamedTuple):
+    """Every policy of every order of some models: which models each order runs, and its `cascade.Table`."""
+
+    orders: list[tuple[int, ...]]
+    tables: list[cascade.Table]
+
+
+def search_orders(
+    models: Sequence[Predictions],
+    cost: Sequence[float],
+    settings: Settings,
+    *,
+    most: int = 2,
+    thresholds: int = 120,
+    points: int = 40,
+) -> Found:
+    """Every order of every subset of the models with every window and threshold of a grid.
+
+    Args:
+      models, cost: as for `cascade.stages`, on the split to search; settings: of which score and combine; most: stages at most.
+      thresholds: τ at so many quantiles of the scores of the last stage; points: see `cascade.window_grid`; of three stages and more the
+        grid is coarser, so that there are about as many combinations of windows.
+
+    Returns:
+      `Found`; of one model alone the windows are empty.
+    """
+    orders, tables = [], []
+    shares = (np.arange(thresholds) + 0.5) / thresholds
+    for size in range(1, min(most, len(models)) + 1):
+        for order in itertools.permutations(range(len(models)), size):
+            given = cascade.in_distribution(_stages_of(models, cost, order, settings))
+            coarse = max(2, round(points ** (1 / max(1, size - 1))))
+            windows = [cascade.window_grid(score, coarse) for score in given.score[:-1]]
+            if size == 1:
+                windows = [np.array([EMPTY])]
+            orders.append(order)
+            tables.append(cascade.search(given, np.quantile(given.score[-1], shares, method="lower"), windows))
+    return Found(orders, tables)
+
+
+class Chosen(NamedTuple):
+    """A decision: which models run in which order, the windows between them, and τ."""
+
+    order: tuple[int, ...]
+    windows: tuple[tuple[float, float], ...]
+    threshold: float
+
+
+def best_of(found: Found, task: Task, budget: float) -> Chosen | None:
+    """The best policy within a budget over all orders, of equally good ones the cheapest; None if none meets the target."""
+    chosen = []
+    for order, table in zip(found.orders, found.tables, strict=True):
+        row = cascade.best(table, task, budget)
+        if row is not None:
+            windows = tuple((float(low), float(high)) for low, high in table.windows[row])
+            one = Chosen(order, windows, float(table.threshold[row]))
+            chosen.append((-cascade.value(table, task)[row], table.cost[row], one))
+    return min(chosen)[2] if chosen else None
+
+
+def _stages_of(
+    models: Sequence[Predictions], cost: Sequence[float], order: tuple[int, ...], settings: Settings
+) -> Stages:
+    """The models of an order as stages; one alone is followed by itself, which nothing reaches."""
+    rows = order if len(order) > 1 else order * 2
+    combine = settings.combine if len(order) > 1 else "replace"
+    chosen = [models[i] for i in rows], [cost[i] for i in rows]
+    return cascade.stages(*chosen, score=settings.score, combine=combine)
+
+
+STRICTER = tuple(0.3 + 0.05 * i for i in range(15))
+"""Shares of the risk for which decisions are searched, to be certified."""
+
+
+def certified(
+    found: Found,
+    searched: Sequence[Predictions],
+    models: Sequence[Predictions],
+    cost: Sequence[float],
+    budget: float,
+    settings: Settings,
+) -> Chosen | None:
+    """The decision that is certified to keep the risk and the budget, and accepts the most on the split that was searched; None if none is.
+
+    Tested are the best decisions for the risk and for stricter ones, in the order of their p-values on the split that was searched: the strictest
+    accepts so few that it is not the safest.
+
+    Args:
+      found: of one split; searched: the models on it; models: the same models on another; cost: of each; budget: of the mean
+        cost; settings: with a task "risk".
+
+    Returns:
+      A `Chosen`: with probability ≥ 1 − δ over the second split its selective risk and its mean cost keep their bounds.
+    """
+    target = settings.task.target
+    best = [best_of(found, Task("risk", round(share * target, 12)), budget) for share in STRICTER]
+    candidates = list(dict.fromkeys(one for one in best if one is not None))
+
+    def test(one: Chosen, split: Sequence[Predictions]) -> cascade.Certificate:
+        given = _stages_of(split, cost, one.order, settings)
+        return cascade.certify([(one.windows, one.threshold)], given, target, budget, settings.delta)
+
+    def order(one: Chosen) -> tuple[float, int]:
+        seen = test(one, searched)
+        return float(max(seen.p_risk[0], seen.p_cost[0])), -int(seen.accepted[0])
+
+    in_order = sorted(candidates, key=order)
+    holds = list(itertools.takewhile(lambda one: test(one, models).certified, in_order))
+    return max(holds, key=lambda one: test(one, searched).accepted[0]) if holds else None
+
+
+def _searched(one: Candidates, cost: Sequence[float], settings: Settings) -> list[dict[str, Any]]:
+    """The best policy of each budget on one half of the calibration split, and what it does on the other half and on the test split.
+
+    Of a task "risk" also the one that the other half certifies, on the test split.
+    """
+    if settings.task.kind not in ("risk", "coverage"):
+        return []
+    first, second = halves(one.calibration[0].example_id)
+    if min(len(first), len(second)) == 0:
+        return []
+    of_half = [[select(model, rows) for model in one.calibration] for rows in (first, second)]
+    found = search_orders(of_half[0], cost, settings)
+    rows = []
+    for budget in BUDGETS:
+        row: dict[str, Any] = {"budget": budget, "policies": float(sum(len(table.cost) for table in found.tables))}
+        chosen = best_of(found, settings.task, budget * cost[0])
+        for split, models in (("search", of_half[0]), ("certify", of_half[1]), ("test", one.test)):
+            row |= _done(split, chosen, models, cost, settings)
+        if settings.task.kind == "risk":
+            promised = certified(found, *of_half, cost, budget * cost[0], settings)
+            row |= {"certified_share": float(promised is not None)} | _done(
+                "certified", promised, one.test, cost, settings
+            )
+        rows.append(row)
+    return rows
+
+
+def _done(
+    name: str, chosen: Chosen | None, models: Sequence[Predictions], cost: Sequence[float], settings: Settings
+) -> dict[str, float]:
+    """Coverage, risk and cost of a decision on a split; where there is none, nothing is accepted and the risk is not defined."""
+    if chosen is None:
+        return {f"{name}_coverage": 0.0, f"{name}_risk": math.nan, f"{name}_cost_multiple": math.nan}
+    given = cascade.in_distribution(_stages_of(models, cost, chosen.order, settings))
+    outcome = cascade.follow(chosen.windows, given)
+    accept = outcome.score >= chosen.threshold
+    return {
+        f"{name}_coverage": float(accept.mean()),
+        f"{name}_risk": float((accept & outcome.error).sum() / max(1, accept.sum())),
+        f"{name}_cost_multiple": float(outcome.cost.mean() / cost[0]),
+    }
+
+
+def _mean_rows(rows_of_each: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Row by row the mean over cascades for which there is a number; what is no number is that of the first."""
+    return [
+        {key: _mean([row[key] for row in rows]) if isinstance(rows[0][key], float) else rows[0][key] for key in rows[0]}
+        for rows in zip(*rows_of_each, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    there = [value for value in values if not math.isnan(value)]
+    return float(np.mean(there)) if there else math.nan

@@ -1,0 +1,327 @@
+"""One contract for every rejector: a frozen `Selector` that states its promise, and the `Decision` it takes.
+
+A selector is fitted on one named split and applied to others; it knows what it was fitted on and refuses those very examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sc_jax import files, ops
+from sc_jax.files import InputError
+from sc_jax.methods import logit_norm, temperature
+from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.evaluation import Split
+from sc_jax.predictions import Predictions, by_id
+
+SCHEMA = 1
+
+KINDS = ("pac", "marginal", "time-uniform")
+QUANTITIES = ("selective risk", "accepted and wrong")
+STRATA = ("all", "group", "predicted_class", "label")
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """What holds, of which quantity, how surely.
+
+    Attributes:
+      kind: "pac": with probability ≥ 1 − δ over calibration sets the population's quantity is ≤ `risk`; "marginal": its mean over calibration
+        sets is ≤ `risk`, and nothing is said of this one; "time-uniform": an alarm is false with probability ≤ δ, however long one looks.
+      quantity: "selective risk", P(wrong | accepted), or "accepted and wrong", P(accepted, wrong).
+      risk: r, or α of a marginal promise.
+      delta: δ; None for a marginal promise, which has none.
+      within: "all": of the whole population; "group", "predicted_class", "label": within each group, predicted or true class; those of a
+        "pac" promise hold for all of them at once.
+      assumption: in words.
+    """
+
+    kind: str
+    quantity: str
+    risk: float
+    delta: float | None
+    within: str = "all"
+    assumption: str = "calibration and test examples are independent draws from one population"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a promise that no method can make."""
+        for name, known in (("kind", KINDS), ("quantity", QUANTITIES), ("within", STRATA)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: there are {', '.join(known)}")
+        if not 0 < self.risk < 1:
+            raise ValueError(f"risk must lie in (0, 1); it is {self.risk}")
+        if self.kind == "marginal" and self.delta is not None:
+            raise ValueError("a marginal promise holds on average over calibration sets and has no δ; leave delta out")
+        if self.kind != "marginal" and (self.delta is None or not 0 < self.delta < 1):
+            raise ValueError(f"delta must lie in (0, 1); it is {self.delta}")
+
+    def __str__(self) -> str:
+        of = {"selective risk": "P(wrong | accepted)", "accepted and wrong": "P(accepted and wrong)"}[self.quantity]
+        where = "" if self.within == "all" else f" within each {self.within.replace('_', ' ')}"
+        how = {
+            "pac": f"with probability ≥ {1 - (self.delta or 0):g} over calibration sets",
+            "marginal": "on average over calibration sets",
+            "time-uniform": f"or an alarm, false with probability ≤ {self.delta} at all times together",
+        }[self.kind]
+        return f"{of} ≤ {self.risk:g}{where}, {how}"
+
+
+class FittedOn(NamedTuple):
+    """The examples that a selector was fitted on.
+
+    Attributes:
+      source, dataset, split: where they are from; None where nothing says so.
+      n: how many count: those that are not OOD.
+      fingerprint: of ids and labels, or of labels and logits where the file has no ids.
+    """
+
+    source: str
+    dataset: str | None
+    split: str | None
+    n: int
+    fingerprint: str
+
+
+class Decision(NamedTuple):
+    """What is done with n examples.
+
+    Attributes:
+      accept: bool [n]; score: float [n], higher is more confident; prediction: int [n], the class that is answered where accepted.
+    """
+
+    accept: np.ndarray
+    score: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Selector:
+    """A rejector with its promise. Call it with predictions.
+
+    Attributes:
+      method: its name; promise: what holds.
+      rule: "threshold": accept iff score ≥ threshold; "singleton": accept iff exactly one class has a nonconformity ≤ threshold.
+      score: name in `methods.scores`, or of the nonconformity score; state: numbers that the score was fitted to.
+      by: which threshold an example has: "all", one; "group" or "predicted_class", that of its group or predicted class; "label" (of
+        singletons), each class its own.
+      thresholds: stratum → threshold, in the unit of the score; NaN accepts nothing. A stratum that is not there accepts nothing.
+      fitted_on: the calibration split; what else is fitted, is fitted on examples that are not in it.
+      about: what the fit saw: coverage, errors, the certified bound.
+    """
+
+    method: str
+    promise: Promise
+    rule: str
+    score: str
+    state: Mapping[str, float]
+    by: str
+    thresholds: Mapping[str, float]
+    fitted_on: FittedOn
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, predictions: Predictions) -> Decision:
+        """Decides.
+
+        Args:
+          predictions: of the same model, logits [n, k] or [m, n, k].
+
+        Raises:
+          InputError: these are the examples it was fitted on, or of the same split; what the score or the strata need is not there.
+        """
+        self._refuse_own(predictions)
+        if self.rule == "singleton":
+            return self._singletons(predictions)
+        score = score_of(self.score, self.state, predictions)
+        prediction = ops.predicted_class(Split.of(predictions).combined.logits)
+        threshold = self._of_stratum(strata(predictions, self.by, prediction))
+        return Decision(score >= threshold, score, prediction)
+
+    def _refuse_own(self, p: Predictions) -> None:
+        split, dataset = p.provenance.get("split"), p.provenance.get("dataset")
+        same_split = split is not None and (dataset, split) == (self.fitted_on.dataset, self.fitted_on.split)
+        if same_split or fingerprint(p) == self.fitted_on.fingerprint:
+            raise InputError(
+                f"{p.source}: holds the examples that this selector was fitted on ({self.fitted_on.source}); "
+                "what is fitted on a split is not reported on it: give another split of the same model"
+            )
+
+    def _of_stratum(self, names: np.ndarray) -> np.ndarray:
+        unique, index = np.unique(names, return_inverse=True)
+        return np.array([self.thresholds.get(str(name), math.nan) for name in unique])[index]
+
+    def _singletons(self, p: Predictions) -> Decision:
+        probabilities = np.exp(ops.log_softmax(Split.of(p).combined.logits))
+        nonconformity = nonconformity_of(self.score, self.state, probabilities)
+        likeliest = ops.predicted_class(probabilities)
+        if self.by == "label":
+            threshold = np.array([self.thresholds.get(str(k), math.nan) for k in range(p.num_classes)])
+        else:
+            threshold = self._of_stratum(strata(p, self.by, likeliest))[:, None]
+        members = nonconformity <= threshold
+        accept = members.sum(axis=-1) == 1
+        runner_up = np.partition(nonconformity, 1, axis=-1)[:, 1]
+        return Decision(accept, runner_up, np.where(accept, members.argmax(axis=-1), likeliest))
+
+
+def score_of(name: str, state: Mapping[str, float], predictions: Predictions) -> np.ndarray:
+    """A score [n] by name, with the numbers it was fitted to; see `fit_score`.
+
+    Raises:
+      InputError: what the score needs is not there.
+    """
+    score = scores_lib.named([name])[name]
+    _require(name, score, predictions, predictions)
+    split = Split.of(predictions)
+    if score.of_members is not None:
+        return score.of_members(split.members)
+    if score.of is not None:
+        return score.of(split.combined.logits)
+    if score.of_features is not None:
+        return score.of_features(split.combined)
+    if score.tuned:
+        return logit_norm.apply(logit_norm.LogitNorm(int(state["p"]), {}), split.combined)
+    return score.apply(_STATES[name](**state), split.combined)
+
+
+_STATES = {"msp_temperature": temperature.Temperature, "msp_pnorm": scores_lib.MspPnorm}
+"""The states that are numbers, by score; a selector keeps no arrays."""
+
+P_GRID = tuple(range(1, 11))
+"""The p that logit norms choose from."""
+
+
+def fit_score(name: str, tuning: Predictions | None) -> dict[str, float]:
+    """The numbers that the score is fitted to; none for most.
+
+    Args:
+      name: in `methods.scores`; tuning: examples that are in neither the calibration nor the test split.
+
+    Raises:
+      InputError: the score cannot be fitted here, or to arrays alone.
+    """
+    score = scores_lib.named([name])[name]
+    if not score.needs_calibration:
+        return {}
+    if not score.tuned and name not in _STATES:
+        raise InputError(
+            f"score {name!r}: is fitted to arrays, which a selector does not keep; choose a score that is not"
+        )
+    if tuning is None:
+        raise InputError(
+            f"score {name!r}: needs fitting on examples that the threshold is not certified on: give --tuning=FILE.npz, "
+            "a third split of the same model"
+        )
+    _require(name, score, tuning, tuning)
+    combined = Split.of(tuning).known.combined
+    if score.tuned:
+        return {"p": logit_norm.fit(combined, P_GRID, fallback=score.fallback).p}
+    fitted = score.fit(combined)._asdict()
+    return {key: int(value) if isinstance(value, (int, np.integer)) else float(value) for key, value in fitted.items()}
+
+
+def _require(name: str, score: scores_lib.Score, p: Predictions, tuning: Predictions) -> None:
+    reason = scores_lib.obstacle(score, p, tuning)
+    if reason is not None:
+        raise InputError(f"{p.source}: score {name!r} {reason}")
+
+
+NONCONFORMITY = ("lac", "aps", "raps", "saps", "top_k")
+
+
+def nonconformity_of(
+    name: str, state: Mapping[str, float], probabilities: np.ndarray, u: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """A nonconformity score by name.
+
+    Args:
+      name: of `NONCONFORMITY`; state: "penalty" and "free" of RAPS, "weight" of SAPS.
+      probabilities: [n, k]; u: [n] or one number for all. At 0 the most probable class has a score of 0 in APS, RAPS and SAPS and is in
+        every set, so that no set is empty.
+
+    Returns:
+      [n, k].
+
+    Raises:
+      InputError: the name is unknown.
+    """
+    u = np.broadcast_to(u, probabilities.shape[:-1])
+    if name == "lac":
+        return ops.lac(probabilities)
+    if name == "aps":
+        return ops.aps(probabilities, u)
+    if name == "raps":
+        return ops.raps(probabilities, u, state["penalty"], int(state["free"]))
+    if name == "saps":
+        return ops.saps(probabilities, u, state["weight"])
+    if name == "top_k":
+        return ops.top_k_rank(probabilities)
+    raise InputError(f"nonconformity score {name!r}: there are {', '.join(NONCONFORMITY)}")
+
+
+def strata(predictions: Predictions, by: str, prediction: np.ndarray) -> np.ndarray:
+    """The stratum of each example, as str [n]: its group, its predicted class, its label, or "all".
+
+    Raises:
+      InputError: groups are asked for and the file has none.
+    """
+    if by == "all":
+        return np.full(len(predictions), "all")
+    if by == "group":
+        if predictions.group is None:
+            raise InputError(f"{predictions.source}, field 'group': is missing; thresholds by group need it")
+        return predictions.group.astype(str)
+    return (prediction if by == "predicted_class" else predictions.label).astype(str)
+
+
+def fingerprint(predictions: Predictions) -> str:
+    """A name for these examples, whatever the order of the rows: of ids and labels, of labels and logits where there are no ids."""
+    p = by_id(predictions)
+    if p.ids_given:
+        return files.fingerprint({"example_id": p.example_id, "label": p.label.astype(np.int64)})
+    return files.fingerprint({"label": p.label.astype(np.int64), "logits": p.logits})
+
+
+def fitted_on(calibration: Predictions, n: int, whole: Predictions | None = None) -> FittedOn:
+    """Says what was fitted on.
+
+    Args:
+      calibration: the examples; n: how many of them count; whole: the file they are a part of, if they are a part.
+    """
+    whole = calibration if whole is None else whole
+    about = whole.provenance
+    return FittedOn(whole.source, about.get("dataset"), about.get("split"), n, fingerprint(whole))
+
+
+def save(path: str | Path, selector: Selector) -> None:
+    """Writes a selector as JSON, whole or not at all; infinite thresholds and NaN are kept, as words."""
+    document = dataclasses.asdict(selector)
+    document["fitted_on"] = selector.fitted_on._asdict()
+    document["thresholds"] = {
+        name: float(value) if math.isfinite(value) else str(float(value)) for name, value in selector.thresholds.items()
+    }
+    files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)})
+
+
+def load(path: str | Path) -> Selector:
+    """Reads what `save` wrote.
+
+    Raises:
+      InputError: it is no selector, or one of another schema.
+    """
+    document = files.read_json(path)
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise InputError(f"{path}, field 'schema': is not {SCHEMA}; fit the selector again with this version")
+    try:
+        document = {field.name: document[field.name] for field in dataclasses.fields(Selector)}
+        document["promise"] = Promise(**document["promise"])
+        document["fitted_on"] = FittedOn(**document["fitted_on"])
+        document["thresholds"] = {name: float(value) for name, value in document["thresholds"].items()}
+        return Selector(**document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is not a selector ({error}); fit it again") from error

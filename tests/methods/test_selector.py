@@ -1,0 +1,174 @@
+"""A selector says what it promises, decides by it, and is the same after a round trip to disk."""
+
+import dataclasses
+import json
+import math
+
+import made_up
+import numpy as np
+import pytest
+
+from sc_jax import ops
+from sc_jax.files import InputError
+from sc_jax.methods import selector as selector_lib
+from sc_jax.methods.selector import FittedOn, Promise, Selector
+from sc_jax.predictions import select
+
+MARGINAL = Promise("marginal", "accepted and wrong", 0.1, None)
+NOWHERE = FittedOn("elsewhere.npz", None, None, 10, "another")
+
+
+def made(rule="threshold", score="msp", by="all", thresholds=None, state=None):
+    return Selector("by hand", MARGINAL, rule, score, state or {}, by, thresholds or {"all": 1.0}, NOWHERE)
+
+
+def test_a_threshold_accepts_whole_ties():
+    test = made_up.predictions(0, digits=1)
+    score = ops.msp(test.logits)
+    threshold = float(np.sort(score)[20])
+    decision = made(thresholds={"all": threshold})(test)
+    np.testing.assert_array_equal(decision.accept, score >= threshold)
+    np.testing.assert_array_equal(decision.score, score)
+    np.testing.assert_array_equal(decision.prediction, test.logits.argmax(axis=1))
+    assert not made(thresholds={"all": math.nan})(test).accept.any()
+    assert made(thresholds={"all": -math.inf})(test).accept.all()
+
+
+def test_strata_have_thresholds_of_their_own():
+    group = np.arange(made_up.TEST) % 3
+    test = made_up.predictions(0, group=group)
+    decision = made(by="group", thresholds={"0": -math.inf, "1": math.nan})(test)
+    np.testing.assert_array_equal(decision.accept, group == 0)  # one that was never seen is not accepted
+    decision = made(by="predicted_class", thresholds={"2": -math.inf})(test)
+    np.testing.assert_array_equal(decision.accept, test.logits.argmax(axis=1) == 2)
+    with pytest.raises(InputError, match="'group': is missing"):
+        made(by="group")(made_up.predictions(0))
+
+
+def test_singletons_are_sets_of_one():
+    test = made_up.predictions(0)
+    p = np.exp(ops.log_softmax(test.logits))
+    decision = made("singleton", "lac", thresholds={"all": 0.6})(test)
+    sets = p >= 0.4
+    np.testing.assert_array_equal(decision.accept, sets.sum(axis=1) == 1)
+    assert 0 < decision.accept.sum() < len(test)
+    own = {str(k): q for k, q in enumerate((0.0, 0.9, 0.9, 0.8, 0.95))}
+    decision = made("singleton", "lac", "label", own)(test)
+    sets = 1 - p <= np.array(list(own.values()))
+    np.testing.assert_array_equal(decision.accept, sets.sum(axis=1) == 1)
+    np.testing.assert_array_equal(decision.prediction[decision.accept], sets.argmax(axis=1)[decision.accept])
+    assert (decision.prediction != p.argmax(axis=1)).any()  # the one class in the set need not be the likeliest
+    missing = made("singleton", "lac", "label", {"0": 0.9})(test)
+    assert (missing.prediction[missing.accept] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["aps", "raps", "saps", "top_k"])
+def test_no_set_is_empty_where_u_is_0(name):
+    state = {"penalty": 0.1, "free": 1, "weight": 0.2}
+    p = np.exp(ops.log_softmax(made_up.predictions(0).logits))
+    scores = selector_lib.nonconformity_of(name, state, p)
+    assert (scores.min(axis=1) <= (1 if name == "top_k" else 0)).all()
+    np.testing.assert_array_equal(scores.argmin(axis=1), p.argmax(axis=1))
+    with pytest.raises(InputError, match="there are lac"):
+        selector_lib.nonconformity_of("softmax", {}, p)
+
+
+def test_what_it_was_fitted_on_is_refused():
+    fitted = made_up.predictions(3)
+    on = selector_lib.fitted_on(fitted, 60)
+    chosen = dataclasses.replace(made(), fitted_on=on)
+    chosen(made_up.predictions(4))
+    order = np.random.default_rng(0).permutation(60)
+    for same in (fitted, select(fitted, order), dataclasses.replace(fitted, source="copy.npz")):
+        with pytest.raises(InputError, match="was fitted on"):
+            chosen(same)
+    without_ids = dataclasses.replace(fitted, ids_given=False)
+    chosen = dataclasses.replace(made(), fitted_on=selector_lib.fitted_on(without_ids, 60))
+    with pytest.raises(InputError, match="was fitted on"):
+        chosen(dataclasses.replace(without_ids, source="copy.npz"))
+    chosen(dataclasses.replace(made_up.predictions(4), ids_given=False))
+    about = {"dataset": "made_up", "split": "validation"}
+    on = selector_lib.fitted_on(dataclasses.replace(fitted, provenance=about), 60)
+    with pytest.raises(InputError, match="was fitted on"):
+        dataclasses.replace(made(), fitted_on=on)(dataclasses.replace(made_up.predictions(4), provenance=about))
+
+
+def test_a_fitted_score_is_its_numbers():
+    tuning, test = made_up.predictions(5), made_up.predictions(6)
+    assert selector_lib.fit_score("msp", None) == {}
+    for name in ("msp_temperature", "msp_pnorm", "max_logit_pnorm", "max_logit_pnorm_or_msp"):
+        state = json.loads(json.dumps(selector_lib.fit_score(name, tuning)))
+        score = selector_lib.score_of(name, state, test)
+        assert score.shape == (60,)
+        if name == "msp_temperature":
+            np.testing.assert_array_equal(
+                score, ops.msp(test.logits / ops.fit_temperature(tuning.logits, tuning.label))
+            )
+        if name == "max_logit_pnorm":
+            np.testing.assert_array_equal(score, ops.max_logit_pnorm(test.logits, state["p"]))
+    with pytest.raises(InputError, match="--tuning"):
+        selector_lib.fit_score("msp_temperature", None)
+    with pytest.raises(InputError, match="fitted to arrays"):
+        selector_lib.fit_score("mahalanobis", tuning)
+    with pytest.raises(InputError, match="did you mean 'msp'"):
+        selector_lib.fit_score("mps", None)
+    with pytest.raises(InputError, match="needs two members"):
+        selector_lib.score_of("disagreement", {}, test)
+
+
+def test_an_ensemble_is_one_classifier():
+    members = np.stack([made_up.predictions(seed).logits for seed in range(3)])
+    test = made_up.predictions(0, logits=members)
+    mean = ops.ensemble_log_probabilities(members)
+    decision = made(thresholds={"all": 0.5})(test)
+    np.testing.assert_array_equal(decision.score, ops.msp(mean))
+    np.testing.assert_array_equal(decision.prediction, mean.argmax(axis=1))
+    assert made(score="disagreement")(test).score.shape == (60,)
+
+
+@pytest.mark.parametrize("threshold", [0.1 + 0.2, math.nan, math.inf, -math.inf, 1e-300])
+def test_it_survives_the_disk(tmp_path, threshold):
+    chosen = made(by="group", thresholds={"a": threshold, "b": 1.5}, state={"p": 3})
+    chosen = dataclasses.replace(
+        chosen, promise=Promise("pac", "selective risk", 0.02, 0.05, "group"), about={"a": {"n": 3}}
+    )
+    selector_lib.save(tmp_path / "selector.json", chosen)
+    again = selector_lib.load(tmp_path / "selector.json")
+    np.testing.assert_array_equal(list(again.thresholds.values()), list(chosen.thresholds.values()))
+    assert dataclasses.replace(again, thresholds={}) == dataclasses.replace(chosen, thresholds={})
+    assert "0.95" in json.loads((tmp_path / "selector.json").read_text())["says"]
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "selector.json"
+    selector_lib.save(path, made())
+    document = json.loads(path.read_text())
+    for change in ({"schema": 2}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
+        path.write_text(json.dumps(document | change))
+        with pytest.raises(InputError, match=r"selector\.json"):
+            selector_lib.load(path)
+    path.write_text(json.dumps({key: value for key, value in document.items() if key != "rule"}))
+    with pytest.raises(InputError, match="is not a selector"):
+        selector_lib.load(path)
+    document["promise"]["delta"] = 0.1  # a marginal promise has none, on disk neither
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="no δ"):
+        selector_lib.load(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("marginal", "selective risk", 0.1, 0.05), "has no δ"),
+        (("pac", "selective risk", 0.1, None), "delta must lie"),
+        (("pac", "selective risk", 0.1, 1.0), "delta must lie"),
+        (("time-uniform", "selective risk", 0.1, None), "delta must lie"),
+        (("pac", "selective risk", 0.0, 0.05), "risk must lie"),
+        (("certain", "selective risk", 0.1, 0.05), "kind 'certain'"),
+        (("pac", "accuracy", 0.1, 0.05), "quantity 'accuracy'"),
+        (("pac", "selective risk", 0.1, 0.05, "hospital"), "within 'hospital'"),
+    ],
+)
+def test_promises_that_cannot_be_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Promise(*arguments)
