@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/data.md",
     "docs/recipes.md",
     "docs/ensembles.md",
+    "docs/scod.md",
     "experiments/label_smoothing/README.md",
 ]
 
@@ -67,7 +68,7 @@ def test_the_readme_s_code_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "runs/mine/report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["docs/ensembles.md"])
+@pytest.mark.parametrize("name", ["docs/ensembles.md", "docs/scod.md"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(tmp_path: Path, name: str) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S))
     here = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -244,7 +244,7 @@ def fit_linear(
     Raises:
       InputError: `calibration` has no `is_ood`, or examples of one kind alone; as `fit_black_box`.
 
-    Source: after Franc, Prusa & Paplham, "SCOD: from heuristics to theory" (a selector linear in conditional risk and
+    Source: after Franc et al., "SCOD: from heuristics to theory" (a selector linear in conditional risk and
     likelihood ratio; from its abstract). Choosing the weight by the area is ours.
     """
     is_ood = calibration.is_ood
