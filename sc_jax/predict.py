@@ -6,6 +6,7 @@ Of segmentation that file holds a sample of pixels; beside it stand all pixels, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from sc_jax import cli, files, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
-from sc_jax.models import member_logits
+from sc_jax.models import member_heads, member_logits, member_outputs
 from sc_jax.training import job as job_lib
 from sc_jax.training import optimizers, parallel, state
 from sc_jax.training.logs import Progress
@@ -55,14 +56,19 @@ def predict(config: Config, workdir: Path) -> None:
     def logits_of(weights: Any, inputs: jax.Array) -> jax.Array:
         return member_logits(job.model, *weights, job.evaluation_transform(inputs))
 
+    def outputs_of(weights: Any, inputs: jax.Array) -> dict[str, jax.Array]:
+        names = ("logits", "features") if config.prediction.features else ("logits",)
+        return member_outputs(job.model, *weights, job.evaluation_transform(inputs), names)
+
     def measured(weights: Any, batch: tuple[jax.Array, jax.Array, jax.Array]) -> pixels.Measured:
         inputs, label, places = batch
         return pixels.measure(logits_of(weights, inputs), label, places)
 
     segmentation = job.ignore_label is not None
     cost = job.cost
-    mapped = parallel.map_over_devices(measured if segmentation else logits_of, mesh)
-    write = _write_segmented if segmentation else _write
+    mapped = parallel.map_over_devices(measured if segmentation else outputs_of, mesh)
+    heads = jax.device_get(member_heads(job.model, weights[0])) if config.prediction.features else None
+    write = _write_segmented if segmentation else functools.partial(_write, heads=heads)
     for split in missing:
         about = [
             {
@@ -88,16 +94,18 @@ def _write(
     job: job_lib.Job,
     workdir: Path,
     split: str,
-    logits_of: Callable[[np.ndarray], jax.Array],
+    outputs_of: Callable[[np.ndarray], dict[str, jax.Array]],
     about: Sequence[dict[str, Any]],
+    heads: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> int:
     """Predicts a split and writes a file for each member; how many examples it has."""
-    examples = _outputs(job, split, logits_of)
-    for name, logits, provenance in zip(job.names, examples.logits, about, strict=True):
+    examples, features = _outputs(job, split, outputs_of)
+    for m, (name, provenance) in enumerate(zip(job.names, about, strict=True)):
+        own: dict[str, Any] = {"logits": examples.logits[m], "provenance": provenance}
+        own |= {} if features is None else {"features": features[m]}
+        own |= {} if heads is None else {"head_kernel": heads[0][m], "head_bias": heads[1][m]}
         predictions.save(
-            _path(workdir, name, split),
-            dataclasses.replace(examples, logits=logits, provenance=provenance),
-            expected_id=examples.example_id,
+            _path(workdir, name, split), dataclasses.replace(examples, **own), expected_id=examples.example_id
         )
     return len(examples)
 
@@ -165,26 +173,34 @@ def _write_segmented(
     return len(seen)
 
 
-def _outputs(job: job_lib.Job, split: str, logits_of: Callable[[np.ndarray], jax.Array]) -> predictions.Predictions:
-    """What all members say about a split, logits [m, n, k], whether it lies in memory or is decoded on the way."""
+def _outputs(
+    job: job_lib.Job, split: str, outputs_of: Callable[[np.ndarray], dict[str, jax.Array]]
+) -> tuple[predictions.Predictions, np.ndarray | None]:
+    """What all members say about a split, logits [m, n, k] and features [m, n, d] where they are asked for, whether it lies in
+    memory or is decoded on the way."""
     examples = job.dataset.splits[split]
     if not job.streamed:
-        logits = parallel.in_batches(logits_of, examples.inputs, job.config.prediction.batch_size, axis=1)
+        outputs = parallel.in_batches(outputs_of, examples.inputs, job.config.prediction.batch_size, axis=1)
         names = getattr(job.dataset, "group_names", ())
         group = None if examples.group is None else np.asarray(names)[examples.group]
-        return predictions.Predictions(np.asarray(examples.label), logits, examples.example_id, group=group)
+        made = predictions.Predictions(
+            np.asarray(examples.label), outputs["logits"], examples.example_id, group=group, is_ood=examples.is_ood
+        )
+        return made, outputs.get("features")
     parts = []
     progress = Progress(len(examples), 0, f"predicting {split}")
     try:
         for batch in job_lib.evaluation_batches(job, split):
             real = batch["example_id"] >= 0
-            logits = np.asarray(logits_of(batch["image"]))[:, real]
-            parts.append((batch["label"][real], logits, batch["example_id"][real]))
+            outputs = {name: np.asarray(array)[:, real] for name, array in outputs_of(batch["image"]).items()}
+            parts.append((batch["label"][real], outputs, batch["example_id"][real]))
             progress.update(sum(len(part[0]) for part in parts))
     finally:
         progress.close()
-    labels, logits, ids = zip(*parts, strict=True)
-    return predictions.Predictions(np.concatenate(labels), np.concatenate(logits, axis=1), np.concatenate(ids))
+    labels, each, ids = zip(*parts, strict=True)
+    outputs = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *each)
+    made = predictions.Predictions(np.concatenate(labels), outputs["logits"], np.concatenate(ids))
+    return made, outputs.get("features")
 
 
 def versions() -> dict[str, str]:

@@ -23,20 +23,21 @@ DIGITS = "sklearn_digits"
 """The 1,797 digits of scikit-learn, which is not among our requirements: `images` imports it when they are asked for."""
 
 
-def hold_out(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+def hold_out(dataset: Dataset, classes: Sequence[int], test_split: str = "test") -> Dataset:
     """The data set without some classes; the test split keeps their examples as OOD.
 
-    The other classes are numbered anew in the same order. Train and validation splits lose the examples.
+    The other classes are numbered anew in the same order. All other splits lose the examples.
 
     Args:
-      dataset: in memory; classes: labels, at least one, leaving at least two.
+      dataset: in memory; classes: labels, at least one, leaving at least two; test_split: its name.
 
     Returns:
-      `Dataset` with `is_ood` in its split "test"; the label of OOD examples is 0 and counts for nothing.
+      `Dataset` with `is_ood` in its test split; the label of OOD examples is 0 and counts for nothing.
 
     Raises:
-      InputError: a class is not there or named twice, or fewer than two are left.
+      InputError: a class or the split is not there, a class is named twice, or fewer than two are left.
     """
+    _require_split(dataset, test_split)
     held = sorted(set(classes))
     if not held or len(held) != len(classes) or not 0 <= held[0] <= held[-1] < dataset.num_classes:
         raise InputError(
@@ -52,7 +53,7 @@ def hold_out(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         known = np.zeros(len(split), bool) if split.is_ood is None else split.is_ood
         outside = np.isin(split.label, held) & ~known
         relabelled = dataclasses.replace(split, label=number[split.label])
-        if name == "test":
+        if name == test_split:
             splits[name] = dataclasses.replace(relabelled, is_ood=outside | known)
         else:
             splits[name] = _rows(relabelled, ~outside)
@@ -76,8 +77,7 @@ def with_outliers(dataset: Dataset, outliers: np.ndarray, split: str = "test") -
     Raises:
       InputError: there is no such split, it has groups, or the images have another shape or type.
     """
-    if split not in dataset.splits:
-        raise InputError(f"{dataset.name}: there is no split {split!r}; there are {', '.join(dataset.splits)}")
+    _require_split(dataset, split)
     there, m = dataset.splits[split], len(outliers)
     if there.inputs.dtype != outliers.dtype or there.inputs.shape[1:] != outliers.shape[1:]:
         raise InputError(
@@ -129,6 +129,11 @@ def _digits() -> np.ndarray:
         raise InputError(f"{DIGITS}: scikit-learn is not installed; run: pip install scikit-learn") from error
     small = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(one).resize((28, 28), Image.Resampling.BILINEAR)) for one in small])
+
+
+def _require_split(dataset: Dataset, split: str) -> None:
+    if split not in dataset.splits:
+        raise InputError(f"{dataset.name}: there is no split {split!r}; there are {', '.join(dataset.splits)}")
 
 
 def _rows(split: Split, keep: np.ndarray) -> Split:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.ops import resampling
-from sc_jax.ops.targets import Target
+from sc_jax.ops.targets import Target, as_fraction
 
 
 class ScodTable(NamedTuple):
@@ -64,8 +64,8 @@ def scod_table(
     """
     if not (len(scores) and len(costs) and len(ood_shares)):
         raise ValueError("a table needs a score, a cost and a share at least")
-    if resamples and not (is_ood.any() and not is_ood.all()):
-        raise ValueError("ID and OOD examples are drawn apart: there must be both")
+    if resamples:
+        counts = _drawn_apart(is_ood, resamples, seed)
 
     def areas(weight: np.ndarray | None) -> np.ndarray:
         return np.array(
@@ -86,8 +86,62 @@ def scod_table(
     names, area = (tuple(scores), tuple(costs), tuple(ood_shares)), areas(None)
     if not resamples:
         return ScodTable(*names, area, None)
+    replicates = np.concatenate([areas(counts[rows]) for rows in resampling.chunks(counts)], axis=-1)
+    return ScodTable(*names, area, resampling.percentile_interval(np.moveaxis(replicates, -1, 0), level))
+
+
+class JointRiskBand(NamedTuple):
+    """The joint risk at some coverages of a mix, with intervals: [c] each."""
+
+    coverage: np.ndarray
+    risk: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def joint_risk_band(
+    score: np.ndarray,
+    loss: np.ndarray,
+    is_ood: np.ndarray,
+    coverages: Sequence[Target],
+    *,
+    ood_cost: float,
+    id_cost: float,
+    ood_share: Target,
+    resamples: int,
+    level: float = 0.95,
+    seed: int = 0,
+) -> JointRiskBand:
+    """`ops.scod_curve` at given coverages, with an interval at each.
+
+    Args:
+      score, loss, is_ood: [n], as for `scod_table`; coverages: in (0, 1].
+      ood_cost, id_cost, ood_share: of the cell; resamples: of the bootstrap, as in `scod_table`; level, seed: of it.
+
+    Returns:
+      `JointRiskBand`; an interval is of its coverage alone, not of the whole curve.
+
+    Raises:
+      ValueError: as `scod_table`, `ops.scod_loss` and `ops.risk_at_coverage`.
+    """
+    loss = ops.scod_loss(loss, is_ood, ood_cost, id_cost)
+    counts = _drawn_apart(is_ood, resamples, seed)
+    risk, ends = [], []
+    for c in coverages:
+        parts = [
+            ops.risk_at_coverage(score, loss, c, weight=ops.mixture_weight(is_ood, ood_share, weight=weight))
+            for weight in (np.ones((1, len(is_ood))), *(counts[rows] for rows in resampling.chunks(counts)))
+        ]
+        risk.append(parts[0][0])
+        ends.append(resampling.percentile_interval(np.concatenate(parts[1:]), level))
+    return JointRiskBand(np.array([float(as_fraction(c)) for c in coverages]), np.array(risk), *np.array(ends).T)
+
+
+def _drawn_apart(is_ood: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Counts uint8 [resamples, n], as many of each kind as there are."""
+    if not (is_ood.any() and not is_ood.all()):
+        raise ValueError("ID and OOD examples are drawn apart: there must be both")
     counts = np.empty((resamples, len(is_ood)), np.uint8)
     for i, kind in enumerate((~is_ood, is_ood)):
         counts[:, kind] = resampling.resample_counts(seed + i, int(kind.sum()), resamples)
-    replicates = np.concatenate([areas(counts[rows]) for rows in resampling.chunks(counts)], axis=-1)
-    return ScodTable(*names, area, resampling.percentile_interval(np.moveaxis(replicates, -1, 0), level))
+    return counts

@@ -86,12 +86,10 @@ def map_shares(function: Callable[..., Any], mesh: Mesh, divided: Any) -> Callab
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs))
 
 
-def in_batches(
-    function: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, axis: int
-) -> np.ndarray:
+def in_batches(function: Callable[[np.ndarray], Any], inputs: np.ndarray, batch_size: int, axis: int) -> Any:
     """Applies `function` to batches of one fixed size, padding the last and cutting the padding off again.
 
-    Every row of `inputs` [n, …] comes out exactly once, in order, along `axis` of the result.
+    Every row of `inputs` [n, …] comes out exactly once, in order, along `axis` of the result, or of each array in it.
     """
     n = len(inputs)
     outputs = []
@@ -99,6 +97,6 @@ def in_batches(
         batch = inputs[start : start + batch_size]
         real = len(batch)
         padding = np.broadcast_to(batch[-1:], (batch_size - real, *batch.shape[1:]))
-        out = np.asarray(function(np.concatenate([batch, padding])))
-        outputs.append(np.take(out, np.arange(real), axis=axis))
-    return np.concatenate(outputs, axis=axis)
+        out = jax.device_get(function(np.concatenate([batch, padding])))
+        outputs.append(jax.tree.map(lambda array, real=real: np.take(array, np.arange(real), axis=axis), out))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=axis), *outputs)

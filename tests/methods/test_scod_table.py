@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sc_jax import ops
-from sc_jax.methods.scod_table import scod_table
+from sc_jax.methods.scod_table import joint_risk_band, scod_table
 
 COSTS, SHARES = [(1, 1), (0.75, 0.25), (0, 2)], [0, "0.1", 0.5, 1]
 
@@ -55,6 +55,28 @@ def test_one_ood_example_is_in_every_resample():
     scores, error, _ = sample()
     table = scod_table(scores, error, np.arange(60) == 4, COSTS, SHARES, resamples=50)
     assert np.isfinite(table.interval).all()
+
+
+def test_a_band_is_the_joint_risk_at_its_coverages():
+    scores, error, is_ood = sample()
+    how = {"ood_cost": 0.75, "id_cost": 0.25, "ood_share": 0.3}
+    for score in scores.values():
+        band = joint_risk_band(score, error, is_ood, [0.3, "0.55", 1], **how, resamples=300)
+        loss = np.where(is_ood, 0.75, 0.25 * error)
+        weight = ops.mixture_weight(is_ood, 0.3)
+        expected = [float(ops.risk_at_coverage(score, loss, c, weight=weight)) for c in (0.3, 0.55, 1)]
+        np.testing.assert_allclose(band.risk, expected, rtol=1e-12)
+        np.testing.assert_array_equal(band.coverage, [0.3, 0.55, 1])
+        assert (band.low < band.risk).all()
+        assert (band.risk < band.high).all()
+    # Everything is accepted at 1: the OOD part is fixed, the ID part has the deviation of its error rate.
+    scores, error, is_ood = sample(1, 2000)
+    band = joint_risk_band(scores["fine"], error, is_ood, [1], **how, resamples=1000)
+    rate = error[~is_ood].mean()
+    half = 1.96 * 0.25 * 0.7 * (rate * (1 - rate) / (~is_ood).sum()) ** 0.5
+    assert (band.high - band.low)[0] / 2 == pytest.approx(half, rel=0.12)
+    with pytest.raises(ValueError, match="there must be both"):
+        joint_risk_band(score, error, np.ones(60, bool), [1], **how, resamples=10)
 
 
 def test_tables_of_nothing_are_refused():
