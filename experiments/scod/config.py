@@ -8,7 +8,7 @@ imported for them; `pip install scikit-learn`). The classes were fixed before an
 
 Variants: default (MLP 784-256-256-8, three seeds), cnn (strided CNN, the same), smoke (one epoch, one seed: every stage, no finding).
 
-Cost on two CPU cores: default under a minute and as much for compare.py. Result: README.md in this folder.
+Cost: default 45 s of CPU, and 75 s for compare.py. Result: README.md in this folder.
 """
 
 from ml_collections import ConfigDict
