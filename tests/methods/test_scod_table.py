@@ -76,7 +76,7 @@ def test_a_band_is_the_joint_risk_at_its_coverages():
     half = 1.96 * 0.25 * 0.7 * (rate * (1 - rate) / (~is_ood).sum()) ** 0.5
     assert (band.high - band.low)[0] / 2 == pytest.approx(half, rel=0.12)
     with pytest.raises(ValueError, match="there must be both"):
-        joint_risk_band(score, error, np.ones(60, bool), [1], **how, resamples=10)
+        joint_risk_band(scores["fine"], error, np.ones(2000, bool), [1], **how, resamples=10)
 
 
 def test_tables_of_nothing_are_refused():
