@@ -28,7 +28,8 @@ class Data:
     """What is learned from, and how it comes to the model.
 
     `name` is known to `sc_jax.data`; `small` is the made-up small set of that name, in the same form on disk. `train_split`
-    is trained on, or of data in memory its first `train_examples`, where that is not 0. Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
+    is trained on, or of data in memory its first `train_examples`, where that is not 0. Examples of the classes `held_out` are
+    in the test split alone, as OOD, and so are the images of the data sets `outliers` (`sc_jax.data.outliers`). Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
     decoded on the way: the side of the crop in training and at test, the share of the shorter side that the crop at test
     covers, how Pillow resamples (random-resized crops of images in memory follow it too), and how many
     threads read. `preprocessing` says whose published weights these images are
@@ -40,6 +41,8 @@ class Data:
     small: bool = False
     train_split: str = "train"
     train_examples: int = 0
+    held_out: tuple[int, ...] = ()
+    outliers: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     train_size: int = 224
@@ -180,11 +183,13 @@ IN_NETWORK = ("batch_ensemble", "packed", "masksembles")
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """Which named splits are predicted, how many examples at a time on all devices together, and, of segmentation, how many
-    labelled pixels of each image are kept with their logits."""
+    labelled pixels of each image are kept with their logits. With `features` the files also hold the input of the last layer,
+    d numbers for each example, and that layer where it is linear, for the scores that need them."""
 
     splits: tuple[str, ...]
     batch_size: int
     pixels: int = 1000
+    features: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -580,6 +585,8 @@ def _check_ensemble(config: Config, path: str, require: Callable[[bool, str, Any
     """What holds of `config.ensemble` alone, and beside the other groups."""
     e, t = config.ensemble, config.training
     require(e.kind in ("", *ENSEMBLES), "ensemble.kind", e.kind, f"one of {ENSEMBLES}, or left out")
+    if config.prediction.features:
+        require(e.kind in ("", "swa"), "ensemble.kind", e.kind, "one network's beside prediction.features")
     averaged = ("swa", "swag")
     for field, kinds in (
         ("members", tuple(kind for kind in ENSEMBLES if kind != "swa")),

@@ -6,6 +6,7 @@ Of segmentation that file holds a sample of pixels; beside it stand all pixels, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from sc_jax import cli, files, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
+from sc_jax.models import member_heads
 from sc_jax.training import inference, parallel, state
 from sc_jax.training import job as job_lib
 from sc_jax.training.logs import Progress
@@ -49,23 +51,24 @@ def predict(config: Config, workdir: Path) -> None:
         trained = saved.restore(job.total_steps, like)
 
     networks = inference.networks(job, trained, mesh)
-    logits_of = inference.logits_of(job)
+    outputs_of = inference.outputs_of(job)
 
     def measured(weights: inference.Weights, batch: tuple[jax.Array, jax.Array, jax.Array]) -> pixels.Measured:
         inputs, label, places = batch
-        return pixels.measure(logits_of(weights, (inputs, label)), label, places)
+        return pixels.measure(outputs_of(weights, (inputs, label))["logits"], label, places)
 
     segmentation = job.ignore_label is not None
     cost = job.cost
-    mapped = parallel.map_over_devices(measured if segmentation else logits_of, mesh)
+    heads = jax.device_get(member_heads(job.model, networks[0].params)) if config.prediction.features else None
+    mapped = parallel.map_over_devices(measured if segmentation else outputs_of, mesh)
 
     def of_batch(batch: Any) -> Any:
-        """Of an ensemble [M, b, m, k]: every network sees the batch before the next one is read."""
-        return (
-            np.stack([mapped(one, batch) for one in networks], 2) if len(networks) > 1 else mapped(networks[0], batch)
-        )
+        """Of an ensemble logits [M, b, m, k]: every network sees the batch before the next one is read."""
+        if len(networks) == 1:
+            return mapped(networks[0], batch)
+        return {"logits": np.stack([mapped(one, batch)["logits"] for one in networks], 2)}
 
-    write = _write_segmented if segmentation else _write
+    write = _write_segmented if segmentation else functools.partial(_write, heads=heads)
     for split in missing:
         about = [
             {
@@ -92,17 +95,19 @@ def _write(
     job: job_lib.Job,
     workdir: Path,
     split: str,
-    logits_of: Callable[[tuple[np.ndarray, np.ndarray]], Any],
+    outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]],
     about: Sequence[dict[str, Any]],
+    heads: tuple[np.ndarray, np.ndarray] | None,
 ) -> int:
     """Predicts a split and writes a file for each member, logits [n, k], or [m, n, k] of an ensemble; how many examples it has."""
-    examples = _outputs(job, split, logits_of)
-    for name, logits, provenance in zip(job.names, examples.logits, about, strict=True):
+    examples, features = _outputs(job, split, outputs_of)
+    for i, (name, logits, provenance) in enumerate(zip(job.names, examples.logits, about, strict=True)):
+        own: dict[str, Any] = {"logits": np.moveaxis(logits, 1, 0) if logits.ndim == 3 else logits}
+        own |= {} if features is None else {"features": features[i]}
+        own |= {} if heads is None else {"head_kernel": heads[0][i], "head_bias": heads[1][i]}
         predictions.save(
             _path(workdir, name, split),
-            dataclasses.replace(
-                examples, logits=np.moveaxis(logits, 1, 0) if logits.ndim == 3 else logits, provenance=provenance
-            ),
+            dataclasses.replace(examples, **own, provenance=provenance),
             expected_id=examples.example_id,
         )
     return len(examples)
@@ -172,28 +177,33 @@ def _write_segmented(
 
 
 def _outputs(
-    job: job_lib.Job, split: str, logits_of: Callable[[tuple[np.ndarray, np.ndarray]], Any]
-) -> predictions.Predictions:
-    """What all members say about a split, logits [M, n, k] or [M, n, m, k], whether it lies in memory or is decoded on the way."""
+    job: job_lib.Job, split: str, outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]]
+) -> tuple[predictions.Predictions, np.ndarray | None]:
+    """What all members say about a split, logits [M, n, k] or [M, n, m, k], and features [M, n, d] where they are asked for; whether
+    it lies in memory or is decoded on the way."""
     examples = job.dataset.splits[split]
     if not job.streamed:
         batches = examples.inputs, examples.example_id
-        logits = parallel.in_batches(logits_of, batches, job.config.prediction.batch_size, axis=1)
+        outputs = parallel.in_batches(outputs_of, batches, job.config.prediction.batch_size, axis=1)
         names = getattr(job.dataset, "group_names", ())
         group = None if examples.group is None else np.asarray(names)[examples.group]
-        return predictions.Predictions(np.asarray(examples.label), logits, examples.example_id, group=group)
+        label, is_ood = np.asarray(examples.label), examples.is_ood
+        made = predictions.Predictions(label, outputs["logits"], examples.example_id, group=group, is_ood=is_ood)
+        return made, outputs.get("features")
     parts = []
     progress = Progress(len(examples), 0, f"predicting {split}")
     try:
         for batch in job_lib.evaluation_batches(job, split):
             real = batch["example_id"] >= 0
-            logits = np.asarray(logits_of((batch["image"], batch["example_id"])))[:, real]
-            parts.append((batch["label"][real], logits, batch["example_id"][real]))
+            outputs = jax.device_get(outputs_of((batch["image"], batch["example_id"])))
+            parts.append((batch["label"][real], {k: v[:, real] for k, v in outputs.items()}, batch["example_id"][real]))
             progress.update(sum(len(part[0]) for part in parts))
     finally:
         progress.close()
-    labels, logits, ids = zip(*parts, strict=True)
-    return predictions.Predictions(np.concatenate(labels), np.concatenate(logits, axis=1), np.concatenate(ids))
+    labels, found, ids = zip(*parts, strict=True)
+    whole = {name: np.concatenate([one[name] for one in found], axis=1) for name in found[0]}
+    made = predictions.Predictions(np.concatenate(labels), whole["logits"], np.concatenate(ids))
+    return made, whole.get("features")
 
 
 def versions() -> dict[str, str]:

@@ -67,10 +67,10 @@ def errors(given):
 
 
 def with_head(seed, n=TEST, k=CLASSES, d=8, **changes):
-    """Predictions of a last layer, the same for every seed, on features that cluster by class."""
+    """Predictions of a last layer, the same for every seed, on rectified features that cluster by class."""
     kernel = np.random.default_rng(99).normal(size=(d, k))
     given = predictions(seed, n, k)
-    features = np.random.default_rng(seed).normal(size=(n, d)) + 0.7 * kernel.T[given.label]
+    features = np.maximum(np.random.default_rng(seed).normal(size=(n, d)) + 0.7 * kernel.T[given.label], 0)
     head = {"features": features, "head_kernel": kernel, "head_bias": np.zeros(k)}
     return dataclasses.replace(given, logits=features @ kernel, **{**head, **changes})
 

@@ -99,7 +99,7 @@ def test_a_process_evaluates_label_and_logits_and_says_what_it_leaves_out(in_a_f
     reasons = {row["score"]: row["reason"] for row in document["left_out"]}
     assert set(reasons) == set(SCORES) - set(OF_LOGITS)
     assert {name for name in reasons if "--calibration" in reasons[name]} == {"msp_temperature", *TUNED, "msp_pnorm"}
-    features = {"mahalanobis", "knn_distance", "residual", "vim", "sirc"}
+    features = {name for name, score in SCORES.items() if "features" in score.needs}
     assert {name for name in reasons if "needs features" in reasons[name]} == features
     assert {name for name in reasons if "members" in reasons[name]} == set(OF_MEMBERS)
 

@@ -54,12 +54,14 @@ class Split:
       label: int32 [n], 0..num_classes-1.
       example_id: int64 [n], unique over the whole data set.
       group: int32 [n], which group an example is of, for reports by group; or None.
+      is_ood: bool [n], true where the example is of none of the classes (its label then counts for nothing); or None.
     """
 
     inputs: np.ndarray
     label: np.ndarray
     example_id: np.ndarray
     group: np.ndarray | None = None
+    is_ood: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -67,7 +69,8 @@ class Split:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by the names they have on disk: inputs are called image, token or row."""
         named = {_KINDS[self.inputs.dtype][0]: self.inputs, "label": self.label, "example_id": self.example_id}
-        return named if self.group is None else {**named, "group": self.group}
+        named |= {"group": self.group, "is_ood": self.is_ood}
+        return {name: array for name, array in named.items() if array is not None}
 
 
 _KINDS = {
@@ -105,7 +108,12 @@ class Dataset:
             if kind is None or split.inputs.ndim not in kind[1]:
                 found = f"{split.inputs.dtype} {list(split.inputs.shape)}"
                 raise InputError(f"{self.name}: inputs of {name} are {found}; see sc_jax.data.Split")
-            for field, dtype in (("label", np.int32), ("example_id", np.int64), ("group", np.int32)):
+            for field, dtype in (
+                ("label", np.int32),
+                ("example_id", np.int64),
+                ("group", np.int32),
+                ("is_ood", np.bool_),
+            ):
                 array = getattr(split, field)
                 if array is None:
                     continue
@@ -150,7 +158,7 @@ def from_arrays(name: str, class_names: tuple[str, ...], arrays: Mapping[str, np
         if missing:
             raise InputError(f"{name}: no array {missing[0]!r}")
         fields = (arrays[f"{split}_{field}"] for field in (found[0], "label", "example_id"))
-        splits[split] = Split(*fields, group=arrays.get(f"{split}_group"))
+        splits[split] = Split(*fields, group=arrays.get(f"{split}_group"), is_ood=arrays.get(f"{split}_is_ood"))
     return Dataset(name, class_names, splits, **names)
 
 

@@ -194,6 +194,8 @@ def scorer(score: scores_lib.Score, tuning: Split | None) -> tuple[Scorer, dict[
         return (lambda split: score.of(split.combined.logits)), None
     if score.of_members is not None:
         return (lambda split: score.of_members(split.members)), None
+    if score.of_features is not None:
+        return (lambda split: score.of_features(split.combined)), None
     state = score.fit(tuning.combined)
     fitted: dict[str, Any] = {"on": _split(tuning.combined)}
     if isinstance(state, scores_lib.MspPnorm):

@@ -1,4 +1,4 @@
-"""The confidence scores that `evaluate` knows by name. To add one: a function in `sc_jax.ops.scores`, a line here."""
+"""The confidence scores that `evaluate` knows by name. To add one: a function in `sc_jax.ops`, a line here."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from sc_jax.predictions import Predictions
 
 
 class Score(NamedTuple):
-    """A score by name: one of `of`, `of_members`, `fit` with `apply`, or `tuned`.
+    """A score by name: one of `of`, `of_members`, `of_features`, `fit` with `apply`, or `tuned`.
 
     Attributes:
       of: logits [n, k] → [n], for scores that need no fitting.
       of_members: logits [m, n, k] of an ensemble → [n].
+      of_features: predictions with features → [n], for scores of features that need no fitting.
       fit: calibration split → state; apply: state, predictions → [n].
       tuned: a logit norm, whose p is chosen on the calibration split (see `methods.logit_norm`), MSP among the candidates
         where there is a `fallback`.
-      needs: of "true_logits", "stored_probabilities", "three_classes", "finite", "features", "head".
+      needs: of "true_logits", "stored_probabilities", "three_classes", "finite", "features", "rectified"
+        (features ≥ 0), "head".
     """
 
     of: Callable[[np.ndarray], np.ndarray] | None = None
     of_members: Callable[[np.ndarray], np.ndarray] | None = None
+    of_features: Callable[[Predictions], np.ndarray] | None = None
     fit: Callable[[Predictions], Any] | None = None
     apply: Callable[[Any, Predictions], np.ndarray] | None = None
     tuned: bool = False
@@ -82,6 +85,17 @@ def _fit_sirc(calibration: Predictions) -> tuple[Any, Any]:
     return state, ops.sirc_parameters(ops.residual(calibration.features, state))
 
 
+_ASH = {"prune": 60.0, "binarise": 65.0, "scale": 90.0}
+"""The percentile of each shaping (Djurisic et al., ICLR 2023, for ResNet-50 on ImageNet; from memory)."""
+
+
+def _ash(shaping: str) -> Score:
+    return Score(
+        of_features=lambda p: ops.ash(p.features, p.head_kernel, p.head_bias, _ASH[shaping], shaping),
+        needs=("features", "head") if shaping == "prune" else ("features", "rectified", "head"),
+    )
+
+
 _NEIGHBOUR = 50
 """The k of `knn_distance` (Sun et al., ICML 2022, for CIFAR), or a tenth of a small bank."""
 
@@ -130,6 +144,15 @@ SCORES = {
         apply=lambda fitted, p: ops.sirc(p.logits, ops.residual(p.features, fitted[0]), *fitted[1]),
         needs=("features", "head"),
     ),
+    "react": Score(
+        fit=lambda c: ops.fit_react(c.features),
+        apply=lambda state, p: ops.react(p.features, p.head_kernel, p.head_bias, state),
+        needs=("features", "head"),
+    ),
+    "ash_prune": _ash("prune"),
+    "ash_binarise": _ash("binarise"),
+    "ash_scale": _ash("scale"),
+    "gradnorm": Score(of_features=lambda p: ops.gradnorm(p.features, p.logits), needs=("features",)),
     "expected_entropy": Score(of_members=ops.expected_entropy),
     "mutual_information": Score(of_members=ops.mutual_information),
     "variation_ratio": Score(of_members=ops.variation_ratio),
@@ -175,6 +198,8 @@ def obstacle(score: Score, predictions: Predictions, calibration: Predictions | 
         return "needs features; the file has none"
     if "features" in score.needs and not np.isfinite(predictions.features).all():
         return "not defined where a feature is NaN or infinite"
+    if "rectified" in score.needs and (predictions.features < 0).any():
+        return "needs features that are not negative, as after a ReLU"
     if "head" in score.needs and (predictions.head_kernel is None or predictions.head_bias is None):
         return "needs head_kernel and head_bias; the file has none"
     if not score.needs_calibration:

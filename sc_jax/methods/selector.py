@@ -189,6 +189,8 @@ def score_of(name: str, state: Mapping[str, float], predictions: Predictions) ->
         return score.of_members(split.members)
     if score.of is not None:
         return score.of(split.combined.logits)
+    if score.of_features is not None:
+        return score.of_features(split.combined)
     if score.tuned:
         return logit_norm.apply(logit_norm.LogitNorm(int(state["p"]), {}), split.combined)
     return score.apply(_STATES[name](**state), split.combined)

@@ -106,8 +106,9 @@ def evaluate(
       other objectives than label smoothing, "objectives": {"aggregates", "curves", "contrasts"} of them, the latter exploratory; "repair": of
       `repair`, if asked for. Of ensembles "suppression" and "max_logit_gap" are empty: the mean of probabilities has no logits of its own.
     """
-    counts = evaluation.resampled(runs[0].test, settings, settings.seed)
-    calibration_counts = evaluation.resampled(runs[0].calibration, settings, settings.seed + 1)
+    known = [_known(run) for run in runs]
+    counts = evaluation.resampled(known[0].test, settings, settings.seed)
+    calibration_counts = evaluation.resampled(known[0].calibration, settings, settings.seed + 1)
     seeds = sorted({run.seed for run in runs})
     seed_counts = resampling.resample_counts(settings.seed + 2, len(seeds), settings.resamples)
 
@@ -135,7 +136,7 @@ def evaluate(
             cells.setdefault((runs[i].alpha, score), []).append(result)
     of_others = {key: cell for key, cell in cells.items() if isinstance(key[0], str)}
     of_smoothing = {key: cell for key, cell in cells.items() if key not in of_others}
-    level, by_alpha = settings.level, [runs[i] for i in smoothed]
+    level, by_alpha = settings.level, [known[i] for i in smoothed]
     of_logits = [run for run in by_alpha if run.test.logits.ndim == 2]
     contrasted = _Contrasts(cells, seed_counts, level)
     document = {
@@ -250,6 +251,12 @@ def _chosen(fitted: dict[str, Any]) -> int | str:
     if "p" in fitted:
         return fitted["p"] or "msp"
     return f"T {fitted['temperature']:.2f}" if "temperature" in fitted else "fitted"
+
+
+def _known(run: Run) -> Run:
+    """The run on the examples from the training distribution alone."""
+    test, calibration = (evaluation.Split.of(split).known.combined for split in (run.test, run.calibration))
+    return dataclasses.replace(run, test=test, calibration=calibration)
 
 
 def _aggregates(cells: Cells, seed_counts: np.ndarray, level: float) -> list[dict[str, Any]]:

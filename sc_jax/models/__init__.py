@@ -228,10 +228,31 @@ def map_members(function: Callable[..., Any], mapping: str) -> Callable[..., Any
     return unrolled
 
 
-def member_logits(model: Model, params: Any, model_state: Any, inputs: jax.Array) -> jax.Array:
-    """Logits of every member, not training: inputs as the model takes them [b, …] → float32 [m, b, k]."""
+def member_outputs(
+    model: Model, params: Any, model_state: Any, inputs: jax.Array, names: tuple[str, ...]
+) -> dict[str, jax.Array]:
+    """Outputs of these names ("logits", "features") of every member, not training: inputs [b, …] → float32 [m, b, …] each."""
 
-    def one(params: Any, model_state: Any) -> jax.Array:
-        return model.apply(params, model_state, inputs)[0]["logits"]
+    def one(params: Any, model_state: Any) -> dict[str, jax.Array]:
+        outputs, _ = model.apply(params, model_state, inputs)
+        return {name: outputs[name] for name in names}
 
     return map_members(one, model.member_mapping)(params, model_state)
+
+
+def member_logits(model: Model, params: Any, model_state: Any, inputs: jax.Array) -> jax.Array:
+    """Logits of every member, not training: inputs as the model takes them [b, …] → float32 [m, b, k]."""
+    return member_outputs(model, params, model_state, inputs, ("logits",))["logits"]
+
+
+def member_heads(model: Model, params: Any) -> tuple[jax.Array, jax.Array] | None:
+    """The last layers: kernel [m, d, k] and bias [m, k] of logits = features · kernel + bias, or None.
+
+    None where the classifier of a backbone (`Model.head_parts`) is not one linear layer.
+    """
+    if len(model.head_parts) != 1 or model.head_parts[0] not in params:
+        return None
+    head = params[model.head_parts[0]]
+    if set(head) != {"kernel", "bias"} or head["kernel"][...].ndim != 3:
+        return None
+    return head["kernel"][...], head["bias"][...]

@@ -32,6 +32,18 @@ def _matmul(a: Array, b: Array, xp: Any) -> Array:
     return xp.matmul(a, b, precision="highest") if is_jax_namespace(xp) else xp.matmul(a, b)
 
 
+def _head(x: Array, head_kernel: Array, head_bias: Array, xp: Any) -> tuple[Array, Array]:
+    """Kernel [d, k] and bias [k] of the last layer, as wide as its inputs x [n, d]."""
+    kernel, bias = xp.asarray(head_kernel, dtype=x.dtype), xp.asarray(head_bias, dtype=x.dtype)
+    if kernel.ndim != 2 or kernel.shape[0] != x.shape[1] or bias.shape != kernel.shape[1:]:
+        raise ValueError(
+            f"the head must be kernel [d, k] and bias [k] with d = {x.shape[1]}; they are {kernel.shape} and {bias.shape}"
+        )
+    if is_numpy_namespace(xp) and not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise ValueError("head_kernel and head_bias must be finite")
+    return kernel, bias
+
+
 class Mahalanobis(NamedTuple):
     """What `fit_mahalanobis` found.
 
@@ -234,15 +246,9 @@ def fit_residual(features: Array, head_kernel: Array, head_bias: Array, dim: int
     """
     x, xp = _features(features)
     d = x.shape[1]
-    kernel, bias = xp.asarray(head_kernel, dtype=x.dtype), xp.asarray(head_bias, dtype=x.dtype)
-    if kernel.ndim != 2 or kernel.shape[0] != d or bias.shape != kernel.shape[1:]:
-        raise ValueError(
-            f"the head must be kernel [d, k] and bias [k] with d = {d}; they are {kernel.shape} and {bias.shape}"
-        )
+    kernel, bias = _head(x, head_kernel, head_bias, xp)
     if not 0 <= dim < d:
         raise ValueError(f"dim must be in 0..{d - 1}: something of the {d} dimensions must be left over; it is {dim}")
-    if is_numpy_namespace(xp) and not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-        raise ValueError("head_kernel and head_bias must be finite")
     origin = -_matmul(xp.linalg.pinv(kernel.T), bias, xp)
     x = x - origin[None, :]
     _, vector = xp.linalg.eigh(_matmul(x.T, x, xp) / x.shape[0])

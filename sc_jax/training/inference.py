@@ -103,19 +103,21 @@ def with_statistics(job: job_lib.Job, mesh: parallel.Mesh, each: list[Any], mode
     return [Weights(one.params, one.model_state) for one in measured]
 
 
-def logits_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Array]], jax.Array]:
+def outputs_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Array]], dict[str, jax.Array]]:
     """What the networks say of a batch, for `jax.jit`.
 
     Returns:
-      (`Weights`, (raw inputs [b, …], ids int [b])) → logits [M, b, k], of segmentation [M, b, h, w, k], of networks that have m
-      members of their own [M, b, m, k]. Masks of Monte-Carlo
+      (`Weights`, (raw inputs [b, …], ids int [b])) → {"logits"}: [M, b, k], of segmentation [M, b, h, w, k], of networks that have m
+      members of their own [M, b, m, k]; with `prediction.features` also "features" [M, b, d]. Masks of Monte-Carlo
       dropout depend on the seed, the network and the example's id alone, not on the batch that it comes in.
     """
+    names = ("logits", "features") if job.config.prediction.features else ("logits",)
 
-    def plain(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return models.member_logits(job.model, weights.params, weights.model_state, job.evaluation_transform(batch[0]))
+    def plain(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        inputs = job.evaluation_transform(batch[0])
+        return models.member_outputs(job.model, weights.params, weights.model_state, inputs, names)
 
-    def dropped(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def dropped(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         inputs, example_id = job.evaluation_transform(batch[0]), batch[1].astype(jnp.uint32)
 
         def one_member(params: Any, model_state: Any, key: jax.Array) -> jax.Array:
@@ -125,15 +127,15 @@ def logits_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Array
 
             return jax.vmap(one_example)(inputs, example_id)
 
-        return models.map_members(one_member, job.model.member_mapping)(*weights)
+        return {"logits": models.map_members(one_member, job.model.member_mapping)(*weights)}
 
-    def of_their_members(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def of_their_members(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         inputs = job.evaluation_transform(batch[0])
 
         def one(params: Any, model_state: Any) -> jax.Array:
             return jnp.moveaxis(job.model.apply(params, model_state, inputs)[0]["member_logits"], 0, 1)
 
-        return models.map_members(one, job.model.member_mapping)(weights.params, weights.model_state)
+        return {"logits": models.map_members(one, job.model.member_mapping)(weights.params, weights.model_state)}
 
     kind = job.config.ensemble.kind
     return dropped if kind == "mc_dropout" else of_their_members if kind in IN_NETWORK else plain

@@ -17,7 +17,7 @@ import optax
 from sc_jax import config as config_lib
 from sc_jax import data, files, models
 from sc_jax.config import Config
-from sc_jax.data import images, pipelines, small, streams
+from sc_jax.data import images, outliers, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.models import costs, ensemble_layers, pretrained
@@ -82,6 +82,8 @@ def build(config: Config) -> Job:
     config = _preprocessed(config)
     d, b, t = config.data, config.model, config.training
     dataset = data.load(d.name, small.small(d.name) if d.small else None)
+    if d.held_out or d.outliers:
+        dataset = _with_outliers(dataset, config)
     for field, splits in (("data.train_split", (d.train_split,)), ("prediction.splits", config.prediction.splits)):
         for split in splits:
             if split not in dataset.splits:
@@ -134,6 +136,19 @@ def build(config: Config) -> Job:
         steps_per_epoch,
         total_steps,
     )
+
+
+def _with_outliers(dataset: data.Dataset | StreamedDataset, config: Config) -> data.Dataset:
+    """The data set with classes held out of all but its test split, and other data sets' images there."""
+    d, split = config.data, config.evaluation.test_split
+    field = "data.held_out" if d.held_out else "data.outliers"
+    if isinstance(dataset, StreamedDataset):
+        raise InputError(f"{field}: images of {dataset.name} are decoded on the way; leave it out")
+    if d.held_out:
+        dataset = outliers.hold_out(dataset, d.held_out, split)
+    for name in d.outliers:
+        dataset = outliers.with_outliers(dataset, outliers.images(name), split)
+    return dataset
 
 
 def _shortened(dataset: data.Dataset | StreamedDataset, name: str, count: int) -> data.Dataset:
@@ -302,6 +317,7 @@ def _refuse_idle(config: Config, dataset: data.Dataset | StreamedDataset) -> Non
         ("data", "mean", pictures, "inputs are images"),
         ("data", "std", pictures, "inputs are images"),
         ("prediction", "pixels", segmented, "pixels are labelled"),
+        ("prediction", "features", not segmented, "an example has one label"),
     ):
         if not acts:
             config_lib.refuse_idle(config.study, group, getattr(config, group), field, where)

@@ -86,10 +86,10 @@ def map_shares(function: Callable[..., Any], mesh: Mesh, divided: Any) -> Callab
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs))
 
 
-def in_batches(function: Callable[[Any], np.ndarray], inputs: Any, batch_size: int, axis: int) -> np.ndarray:
+def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int, axis: int) -> Any:
     """Applies `function` to batches of one fixed size, padding the last and cutting the padding off again.
 
-    Every row of `inputs` (an array [n, …], or a tree of them) comes out exactly once, in order, along `axis` of the result.
+    Every row of `inputs` (an array [n, …], or a tree of them) comes out exactly once, in order, along `axis` of the result, or of each array in it.
     """
     n = len(jax.tree.leaves(inputs)[0])
     outputs = []
@@ -97,5 +97,6 @@ def in_batches(function: Callable[[Any], np.ndarray], inputs: Any, batch_size: i
         real = min(batch_size, n - start)
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         batch = jax.tree.map(lambda array, rows=rows: array[rows], inputs)
-        outputs.append(np.take(np.asarray(function(batch)), np.arange(real), axis=axis))
-    return np.concatenate(outputs, axis=axis)
+        out = jax.device_get(function(batch))
+        outputs.append(jax.tree.map(lambda array, real=real: np.take(array, np.arange(real), axis=axis), out))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=axis), *outputs)

@@ -75,6 +75,15 @@ def test_arrays_round_trip_with_the_same_fingerprint(kind, group):
     assert (again.splits["test"].group is None) == (group is None)
 
 
+def test_outliers_are_kept_with_their_split():
+    is_ood = np.array([False, True, False])
+    made = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=3, is_ood=is_ood)})
+    again = data.from_arrays("made", ("a", "b"), made.arrays())
+    assert again.splits["train"].is_ood is None
+    np.testing.assert_array_equal(again.splits["test"].is_ood, is_ood)
+    assert made.fingerprint != Dataset("made", ("a", "b"), {"train": split(), "test": split(first=3)}).fingerprint
+
+
 @pytest.mark.parametrize("name", ["train_image", "train_label", "test_example_id"])
 def test_a_missing_array_is_named(name):
     made = Dataset("made", ("a", "b"), {"train": split(), "test": split(first=3)})
@@ -91,6 +100,8 @@ def test_a_missing_array_is_named(name):
         ({"inputs": np.zeros((4, 2, 2), np.uint8)}, "train differ in length"),
         ({"group": np.zeros(3, np.int64)}, "train_group is int64"),
         ({"group": np.zeros(2, np.int32)}, "inputs and group of train differ in length"),
+        ({"is_ood": np.zeros(3, np.int32)}, "train_is_ood is int32"),
+        ({"is_ood": np.zeros(2, bool)}, "inputs and is_ood of train differ in length"),
         ({"label": np.zeros(3, np.int64)}, "train_label is int64"),
         ({"label": np.array([0, 1, 2], np.int32)}, r"label of train is outside 0\.\.1"),
         ({"label": np.array([0, 1, -1], np.int32)}, r"label of train is outside 0\.\.1"),

@@ -58,7 +58,7 @@ def everything(kind, seed=0):
     """A split from which a score of this kind can be computed."""
     given = predictions(seed=seed)
     rng = np.random.default_rng(seed)
-    head = {"features": rng.normal(size=(40, 6)), "head_kernel": np.eye(6, 4), "head_bias": np.zeros(4)}
+    head = {"features": np.abs(rng.normal(size=(40, 6))), "head_kernel": np.eye(6, 4), "head_bias": np.zeros(4)}
     if kind == "members":
         return dataclasses.replace(given, logits=np.stack([given.logits, given.logits[::-1]]), **head)
     return as_probabilities(given) if kind == "probabilities" else dataclasses.replace(given, **head)
@@ -74,7 +74,8 @@ def test_nothing_stands_in_the_way_of_two_splits_that_have_everything(name):
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_is_one_kind_of_thing(name):
     score = SCORES[name]
-    kinds = [score.of is not None, score.of_members is not None, score.fit is not None, score.tuned]
+    kinds = [score.of is not None, score.of_members is not None, score.of_features is not None]
+    kinds += [score.fit is not None, score.tuned]
     assert sum(kinds) == 1
     assert (score.fit is None) == (score.apply is None)
     assert score.needs_calibration == (score.tuned or score.fit is not None)
@@ -123,7 +124,7 @@ def test_msp_pnorm_is_fitted_to_weights_as_to_repeated_rows():
     assert fitted[0].aurc == pytest.approx(fitted[1].aurc, rel=1e-12) != SCORES["msp_pnorm"].fit(calibration).aurc
 
 
-@pytest.mark.parametrize("name", ["mahalanobis", "knn_distance", "residual", "vim", "sirc"])
+@pytest.mark.parametrize("name", ["mahalanobis", "knn_distance", "residual", "vim", "sirc", "react"])
 def test_scores_of_features_say_what_is_missing(name):
     score, good, other = SCORES[name], everything("logits"), everything("logits", 1)
     missing = {"features": None}
@@ -139,6 +140,23 @@ def test_scores_of_features_say_what_is_missing(name):
         for missing in ("head_kernel", "head_bias"):
             headless = dataclasses.replace(good, **{missing: None})
             assert "needs head_kernel and head_bias" in obstacle(score, headless, other)
+
+
+def test_scores_of_features_without_fitting_are_the_functions_of_their_name():
+    given = everything("logits")
+    head = given.features, given.head_kernel, given.head_bias
+    for shaping, percentile in (("prune", 60), ("binarise", 65), ("scale", 90)):
+        score = SCORES[f"ash_{shaping}"]
+        np.testing.assert_array_equal(score.of_features(given), ops.ash(*head, percentile, shaping))
+        assert obstacle(score, dataclasses.replace(given, features=None), None) == "needs features; the file has none"
+        assert "needs head_kernel" in obstacle(score, dataclasses.replace(given, head_bias=None), None)
+        refused = obstacle(score, dataclasses.replace(given, features=given.features - 1), None)
+        assert refused is None if shaping == "prune" else "not negative" in refused
+    np.testing.assert_array_equal(SCORES["gradnorm"].of_features(given), ops.gradnorm(given.features, given.logits))
+    state = SCORES["react"].fit(given)
+    np.testing.assert_array_equal(state.threshold, ops.fit_react(given.features, 90).threshold)
+    other = everything("logits", 1)
+    np.testing.assert_array_equal(SCORES["react"].apply(state, other), ops.react(other.features, *head[1:], state))
 
 
 def test_scores_of_members_need_two_of_them():

@@ -29,6 +29,7 @@ from sc_jax.methods import contrasts, repair, study
 from sc_jax.ops import resampling
 
 B = SETTINGS.resamples
+WITHOUT_ROWS = ("aggregates", "contrasts", "curves", "suppression", "max_logit_gap")
 SIDES = [(alpha, score) for alpha in ALPHAS for score in SETTINGS.scores]
 
 
@@ -517,3 +518,26 @@ def test_objectives_pair_by_seed_in_whatever_order_seeds_are_given():
     row = next(r for r in rows if r["treatment"] == treatment and r["metric"] == "naurc")
     assert row["per_seed"] == [0, 0]
     assert row["interval"] == [0, 0]
+
+
+def test_ood_examples_change_no_contrast_and_have_their_own_metrics(document):
+    """They enter the OOD metrics of each run; everything else is of the examples from the training distribution."""
+    rng = np.random.default_rng(0)
+
+    def with_outliers(given):
+        n = len(given)
+        return dataclasses.replace(
+            given,
+            label=np.append(given.label, np.zeros(9, int)),
+            logits=np.vstack([given.logits, rng.normal(size=(9, CLASSES))]),
+            example_id=np.append(given.example_id, given.example_id.max() + 1 + np.arange(9)),
+            is_ood=np.arange(n + 9) >= n,
+        )
+
+    given = [dataclasses.replace(run, test=with_outliers(run.test)) for run in runs()]
+    other = study.evaluate(given, SETTINGS, PRIMARY)
+    for part in WITHOUT_ROWS:
+        np.testing.assert_equal(other[part], document[part], err_msg=part)  # which may hold NaN
+    for row, plain in zip(other["runs"], document["runs"], strict=True):
+        assert row["metrics"]["scod_ood_share"] == pytest.approx(9 / (TEST + 9))
+        assert plain["metrics"].items() <= row["metrics"].items()

@@ -297,6 +297,19 @@ def test_logits_are_the_head_on_the_features(small: Small) -> None:
     np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_heads_of_members_are_where_they_are_one_linear_layer(small: Small) -> None:
+    members = [small.variables(seed) for seed in range(2)]
+    params, _ = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *members)
+    heads = models.member_heads(small.model, params)
+    if small.name == "msdnet" or not small.head:
+        assert heads is None
+        return
+    for m, own in enumerate(members):
+        outputs = small.evaluate(*own, small.inputs(), jax.random.key(0))
+        expected = outputs["features"] @ heads[0][m] + heads[1][m]
+        np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_examples_do_not_mix_in_evaluation(small: Small) -> None:
     params, state = small.variables()
     inputs = small.inputs()

@@ -357,6 +357,7 @@ NO_METRIC = {
         *("max_probability_as_stored", "mean_max_probability", "msp", "msp_pnorm", "mutual_information"),
         *("negative_entropy", "negative_gini", "predicted_class", "sirc", "variation_ratio"),
     ),
+    "scores that shape features, and the gradient of the last layer": ("ash", "fit_react", "gradnorm", "react"),
     "fitted scores and their states": (
         *(
             "fit_knn",
@@ -369,6 +370,10 @@ NO_METRIC = {
             "residual",
         ),
         *("sirc_parameters", "vim"),
+    ),
+    "rules that weigh doubt against outlyingness, one example at a time": (
+        *("ScodCosts", "inlier_mixing", "joint_scod_score", "log_outlier_ratio", "plugin_scod_score"),
+        "scod_costs_at_multiplier",
     ),
     "losses and weights, one per example": (
         *("brier_loss", "class_balanced_loss", "conditional_risks", "log_loss", "mixture_weight", "scod_loss"),

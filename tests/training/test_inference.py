@@ -182,7 +182,8 @@ def test_masks_depend_on_seed_network_and_example_and_not_on_the_batch(name: str
     current = state.initial_state(job.model, job.optimizer, job.members)
     current = current._replace(params=jax.tree.map(lambda leaf: leaf.at[:].set(leaf[:1]), current.params))  # of seed 3
     one, two = inference.networks(job, current, mesh)
-    logits_of = jax.jit(inference.logits_of(job))
+    outputs_of = inference.outputs_of(job)
+    logits_of = jax.jit(lambda *given: outputs_of(*given)["logits"])
     images, ids = job.dataset.splits["test"].inputs[:6], np.arange(10, 16)
     whole = np.asarray(logits_of(one, (images, ids)))
     assert whole.shape == (2, 6, 10)

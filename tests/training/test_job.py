@@ -431,3 +431,70 @@ def test_a_network_without_layers_of_members_is_refused_and_those_with_are_named
     ensemble = config_lib.Ensemble("packed", 4, alpha=2.0)
     with pytest.raises(InputError, match=r"resnet20_cifar has no packed layers; .*: mlp, tabular_mlp, cnn$"):
         job_lib.build(dataclasses.replace(config, ensemble=ensemble))
+
+
+SCOD = f"{RECIPES.parent}/scod/config.py:smoke"
+
+
+def test_held_out_classes_and_outliers_are_predicted_with_their_features(tmp_path: Path) -> None:
+    config = config_lib.load(SCOD, {"training.steps": "2", "training.warmup_epochs": "0.0", "members.seeds": "(0, 1)"})
+    job = job_lib.build(config)
+    assert job.dataset.num_classes == 8
+    train(config, tmp_path)
+    predict(config, tmp_path)
+    for name in job.names:
+        made = {split: load(tmp_path / "predictions" / name / f"{split}.npz") for split in config.prediction.splits}
+        test = made["test"]
+        assert len(test) == 10_000 + 1_797
+        assert test.is_ood.sum() == 2_000 + 1_797
+        assert test.num_classes == 8
+        assert made["train"].is_ood is None
+        assert len(made["validation"]) == len(job.dataset.splits["validation"])
+        for given in made.values():
+            expected = given.features @ given.head_kernel + given.head_bias
+            np.testing.assert_allclose(given.logits, expected, rtol=1e-4, atol=1e-4)
+    first, second = (load(tmp_path / "predictions" / name / "test.npz") for name in job.names)
+    assert not np.array_equal(first.head_kernel, second.head_kernel)
+    assert not np.array_equal(first.features, second.features)
+
+
+def test_without_being_asked_for_no_features_are_kept(tmp_path: Path) -> None:
+    config = config_lib.load(SCOD, {"training.steps": "1", "training.warmup_epochs": "0.0"})
+    config = dataclasses.replace(
+        config, prediction=dataclasses.replace(config.prediction, features=False, splits=("validation", "test"))
+    )
+    train(config, tmp_path)
+    predict(config, tmp_path)
+    made = load(tmp_path / "predictions" / job_lib.build(config).names[0] / "validation.npz")
+    assert made.features is None
+    assert made.head_kernel is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.held_out": "(10,)"}, "classes .* cannot be held out"),
+        ({"data.outliers": "('mnits',)"}, "did you mean 'mnist'"),
+        ({"data.outliers": "('adult',)"}, "adult"),
+    ],
+)
+def test_outliers_that_are_not_there_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        job_lib.build(config_lib.load(SCOD, changes))
+
+
+def test_outliers_of_images_decoded_on_the_way_are_refused() -> None:
+    config = streaming()
+    with pytest.raises(InputError, match=r"data\.held_out: images of imagenet are decoded on the way"):
+        job_lib.build(dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=(3,))))
+
+
+def test_features_of_images_decoded_on_the_way(tmp_path: Path) -> None:
+    config = streaming(steps=1)
+    config = dataclasses.replace(config, prediction=dataclasses.replace(config.prediction, features=True))
+    train(config, tmp_path)
+    predict(config, tmp_path)
+    split = config.evaluation.test_split
+    given = load(tmp_path / "predictions" / job_lib.build(config).names[0] / f"{split}.npz")
+    assert given.features.shape == (len(given), 5)
+    np.testing.assert_allclose(given.logits, given.features @ given.head_kernel + given.head_bias, rtol=1e-4, atol=1e-4)

@@ -26,6 +26,17 @@ def test_every_row_comes_out_once_in_order(n: int, batch_size: int) -> None:
     assert set(sizes) == {batch_size}, "one shape, one compilation"
 
 
+def test_every_array_of_what_comes_out_is_whole() -> None:
+    inputs = np.arange(10).reshape(5, 2)
+
+    def outputs(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {"sum": batch.sum(axis=1)[None], "both": np.stack([batch, -batch])}
+
+    out = parallel.in_batches(outputs, inputs, 3, axis=1)
+    np.testing.assert_array_equal(out["sum"], inputs.sum(axis=1)[None])
+    np.testing.assert_array_equal(out["both"], np.stack([inputs, -inputs]))
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     class Mesh:
         size = 8
