@@ -458,6 +458,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims default": lambda: claims("default"),
     "claims cnn": lambda: claims("cnn"),
     "claims cnn-first": lambda: claims("cnn-first"),
+    "claims few": lambda: claims("few"),
     "claims full": lambda: claims("full"),
     "claims full_cnn": lambda: claims("full_cnn"),
     "claims trec": lambda: claims("trec"),

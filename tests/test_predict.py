@@ -69,6 +69,8 @@ def job_of(splits, batch_size=2):
         members=MEMBERS,
         evaluation=evaluation,
         primary=(),
+        cascade=config.Cascade(),
+        ensemble=config.Ensemble(),
     )
     dataset = StreamedDataset("scenes", tuple("abcd"), splits, "print", IGNORE)
     return SimpleNamespace(config=configured, dataset=dataset, names=NAMES, ignore_label=IGNORE)

@@ -137,7 +137,7 @@ def evaluate(
     of_others = {key: cell for key, cell in cells.items() if isinstance(key[0], str)}
     of_smoothing = {key: cell for key, cell in cells.items() if key not in of_others}
     level, by_alpha = settings.level, [known[i] for i in smoothed]
-    of_logits = [run for run in by_alpha if run.test.logits.ndim == 2]
+    of_logits = [known[i] for i in smoothed if runs[i].test.logits.ndim == 2]
     contrasted = _Contrasts(cells, seed_counts, level)
     document = {
         "level": level,
