@@ -422,9 +422,10 @@ def cascade_search(name: str) -> str:
 
 def cascade_rows(prefix: str) -> str:
     """Cascades of files whose results begin with `prefix`, a row each."""
-    rows = []
+    rows, risk = [], 0.0
     for path in sorted((CASCADES / "results").glob(f"{prefix}*")):
         document = _cascades(path.name)
+        risk = document["settings"]["task"]["target"]
         of = {row["policy"]: row["metrics"] for row in document["policies"]}
         cells = []
         for policy in ("single", "ensemble", "single_threshold", "window"):
@@ -438,8 +439,15 @@ def cascade_rows(prefix: str) -> str:
         ]
         verdicts = [document["claims"][i]["verdict"] for i in (0, 1)]
         share = f"{100 * kept / gain:.0f} %" if gain > 0 else "no gain"
-        rows.append([path.name.replace("_", " → "), *cells, share, "; ".join(verdicts), *more])
-    headings = ["cascade", "first network alone: Cov@5 %", "ensemble", "single threshold", "window", "of the gain"]
+        rows.append([path.name.removeprefix("stored_").replace("_", " → "), *cells, share, "; ".join(verdicts), *more])
+    headings = [
+        "cascade",
+        f"first network alone: Cov@{100 * risk:g} %",
+        "ensemble",
+        "single threshold",
+        "window",
+        "of the gain",
+    ]
     headings += ["gain; 80 % kept", "Risk@80 %: single / ensemble / window", "AURC %"]
     return pages.Table(headings, rows).markdown()
 

@@ -762,8 +762,12 @@ def cascade_search(document: dict[str, Any]) -> Figure:
         low, high = (100 * np.array([row[f"test_{what}_band"] for row in rows], float)).T
         axes.fill_between(budget, low, high, color=GREEN, alpha=0.15, lw=0)
     right.axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
-    left.set(xlabel="budget (multiple of the first network)", ylabel="coverage (%)")
-    right.set(xlabel="budget (multiple of the first network)", ylabel="selective risk (%)", ylim=(0, None))
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="budget (multiple of the first network, log scale)")
+        axes.set_xticks(budget, [f"{multiple:.3g}" for multiple in budget])
+        axes.set_xticks([], minor=True)
+    left.set(ylabel="coverage (%)")
+    right.set(ylabel="selective risk (%)", ylim=(0, None))
     left.set_title("The best of many policies", fontsize=10.5, loc="left")
     right.set_title("looks better where it was chosen", fontsize=10.5, loc="left")
     right.legend(loc="lower right")

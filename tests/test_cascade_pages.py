@@ -63,7 +63,7 @@ def test_tables_have_a_row_for_each_policy_and_budget(document: dict) -> None:
     ]
     assert len(cascade_pages.claim_table(told).rows) == 3
     table = cascade_pages.search_table(told)
-    assert len(table.rows) == len(cascade_study.BUDGETS)
+    assert len(table.rows) == cascade_study.BUDGETS
     assert {len(row) for row in table.rows} == {len(table.headings)}
     assert len(cascade_pages.ood_table(told).rows) == 5
 

@@ -25,8 +25,8 @@ from sc_jax.predictions import Predictions, select
 KEPT = 0.8
 """The share of the ensemble's gain that a cascade is asked to keep (fixed beforehand; of the paper's own figures it keeps 80 to 90 %)."""
 
-BUDGETS = (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-"""Mean costs, in units of the first model's, within which the best policy is searched."""
+BUDGETS = 7
+"""How many mean costs there are within which the best policy is searched."""
 
 SWEEP = tuple(i / 40 for i in range(21))
 """Half-widths of windows, in shares of the calibration split; the share of single thresholds is twice as much."""
@@ -362,6 +362,22 @@ class Found(NamedTuple):
     tables: list[cascade.Table]
 
 
+def budgets(cost: Sequence[float]) -> list[float]:
+    """Mean costs in units of the first model's, evenly spaced on a log scale up to that of all models together.
+
+    Args:
+      cost: [M].
+
+    Returns:
+      `BUDGETS` numbers, in two digits after the point.
+
+    >>> budgets((1.0, 1.0))
+    [1.1, 1.22, 1.35, 1.49, 1.64, 1.81, 2.0]
+    """
+    total = sum(cost) / cost[0]
+    return [round(total ** (i / BUDGETS), 2) for i in range(1, BUDGETS + 1)]
+
+
 def search_orders(
     models: Sequence[Predictions],
     cost: Sequence[float],
@@ -479,7 +495,7 @@ def _searched(one: Candidates, cost: Sequence[float], settings: Settings, counts
     of_half = [[select(model, rows) for model in one.calibration] for rows in (first, second)]
     found = search_orders(of_half[0], cost, settings)
     rows = []
-    for budget in BUDGETS:
+    for budget in budgets(cost):
         row: dict[str, Any] = {"budget": budget, "policies": float(sum(len(table.cost) for table in found.tables))}
         chosen = best_of(found, settings.task, budget * cost[0])
         for split, models in (("search", of_half[0]), ("certify", of_half[1]), ("test", one.test)):
