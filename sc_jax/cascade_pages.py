@@ -142,7 +142,15 @@ def ood_table(document: dict[str, Any]) -> Table:
         ("scod_aurc", "SCOD AURC %", 100),
     )
     rows = [
-        [POLICY_NAMES[row["policy"]], *(number(row[name], factor) for name, _, factor in columns)]
+        [
+            POLICY_NAMES[row["policy"]],
+            *(
+                number_with_interval(row[name], row[f"{name}_interval"], factor)
+                if f"{name}_interval" in row
+                else number(row[name], factor)
+                for name, _, factor in columns
+            ),
+        ]
         for row in document["ood"]
     ]
     return Table(["policy", *(heading for _, heading, _ in columns)], rows)

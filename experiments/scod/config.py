@@ -3,8 +3,7 @@
     make run CONFIG=experiments/scod/config.py
     .venv/bin/python experiments/scod/compare.py --workdir=runs/scod-default
 
-Trained on eight classes; sandals and bags (5 and 8) are in the test split alone, as near OOD, and scikit-learn's digits as far OOD (scikit-learn is
-imported for them; `pip install scikit-learn`). The classes were fixed before anything was trained.
+Trained on eight classes; sandals and bags (5 and 8) are in the test split alone, as near OOD, and scikit-learn's digits as far OOD. The classes were fixed before anything was trained.
 
 Variants: default (MLP 784-256-256-8, three seeds), cnn (strided CNN, the same), smoke (one epoch, one seed: every stage, no finding).
 

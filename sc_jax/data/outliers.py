@@ -20,7 +20,7 @@ from sc_jax.data import Dataset, Split
 from sc_jax.files import InputError
 
 DIGITS = "sklearn_digits"
-"""The 1,797 digits of scikit-learn, which is not among our requirements: `images` imports it when they are asked for."""
+"""The 1,797 digits of scikit-learn."""
 
 
 def hold_out(dataset: Dataset, classes: Sequence[int], test_split: str = "test") -> Dataset:
@@ -110,7 +110,7 @@ def images(name: str) -> np.ndarray:
       uint8 [m, h, w] or [m, h, w, c].
 
     Raises:
-      InputError: no data set has this name, it is not prepared, holds no images in memory, or scikit-learn is not there.
+      InputError: no data set has this name, it is not prepared, or holds no images in memory.
     """
     if name == DIGITS:
         return _digits()
@@ -123,10 +123,8 @@ def images(name: str) -> np.ndarray:
 
 
 def _digits() -> np.ndarray:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError(f"{DIGITS}: scikit-learn is not installed; run: pip install scikit-learn") from error
+    from sklearn.datasets import load_digits  # slow to import
+
     small = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(one).resize((28, 28), Image.Resampling.BILINEAR)) for one in small])
 

@@ -139,7 +139,8 @@ def evaluate(
         changes.append(changed(test, window))
         sweeps.append(_swept(calibration, known, settings))
         if test.is_ood is not None and test.is_ood.any():
-            shifts.append(_of_ood(policies, test))
+            outside = resampling.resample_counts(settings.seed + 2, int(test.is_ood.sum()), settings.resamples)
+            shifts.append(_of_ood(policies, test, outside))
         searches.append(_searched(one, cost, settings, counts))
         progress(done)
     covers = "test examples" + (", cascades" if len(built) > 1 else "")
@@ -163,7 +164,7 @@ def evaluate(
         "sweep": _mean_rows(sweeps),
         "changes": {key: float(np.mean([row[key] for row in changes])) for key in changes[0]},
         "search": _with_bands(searches, drawn, settings.level),
-        "ood": _mean_rows(shifts),
+        "ood": _with_cost_intervals(shifts, drawn, settings.level) if shifts else [],
         "fitted": fitted,
     }
 
@@ -313,10 +314,11 @@ def _swept(calibration: Stages, test: Stages, settings: Settings) -> list[dict[s
     return rows
 
 
-def _of_ood(policies: dict[str, cascade.Policy], test: Stages) -> list[dict[str, Any]]:
+def _of_ood(policies: dict[str, cascade.Policy], test: Stages, counts: np.ndarray) -> list[dict[str, Any]]:
     """Cost on either kind of example, how OOD ones are told, and the risk where an accepted OOD example counts as an error.
 
-    "window, moved" is the window re-centred on these very examples, labels unseen.
+    "window, moved" is the window re-centred on these very examples, labels unseen. `counts` [b, OOD examples] are resamples of them, for
+    "replicates" [b] of their cost.
     """
     rows = []
     for name, policy in {**policies, "window, moved": cascade.adapt(policies["window"], test)}.items():
@@ -334,9 +336,27 @@ def _of_ood(policies: dict[str, cascade.Policy], test: Stages) -> list[dict[str,
                 "ood_fpr_at_tpr_0.95": float(ops.ood_fpr_at_tpr(outcome.score, ood, 0.95, "id")),
                 "scod_risk": float((accept & loss).sum() / max(1, accept.sum())),
                 "scod_aurc": float(ops.aurc(outcome.score, loss)),
+                "replicates": np.concatenate(
+                    [counts[part].astype(np.float64) @ outcome.cost[ood] for part in resampling.chunks(counts)]
+                )
+                / (ood.sum() * test.cost[0]),
             }
         )
     return rows
+
+
+def _with_cost_intervals(
+    shifts: Sequence[list[dict[str, Any]]], drawn: np.ndarray, level: float
+) -> list[dict[str, Any]]:
+    """Means over cascades, with the interval of the cost on OOD examples, over them and over cascades."""
+    replicates = [[row.pop("replicates") for row in rows] for rows in shifts]
+    means = _mean_rows(shifts)
+    for i, row in enumerate(means):
+        values = np.array([rows[i]["cost_multiple_ood"] for rows in shifts])
+        difference = resampling.crossed(values, np.stack([one[i] for one in replicates]), drawn)
+        ends = resampling.percentile_interval(difference.replicates, level)
+        row["cost_multiple_ood_interval"] = [float(end) for end in ends]
+    return means
 
 
 # --- search -----------------------------------------------------------------------------------------------------------

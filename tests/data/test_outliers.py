@@ -1,7 +1,6 @@
 """Held-out classes are in the test split alone, and outliers of another data set follow its examples."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -97,12 +96,6 @@ def test_digits_are_those_of_scikit_learn():
     blocks = digits[:, :, :].reshape(1797, 4, 7, 4, 7).mean(axis=(2, 4))
     expected = load_digits().images.reshape(1797, 4, 2, 4, 2).mean(axis=(2, 4)) * 255 / 16
     assert np.corrcoef(blocks.ravel(), expected.ravel())[0, 1] > 0.99  # the same pictures, coarsely
-
-
-def test_digits_without_scikit_learn_name_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(InputError, match="scikit-learn is not installed; run: pip install scikit-learn"):
-        images(outliers.DIGITS)
 
 
 def test_images_of_a_data_set_are_its_test_split(monkeypatch, dataset):

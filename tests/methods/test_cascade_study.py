@@ -165,6 +165,9 @@ def test_ood_inputs_are_reported_apart_and_not_ranked_among_the_others() -> None
     rows = {row["policy"]: row for row in document["ood"]}
     assert rows["single"]["cost_multiple_ood"] == 1
     assert rows["ensemble"]["cost_multiple_ood"] == 3
+    low, high = rows["window"]["cost_multiple_ood_interval"]
+    assert 1 <= low <= rows["window"]["cost_multiple_ood"] <= high <= 3
+    assert low < high
     moved = rows["window, moved"]
     assert moved["cost_multiple_all"] == pytest.approx(1 + 2 * 0.2, abs=0.01)
 
