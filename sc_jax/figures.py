@@ -721,7 +721,7 @@ def cascade_changes(document: dict[str, Any]) -> Figure:
     places = np.arange(len(_CHANGES))[::-1]
     left.barh(places, [100 * changes[name] for name, *_ in _CHANGES], color=[colour for _, colour, _ in _CHANGES])
     left.set_yticks(places, [label for *_, label in _CHANGES])
-    left.set(xlabel="% of the test examples")
+    left.set(xlabel="% of the test examples", ylabel="what became of the decision")
     left.grid(axis="y", visible=False)
     passed, unchanged = 100 * changes["passed_on"], 100 * changes["unchanged"]
     left.set_title(f"{passed:.1f} % passed on; of {unchanged:.1f} % nothing changed", fontsize=10.5, loc="left")

@@ -1,5 +1,6 @@
 """Every figure is drawn from small inputs, with what it was given in it, and is written as a picture that is not blank."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -8,13 +9,13 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
-from made_up import ALPHAS, CALIBRATION, PRIMARY, SEEDS, SETTINGS, TEST, runs
+from made_up import ALPHAS, CALIBRATION, PRIMARY, SEEDS, SETTINGS, TEST, predictions, runs
 from matplotlib.figure import Figure
 from PIL import Image
 
 from sc_jax import figures, files, ops
 from sc_jax.files import InputError
-from sc_jax.methods import ensemble, repair, study
+from sc_jax.methods import cascade, cascade_study, ensemble, repair, study
 from sc_jax.ops import resampling
 
 
@@ -80,6 +81,9 @@ DRAWN = {
     "members": lambda d: figures.members(member_rows()),
     "learning_curve": lambda d: figures.learning_curve(repaired()["learning_curve"]),
     "ensembles": lambda d: figures.ensembles(repaired()["ensembles"], repaired()["subsets"]),
+    "cascade_trade_off": lambda d: figures.cascade_trade_off(cascades()),
+    "cascade_changes": lambda d: figures.cascade_changes(cascades()),
+    "cascade_search": lambda d: figures.cascade_search(cascades()),
 }
 
 
@@ -97,6 +101,18 @@ def repaired():
         "ensembles": repair.ensembles(given, grid, counts, calibration_counts, 0.9),
         "subsets": repair.subsets(given, grid, 0),
     }
+
+
+@functools.cache
+def cascades():
+    """A study of one cascade of two made-up models."""
+    given = [predictions(3, n=200, signal=2.5), predictions(3, n=200, signal=3.0)]
+    calibration, test = (
+        [dataclasses.replace(p, example_id=p.example_id + first) for p in given] for first in (0, 1000)
+    )
+    one = cascade_study.Candidates("a → b", calibration, test)
+    settings = cascade_study.Settings(cascade.Task("risk", 0.2), resamples=20)
+    return {**cascade_study.evaluate([one], (1.0, 2.0), settings), "unit": "MACs"}
 
 
 @functools.cache
@@ -456,3 +472,41 @@ def test_scores_are_ordered_by_naurc_under_smoothing(document):
     told = {r["score"]: r["metrics"]["naurc"]["estimate"] for r in document["aggregates"] if r["alpha"] == 0.2}
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == [figures.SCORE_NAMES[score] for score in sorted(told, key=told.get, reverse=True)]
+
+
+def test_points_of_cascades_stand_at_their_costs_and_values():
+    drawn, told = figures.cascade_trade_off(cascades()), cascades()
+    for axes, metric in zip(drawn.axes, ("coverage_at_risk", "risk_at_coverage"), strict=True):
+        points = {
+            (float(c.lines[0].get_xdata()[0]), round(float(c.lines[0].get_ydata()[0]), 9)) for c in axes.containers
+        }
+        assert points == {
+            (row["metrics"]["cost"]["estimate"], round(100 * row["metrics"][metric]["estimate"], 9))
+            for row in told["policies"]
+        }
+        assert axes.get_xscale() == "log"
+    assert legend(drawn.axes[1]) == [
+        "first network alone",
+        "ensemble",
+        "single threshold",
+        "window",
+        "oracle: labels seen",
+    ]
+
+
+def test_bars_of_cascades_are_the_changes():
+    left, right = figures.cascade_changes(cascades()).axes
+    names = ("rejected_wrong", "accepted_right", "corrected", "rejected_right", "accepted_wrong", "spoilt")
+    widths = [100 * cascades()["changes"][name] for name in names]
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(widths)
+    assert legend(right) == ["single threshold", "window"]
+
+
+def test_a_search_is_drawn_on_its_three_splits():
+    left, right = figures.cascade_search(cascades()).axes
+    rows = cascades()["search"]
+    for axes, what in ((left, "coverage"), (right, "risk")):
+        for line, split in zip(axes.lines, ("search", "certify", "test"), strict=False):
+            expected = [100 * row[f"{split}_{what}"] for row in rows]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+    assert right.lines[-1].get_ydata()[0] == 20  # the risk that was asked for

@@ -89,6 +89,7 @@ def test_every_module_has_its_tests(name: str) -> None:
         "sc_jax.run": "integration/test_pipe.py",
         "sc_jax.pages": "test_report.py",
         "sc_jax.cascade": "test_cascade_door.py",  # methods/test_cascade.py has the name
+        "sc_jax.methods.scod": "methods/test_scod_rejectors.py",  # ops/test_scod.py has the name
         "sc_jax.data.pipelines": "training/test_step.py",
         "sc_jax.data.build_fashion_mnist": "data/test_fashion_mnist.py",
         "sc_jax.training.state": "training/test_step.py",
@@ -104,6 +105,12 @@ def test_every_module_has_its_tests(name: str) -> None:
     *folders, leaf = name.split(".")[1:]
     expected = covered_elsewhere.get(name, "/".join([*folders, f"test_{leaf}.py"]))
     assert (ROOT / "tests" / expected).exists(), f"{name}: no tests/{expected}"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Pytest imports them by it, and leaves out the second."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_import_is_light_and_changes_no_setting() -> None:

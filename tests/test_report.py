@@ -336,10 +336,10 @@ def test_tables_escape_what_they_show():
 
 
 def test_intervals_stand_beside_values_and_missing_ones_are_said_to_be_undefined():
-    assert pages._with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
-    assert pages._with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
+    assert pages.number_with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
+    assert pages.number_with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
     for nothing in (None, float("nan")):
-        assert pages._with_interval(nothing, [nothing, nothing], 100) == "undefined [undefined, undefined]"
+        assert pages.number_with_interval(nothing, [nothing, nothing], 100) == "undefined [undefined, undefined]"
 
 
 # --- once is enough ---------------------------------------------------------------------------------------------------
