@@ -28,7 +28,7 @@ from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
 STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
 DOCUMENTS = (
-    *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md"),
+    *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
     *(STUDY / "README.md", CASCADES / "README.md"),
 )
 
@@ -415,6 +415,28 @@ def cascade(name: str) -> str:
     return "\n\n".join([f"**{cascade_pages.claim(document)}**", *(table.markdown() for table in tables)])
 
 
+def cascade_speed() -> str:
+    """What a cascade costs when it runs."""
+    f = _benchmark("cascades")
+    rows = [
+        [
+            f"{b['batch']}",
+            *(f"{b[f'{way}_images_per_second']:,.0f}" for way in ("first", "second", "predict", "function")),
+        ]
+        + [f"{b['predict_share_of_macs_promise']:.0%}", f"{b['function_share_of_macs_promise']:.0%}"]
+        for b in f["batches"]
+    ]
+    headings = ["batch", "ResNet-20, images/s", "ResNet-56", "`predict`", "`as_function`"]
+    table = pages.Table([*headings, "`predict`, of what MACs promise", "`as_function`"], rows)
+    latency, search = f["latency"], f["search"]
+    one = ", ".join(f"{name} {latency[f'{name}_milliseconds']:.2f} ms" for name in ("first", "second", "cascade"))
+    return (
+        f"{table.markdown()}\n\nResNet-20 → ResNet-56 on {f['examples']:,} images of 32×32, {f['passed_on']:.1%} passed on. One image at a time: {one}, "
+        f"{latency['cascade_milliseconds'] / latency['first_milliseconds']:.2f} times the first where MACs say {latency['macs_promise']:.2f}. A search over "
+        f"{search['policies']:,} policies on {search['examples']:,} examples: {search['seconds']:.2f} s. {_machine(f)} (`python -m benchmarks.cascades`)."
+    )
+
+
 def cascade_search(name: str) -> str:
     """The best policy of each budget on three splits."""
     return cascade_pages.search_table(_cascades(name)).markdown()
@@ -480,6 +502,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "repairs full": lambda: repairs("full"),
     "cascade default": lambda: cascade("default"),
     "cascade resnet20_resnet56": lambda: cascade("resnet20_resnet56"),
+    "cascade speed": cascade_speed,
     "cascade search": lambda: cascade_search("resnet20_resnet56"),
     "cascade resnets": lambda: cascade_rows("resnet"),
     "cascade outputs": lambda: cascade_rows("stored"),
