@@ -322,13 +322,12 @@ def follow(windows: Sequence[tuple[float, float]], given: Stages) -> Outcome:
       An `Outcome`, whose cost is Σ_{j ≤ stage} cost_j.
     """
     stage = exit_stage(windows, given.score)
-    return Outcome(
-        merged(stage, given.score),
-        merged(stage, given.prediction),
-        merged(stage, given.error),
-        stage,
-        np.cumsum(given.cost)[stage],
-    )
+    return _left_at(stage, given)
+
+
+def _left_at(stage: np.ndarray, given: Stages) -> Outcome:
+    scores, predictions, errors = (merged(stage, values) for values in (given.score, given.prediction, given.error))
+    return Outcome(scores, predictions, errors, stage, np.cumsum(given.cost)[stage])
 
 
 def window_around(score: np.ndarray, center: float, half_width: Target) -> tuple[float, float]:
@@ -548,13 +547,7 @@ def oracle(given: Stages, threshold: float) -> Outcome:
     accept = given.score >= threshold
     value = np.where(accept & ~given.error, 2, np.where(accept, 0, 1))
     stage = np.argmax(value, axis=0).astype(np.int32)  # the first of the best
-    return Outcome(
-        merged(stage, given.score),
-        merged(stage, given.prediction),
-        merged(stage, given.error),
-        stage,
-        np.cumsum(given.cost)[stage],
-    )
+    return _left_at(stage, given)
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
