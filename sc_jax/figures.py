@@ -43,6 +43,10 @@ SCORE_NAMES = {
     "ash_binarise": "ASH-B",
     "ash_scale": "ASH-S",
     "gradnorm": "GradNorm",
+    "confidnet": "ConfidNet",
+    "model_confidence": "the model's own",
+    "sparsemax": "sparsemax",
+    "entmax15": "1.5-entmax",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
     "variation_ratio": "variation ratio",
@@ -69,6 +73,17 @@ OBJECTIVE_NAMES = {
     "equal_suppression": "equal suppression, α = {}",
     "error_smoothing": "smoothing by error, ᾱ = {}",
     "shuffled_error_smoothing": "the same α(x) of another x, ᾱ = {}",
+    "selective_net": "SelectiveNet, c = {}",
+    "selective_net_released": "SelectiveNet as released, c = {}",
+    "deep_gamblers": "Deep Gamblers, o = {}",
+    "self_adaptive": "self-adaptive, m = {}",
+    "selective_net_entropy": "SelectiveNet + entropy, β = {}",
+    "deep_gamblers_entropy": "Deep Gamblers + entropy, β = {}",
+    "self_adaptive_entropy": "self-adaptive + entropy, β = {}",
+    "entropy_minimisation": "cross-entropy + entropy, β = {}",
+    "aurc": "AURC, share {}",
+    "sele": "SELE, share {}",
+    "entmax": "entmax, α = {}",
 }
 """How objectives other than label smoothing are called, with their strengths."""
 
