@@ -324,6 +324,33 @@ def objectives(aggregates: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def selective_errors(
+    rows: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float]]], coverages: Sequence[int]
+) -> Figure:
+    """Selective error of several methods at given coverages: as it is, with the band of the first, and less that of the first.
+
+    Args:
+      rows: (name, risk, low, high), the last three [c], shares; the first is what others are compared with.
+      coverages: [c], in per cent.
+    """
+    figure, (left, right) = _axes(2, 12, 4.6)
+    shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(rows) - 1)))
+    first = 100 * np.asarray(rows[0][1], float)
+    for i, (name, *parts) in enumerate(rows):
+        risk, low, high = (100 * np.asarray(part, float) for part in parts)
+        shade = RED if i == 0 else shades[i - 1]
+        left.plot(coverages, risk, "o-", color=shade, ms=3.5, lw=1.6 if i == 0 else 1.1)
+        if i == 0:
+            left.fill_between(coverages, low, high, color=shade, alpha=0.15, lw=0)
+        right.plot(coverages, risk - first, "o-", color=shade, ms=3.5, lw=1.6 if i == 0 else 1.1, label=_plain(name))
+    left.set(xlabel="coverage (%)", ylabel="error among the accepted (%)", ylim=(0, None))
+    right.set(xlabel="coverage (%)", ylabel=f"the same, less that of {_plain(rows[0][0])} (points)")
+    left.set_title("Selective error", fontsize=10.5, loc="left")
+    right.set_title("Below 0: better", fontsize=10.5, loc="left")
+    figure.legend(loc="outside right upper", fontsize=9)
+    return figure
+
+
 def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
     """Risk-coverage curves with bands, one per file and score; many are named beside the axes.
 
