@@ -334,15 +334,17 @@ def selective_errors(
       coverages: [c], in per cent.
     """
     figure, (left, right) = _axes(2, 12, 4.6)
-    shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(rows) - 1)))
+    shades = [colour for colour in mpl.colormaps["tab10"].colors if mpl.colors.to_hex(colour) != "#d62728"]  # not red
+    markers = "osv^D"
     first = 100 * np.asarray(rows[0][1], float)
     for i, (name, *parts) in enumerate(rows):
         risk, low, high = (100 * np.asarray(part, float) for part in parts)
-        shade = RED if i == 0 else shades[i - 1]
-        left.plot(coverages, risk, "o-", color=shade, ms=3.5, lw=1.6 if i == 0 else 1.1)
+        how = {"color": RED if i == 0 else shades[(i - 1) % len(shades)], "marker": markers[i % len(markers)]}
+        how |= {"ms": 4, "lw": 1.8 if i == 0 else 1.1}
+        left.plot(coverages, risk, **how)
         if i == 0:
-            left.fill_between(coverages, low, high, color=shade, alpha=0.15, lw=0)
-        right.plot(coverages, risk - first, "o-", color=shade, ms=3.5, lw=1.6 if i == 0 else 1.1, label=_plain(name))
+            left.fill_between(coverages, low, high, color=RED, alpha=0.15, lw=0)
+        right.plot(coverages, risk - first, **how, label=_plain(name))
     left.set(xlabel="coverage (%)", ylabel="error among the accepted (%)", ylim=(0, None))
     right.set(xlabel="coverage (%)", ylabel=f"the same, less that of {_plain(rows[0][0])} (points)")
     left.set_title("Selective error", fontsize=10.5, loc="left")

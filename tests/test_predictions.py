@@ -739,10 +739,6 @@ SCORE = GOOD_SCORED["score_msp"]
         ({"is_ood": np.zeros(N, int)}, "is_ood", "dtype int64"),
         ({"weight": put(np.ones(N), 3, -1.0)}, "weight", "1 of 6 are negative or not finite, first in row 3"),
         ({"weight": np.zeros(N)}, "weight", "all are 0"),
-        ({"confidence": np.ones(5)}, "confidence", "shape (5,), label has 6 examples"),
-        ({"confidence": np.ones((N, 2))}, "confidence", "shape (6, 2)"),
-        ({"confidence": np.ones(N, int)}, "confidence", "dtype int64"),
-        ({"confidence": put(np.ones(N), [2, 4], np.nan)}, "confidence", "2 of 6 are NaN, first at example_id 102"),
     ],
 )
 def test_each_rule_of_scored_files_names_the_field(tmp_path, write, changes, field, problem):
