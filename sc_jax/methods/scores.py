@@ -155,7 +155,7 @@ SCORES = {
     "ash_scale": _ash("scale"),
     "gradnorm": Score(of_features=lambda p: ops.gradnorm(p.features, p.logits), needs=("features",)),
     "confidnet": Score(
-        fit=confidence_head.fit, apply=lambda state, p: confidence_head.apply(state, p), needs=("features", "finite")
+        fit=confidence_head.fit, apply=lambda state, p: confidence_head.apply(state, p), needs=("features",)
     ),
     "model_confidence": Score(of_features=lambda p: p.confidence.astype(np.float64), needs=("confidence",)),
     "sparsemax": Score(lambda logits: ops.entmax_confidence(logits, 2.0), needs=("true_logits",)),
