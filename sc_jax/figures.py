@@ -334,7 +334,7 @@ def selective_errors(
       coverages: [c], in per cent.
     """
     figure, (left, right) = _axes(2, 12, 4.6)
-    shades = [colour for colour in mpl.colormaps["tab10"].colors if mpl.colors.to_hex(colour) != "#d62728"]  # not red
+    shades = [*(mpl.colormaps["tab10"].colors[k] for k in (0, 1, 2, 4, 5, 6, 7, 8, 9)), "black"]  # red is the first
     markers = "osv^D"
     first = 100 * np.asarray(rows[0][1], float)
     for i, (name, *parts) in enumerate(rows):
