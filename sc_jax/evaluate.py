@@ -151,12 +151,12 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         )
     finally:
         progress.close()
-    document |= _segmented(config, workdir) | _cascades(config, runs)
+    document |= _segmented(config, workdir) | _cascades(config, workdir, runs)
     files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
 
 
-def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
+def _cascades(config: Config, workdir: Path, runs: Sequence[study.Run]) -> dict[str, Any]:
     """The study of cascades of the members, where the config asks for one."""
     if not config.cascade.stages:
         return {}
@@ -169,7 +169,14 @@ def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
         level=config.evaluation.level,
         seed=config.evaluation.seed,
     )
-    members = [(f"seed {run.seed}", run.calibration, run.test) for run in runs]
+    members = []
+    for run, tag in zip(runs, config.members.tags, strict=True):
+        folder = _paths(config, workdir, tag)[0].parent
+        shifted = {
+            f"{family} {severity}".replace("_", " "): predictions.by_id(predictions.load(folder / f"{name}.npz"))
+            for name, (family, severity) in config.corrupted.items()
+        }
+        members.append((f"seed {run.seed}", run.calibration, run.test, shifted))
     candidates = cascade_study.disjoint(members, how.stages)
     progress = Progress(len(candidates), 0, "evaluating cascades")
     try:
@@ -217,7 +224,10 @@ def _built_from(config: Config, workdir: Path) -> str:
     """One hash over the fingerprints of all predictions that an evaluation reads, and how it reads them."""
     found = {}
     for tag in config.members.tags:
-        for path in _paths(config, workdir, tag):
+        read = _paths(config, workdir, tag)
+        if config.cascade.stages:
+            read = (*read, *(read[0].with_name(f"{name}.npz") for name in config.corrupted))
+        for path in read:
             sidecar = path.with_suffix(".json")
             if not sidecar.exists():
                 raise InputError(

@@ -43,9 +43,9 @@ def predict(config: Config, workdir: Path) -> None:
                 "run `python -m sc_jax.train` with the same config and workdir first"
             )
         content = saved.content(job.total_steps)
-        missing = [split for split in config.prediction.splits if not _done(job, workdir, split, content)]
+        missing = [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
         if not missing:
-            print(f"predict: done ({len(job.tags)} members × {len(config.prediction.splits)} splits)")
+            print(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
             return
         like = parallel.replicated(state.shape_of_state(job.model, job.optimizer, job.members), mesh)
         trained = saved.restore(job.total_steps, like)
@@ -181,8 +181,8 @@ def _outputs(
 ) -> tuple[predictions.Predictions, np.ndarray | None]:
     """What all members say about a split, logits [M, n, k] or [M, n, m, k], and features [M, n, d] where they are asked for; whether
     it lies in memory or is decoded on the way."""
-    examples = job.dataset.splits[split]
     if not job.streamed:
+        examples = job.examples(split)
         batches = examples.inputs, examples.example_id
         outputs = parallel.in_batches(outputs_of, batches, job.config.prediction.batch_size, axis=1)
         names = getattr(job.dataset, "group_names", ())
@@ -191,6 +191,7 @@ def _outputs(
         made = predictions.Predictions(label, outputs["logits"], examples.example_id, group=group, is_ood=is_ood)
         return made, outputs.get("features")
     parts = []
+    examples = job.dataset.splits[split]
     progress = Progress(len(examples), 0, f"predicting {split}")
     try:
         for batch in job_lib.evaluation_batches(job, split):

@@ -33,7 +33,7 @@ def split(first_id: int, is_ood: np.ndarray | None = None) -> list[Predictions]:
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """As `report` reads it."""
-    candidates = [cascade_study.Candidates("a → b", split(0), split(10_000, np.arange(300) % 4 == 0))]
+    candidates = [cascade_study.Candidates(("a", "b"), split(0), split(10_000, np.arange(300) % 4 == 0))]
     found = cascade_study.evaluate(candidates, (1.0, 2.0), cascade_study.Settings(Task("risk", 0.1), resamples=40))
     path = tmp_path_factory.mktemp("document") / "metrics.json"
     run = {"predictions": "a", "split": "test", "tags": {}, "score": "msp", "n": 225, "metrics": {}, "intervals": {}}

@@ -6,7 +6,8 @@
 
 Variants:
   default  ten CNNs (16-32 at 3·10⁻³, by validation error in the study of label smoothing) on the embedded images: five cascades of two, no network in two. Digits
-           are in the test split as OOD: what a frozen window costs on them, and a moved one.
+           are in the test split as OOD, and the test images come again under noise, blur and less contrast at five severities: what a frozen window costs there,
+           and a moved one, and what becomes of the risk.
   smoke    four of them for one epoch, 50 resamples: every stage in seconds, no finding.
   efficientnet_b0 … b4, mobilenetv2_100_160, _100_192, _100_224, _130_224, _140_224 (width in hundredths, resolution), each with
   `_smoke`: the paper's networks. Four seeds are its two disjoint cascades of two.
@@ -54,13 +55,14 @@ def _fashion_mnist(variant: str) -> ConfigDict:
     config.training.warmup_epochs, config.training.log_every = 1.0, 31
     config.training.checkpoint_every, config.training.checkpoints_kept = 465, 2
     config.prediction = ConfigDict({"splits": ("validation", "test"), "batch_size": 1000})
+    config.prediction.corruptions = ("gaussian_noise", "defocus_blur", "contrast")
     config.evaluation = ConfigDict({"test_split": "test", "calibration_split": "validation"})
     config.evaluation.scores = ("msp", "negative_entropy")
     config.cascade = ConfigDict({"stages": 2, "score": "msp", "risk": 0.05, "half_width": 0.1})
     if variant == "smoke":
         config.members.seeds = (0, 1, 2, 3)
         config.training.epochs, config.training.warmup_epochs, config.training.checkpoint_every = 1, 0.5, 93
-        config.evaluation.resamples = 50
+        config.evaluation.resamples, config.prediction.corruptions = 50, ("contrast",)
     return config
 
 

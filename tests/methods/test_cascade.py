@@ -95,8 +95,8 @@ def test_costs_that_are_missing_or_not_positive_are_refused(cost: tuple[float, .
 
 
 def test_other_mistakes_are_refused() -> None:
-    with pytest.raises(InputError, match="two stages"):
-        cascade.stages([model(0)], COST[:1])
+    with pytest.raises(InputError, match="a stage at least"):
+        cascade.stages([], ())
     with pytest.raises(InputError, match="combine"):
         cascade.stages([model(0), model(1)], COST[:2], combine="mean")
     with pytest.raises(InputError, match="fitted or of members"):
@@ -404,7 +404,7 @@ def test_a_running_cascade_calls_no_stage_that_nothing_reaches() -> None:
 
     ran = cascade.predict(policy, [lambda rows: model(0).logits[rows], never], np.arange(400), COST[:2], batch_size=64)
     assert (ran.stage == 0).all()
-    with pytest.raises(InputError, match="two stages"):
+    with pytest.raises(InputError, match="2 stages; 1 models"):
         cascade.predict(policy, [never], np.arange(400), COST[:1])
     with pytest.raises(InputError, match="2 stages; 3 models"):
         cascade.predict(policy, [never] * 3, np.arange(400), COST)

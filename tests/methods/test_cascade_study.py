@@ -37,7 +37,7 @@ def split(first_id: int, seeds: range, n: int = 500, k: int = 4, is_ood: np.ndar
 
 def candidates(cascades: int = 3, **options: object) -> list[cascade_study.Candidates]:
     members = [
-        (f"seed {i}", c, t)
+        (f"seed {i}", c, t, {})
         for i, (c, t) in enumerate(
             zip(split(0, range(2 * cascades)), split(10_000, range(2 * cascades), **options), strict=True)
         )
@@ -54,7 +54,7 @@ def test_no_member_is_in_two_cascades() -> None:
     made = candidates()
     assert [one.name for one in made] == ["seed 0 → seed 1", "seed 2 → seed 3", "seed 4 → seed 5"]
     with pytest.raises(InputError, match="3 stages of 2 members"):
-        cascade_study.disjoint([("a", *split(0, range(2))), ("b", *split(0, range(2)))], 3)
+        cascade_study.disjoint([(name, *split(0, range(2)), {}) for name in "ab"], 3)
 
 
 def test_policies_are_those_of_the_method_with_their_metrics(document: dict) -> None:
@@ -246,7 +246,7 @@ def test_bands_hold_every_estimate_and_are_wider_than_single_intervals(document:
     one = candidates(1)[0]
     counts = resampling.resample_counts(0, 500, 400)
     drawn = np.ones((400, 1))
-    rows = cascade_study._searched(one, COST, SETTINGS, counts)
+    rows, _ = cascade_study._searched(one, COST, SETTINGS, counts)
     single = {what: rows[-1]["test_replicates"][what] for what in ("coverage", "risk")}
     estimate = {what: rows[-1][f"test_{what}"] for what in single}
     told = cascade_study._with_bands([rows], drawn, 0.95)[-1]
