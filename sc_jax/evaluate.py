@@ -23,7 +23,6 @@ from sc_jax.files import InputError
 from sc_jax.methods import cascade_study, evaluation, streaming, study
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.cascade import Task
-from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
 
@@ -50,33 +49,11 @@ def evaluate_files(
     Returns:
       What `metrics.json` holds, with the risk-coverage curves under "curves" and the reliability tables under "reliability".
     """
-    document = _document(settings)
+    document = study.document_of_files(settings)
     for done, test in enumerate(tests, 1):
-        known = evaluation.Split.of(test).known.combined
-        counts = evaluation.resampled(known, settings, settings.seed)
-        results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
-        document["runs"] += study.run_rows(known, results)
-        document["left_out"] += [study.left_out_row(test, *item) for item in left_out.items()]
-        for score, result in results.items():
-            low, high = resampling.percentile_interval(result.curve_replicates, settings.level)
-            document["curves"].append(_curve(test.source, score, result.curve, low, high))
-        document["reliability"].append({"predictions": test.source, **evaluation.reliability(known, settings.ece_bins)})
+        study.add_file(document, test, tuning, settings)
         progress(done)
     return document
-
-
-def _document(settings: evaluation.Settings) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "schema": evaluation.SCHEMA,
-        "level": settings.level,
-        "match_error": settings.match_error,
-    }
-    return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
-
-
-def _curve(source: str, score: str, risk: np.ndarray, low: Any, high: Any) -> dict[str, Any]:
-    curve = {"coverage": evaluation.COVERAGES, "risk": risk, "low": low, "high": high}
-    return {"predictions": source, "score": score, **curve}
 
 
 def evaluate_long(
@@ -94,7 +71,7 @@ def evaluate_long(
     Returns:
       As `evaluate_files`.
     """
-    document = _document(settings)
+    document = study.document_of_files(settings)
     with tempfile.TemporaryDirectory(prefix="sc_jax-scores-") as folder:
         if isinstance(opened, predictions.Scored):
             streamed = streaming.Streamed(opened, {}, {}, {}, {})
@@ -108,7 +85,7 @@ def evaluate_long(
     provenance, covered = opened.provenance, evaluation.covered(opened.cluster)
     for row in rows:
         score, fitted = row["score"], streamed.fitted.get(row["score"])
-        document["curves"].append(_curve(opened.source, score, row.pop("curve"), None, None))
+        document["curves"].append(study.curve_row(opened.source, score, row.pop("curve"), None, None))
         if score == "msp":
             row["metrics"] |= streamed.classifier
         about = {"predictions": opened.source, "split": provenance.get("split"), "tags": provenance.get("tags", {})}

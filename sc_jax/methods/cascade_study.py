@@ -237,30 +237,35 @@ def _measured(
         for name, metric in of.items():
             parts[name].append(np.asarray(metric(weight=counts[rows])))
     values = {name: _Value(float(metric()), np.concatenate(parts[name])) for name, metric in of.items()}
-    return values | _shares(outcome, threshold, unit, counts)
+    return values | _shares({"": (outcome, threshold)}, unit, counts)[""]
 
 
-def _shares(outcome: Outcome, threshold: float, unit: float, counts: np.ndarray) -> dict[str, _Value]:
-    """What the frozen threshold does, and the cost, each with replicates over examples."""
-    accept = outcome.score >= threshold
-    columns = np.stack([accept, accept & outcome.error, outcome.stage > 0, outcome.error], axis=1).astype(np.float32)
-    sums = []
-    for rows in resampling.chunks(counts):
-        weight = counts[rows]
-        sums.append(np.c_[weight.astype(np.float32) @ columns, weight.astype(np.float64) @ outcome.cost])
-    n = len(accept)
-    drawn = np.concatenate(sums).astype(np.float64)
-    whole = np.r_[columns.sum(0, dtype=np.float64), outcome.cost.sum()]
-    values = {}
-    for name, share in (
-        ("error", lambda s: s[..., 3] / n),
-        ("cost", lambda s: s[..., 4] / n),
-        ("cost_multiple", lambda s: s[..., 4] / n / unit),
-        ("passed_on", lambda s: s[..., 2] / n),
-        ("decided_coverage", lambda s: s[..., 0] / n),
-        ("decided_risk", lambda s: s[..., 1] / np.maximum(s[..., 0], 1)),
-    ):
-        values[name] = _Value(float(share(whole)), share(drawn))
+def _shares(
+    decided: Mapping[str, tuple[Outcome, float]], unit: float, counts: np.ndarray
+) -> dict[str, dict[str, _Value]]:
+    """What frozen thresholds do, and the cost, each with replicates over examples, of several outcomes of the same examples."""
+    columns = np.concatenate(
+        [
+            np.stack([accept, accept & of.error, of.stage > 0, of.error, of.cost])
+            for of, accept in ((of, of.score >= threshold) for of, threshold in decided.values())
+        ]
+    ).T.astype(np.float64)
+    n, shape = len(columns), (-1, len(decided), 5)
+    parts = [counts[rows].astype(np.float64) @ columns for rows in resampling.chunks(counts)]
+    drawn, whole = np.concatenate(parts).reshape(shape), columns.sum(axis=0).reshape(shape)[0]
+    values: dict[str, dict[str, _Value]] = {}
+    for i, name in enumerate(decided):
+        values[name] = {
+            what: _Value(float(share(whole[i])), share(drawn[:, i]))
+            for what, share in (
+                ("error", lambda s: s[..., 3] / n),
+                ("cost", lambda s: s[..., 4] / n),
+                ("cost_multiple", lambda s: s[..., 4] / n / unit),
+                ("passed_on", lambda s: s[..., 2] / n),
+                ("decided_coverage", lambda s: s[..., 0] / n),
+                ("decided_risk", lambda s: s[..., 1] / np.maximum(s[..., 0], 1)),
+            )
+        }
     return values
 
 
@@ -368,10 +373,8 @@ def _of_shift(
     known = cascade.in_distribution(given)
     counts = resampling.resample_counts(settings.seed + 3 + place, known.score.shape[1], settings.resamples)
     every = {**policies, MOVED: cascade.adapt(policies["window"], known)}
-    return {
-        name: _shares(cascade.follow(policy.windows, known), policy.threshold, known.cost[0], counts)
-        for name, policy in every.items()
-    }
+    decided = {name: (cascade.follow(policy.windows, known), policy.threshold) for name, policy in every.items()}
+    return _shares(decided, known.cost[0], counts)
 
 
 def _of_ood(
@@ -382,16 +385,21 @@ def _of_ood(
     The window is also moved to these very examples, labels unseen. `counts` [b, in-distribution examples] and `outside` [b, OOD
     examples] are resamples, for "replicates" of the costs and shares, which keep the mix.
     """
-    rows = []
-    for name, policy in {**policies, MOVED: cascade.adapt(policies["window"], test)}.items():
-        outcome, ood = cascade.follow(policy.windows, test), test.is_ood
-        accept = outcome.score >= policy.threshold
+    rows, ood = [], test.is_ood
+    every = {**policies, MOVED: cascade.adapt(policies["window"], test)}
+    outcomes = {name: cascade.follow(policy.windows, test) for name, policy in every.items()}
+    shares = []
+    for which, resamples in ((~ood, counts), (ood, outside)):
+        decided = {
+            name: (Outcome(*(field[which] for field in outcome)), every[name].threshold)
+            for name, outcome in outcomes.items()
+        }
+        shares.append(_shares(decided, test.cost[0], resamples))
+    mix = ood.mean()
+    for name, outcome in outcomes.items():
+        accept = outcome.score >= every[name].threshold
         loss = outcome.error | ood
-        known, other = (
-            _shares(Outcome(*(field[which] for field in outcome)), policy.threshold, test.cost[0], resamples)
-            for which, resamples in ((~ood, counts), (ood, outside))
-        )
-        mix = ood.mean()
+        known, other = (part[name] for part in shares)
         values = {
             f"{what}{of}": value
             for what in ("cost_multiple", "passed_on")
