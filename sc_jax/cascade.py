@@ -44,7 +44,9 @@ def read(
     for name, paths in (shifted or {}).items():
         if len(paths) != len(tests):
             raise InputError(f"--shifted={name}: names {len(paths)} files of {len(tests)} models; give one of each")
-        sets[name] = [predictions.read_files([path], t)[0][0] for path, (_, t) in zip(paths, pairs, strict=True)]
+        sets[name] = [
+            predictions.read_files([path], tuning)[0][0] for path, tuning in zip(paths, calibration, strict=True)
+        ]
     given = cascade_study.Candidates(
         tuple(_names(tests)), [tuning for _, tuning in pairs], [test for (test,), _ in pairs], sets
     )

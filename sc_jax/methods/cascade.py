@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -959,3 +960,67 @@ def as_function(
         return score, prediction, stage, overflow
 
     return jax.jit(cascade)
+
+
+class Timing(NamedTuple):
+    """Seconds per example, measured: in batches and one at a time, of each model alone ([M]) and of the cascade; `passed_on` the share that went on."""
+
+    models_batched: np.ndarray
+    batched: float
+    models_single: np.ndarray
+    single: float
+    passed_on: float
+
+
+def timed(
+    policy: Policy,
+    models: Sequence[Callable[[Any], Any]],
+    inputs: Any,
+    *,
+    batch_size: int = 256,
+    rounds: int = 3,
+    single: int = 100,
+) -> Timing:
+    """How long the models and the cascade take by the clock, on these inputs.
+
+    Medians over rounds that alternate, so that a busy machine slows all alike; the first round compiles and does not count. What a model
+    takes is a cost in seconds, for `stages`, where multiply-accumulates mislead.
+
+    Args:
+      policy, models, inputs, batch_size: as for `predict`; rounds: that count; single: how many of the inputs are run one at a time.
+
+    Returns:
+      `Timing`.
+
+    Raises:
+      InputError: as for `predict`.
+    """
+    n, cost = len(inputs), [1.0] * len(models)
+    few = min(single, n)
+
+    def alone(model: Callable[[Any], Any], size: int, most: int) -> Callable[[], object]:
+        def run() -> None:
+            for begin in range(0, most, size):
+                np.asarray(model(inputs[np.resize(np.arange(begin, min(begin + size, most)), size)]))
+
+        return run
+
+    def one_by_one() -> None:
+        for i in range(few):
+            predict(policy, models, inputs[np.arange(i, i + 1)], cost, batch_size=1)
+
+    outcome = predict(policy, models, inputs, cost, batch_size=batch_size)
+    ways = [alone(model, batch_size, n) for model in models]
+    ways.append(lambda: predict(policy, models, inputs, cost, batch_size=batch_size))
+    ways += [alone(model, 1, few) for model in models] + [one_by_one]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds + 1):
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - start)
+    median = np.array([np.median(taken[1:]) for taken in seconds])
+    m = len(models)
+    batched, alone_at_a_time = median[: m + 1] / n, median[m + 1 :] / few
+    passed = float((outcome.stage > 0).mean())
+    return Timing(batched[:m], float(batched[m]), alone_at_a_time[:m], float(alone_at_a_time[m]), passed)

@@ -701,7 +701,7 @@ def _with_bands(searches: Sequence[list[dict[str, Any]]], drawn: np.ndarray, lev
     """
     replicates = [[row.pop("test_replicates") for row in rows] for rows in searches]
     means = _mean_rows(searches)
-    for what in BANDED:
+    for what in BANDED if means else ():
         rows = []
         for i in range(len(means)):
             values = np.array([search[i][f"test_{what}"] for search in searches])
