@@ -523,7 +523,8 @@ def best_of(found: Found, task: Task, budget: float) -> Chosen | None:
         row = cascade.best(table, task, budget)
         if row is not None:
             windows = tuple((float(low), float(high)) for low, high in table.windows[row])
-            one = Chosen(order, windows, float(table.threshold[row]))
+            last = windows.index(EMPTY) if EMPTY in windows else len(windows)  # nothing reaches what follows
+            one = Chosen(order[: last + 1], windows[:last], float(table.threshold[row]))
             chosen.append((-cascade.value(table, task)[row], table.cost[row], one))
     return min(chosen)[2] if chosen else None
 

@@ -264,7 +264,7 @@ def test_the_policy_of_a_budget_is_written_whole(budget: float) -> None:
             cascade.apply(policy, cascade.stages([one.calibration[i] for i in order], [COST[i] for i in order]))
     assert row["search_cost_multiple"] <= budget + 1e-9
     if budget == 1:
-        assert chosen["best"]["models"] == ["seed 0"]
+        assert list(chosen["best"]["models"]) == ["seed 0"]
     assert budget in {row["budget"] for row in document["search"]}
 
 
