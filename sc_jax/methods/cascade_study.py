@@ -481,7 +481,7 @@ def search_orders(
     cost: Sequence[float],
     settings: Settings,
     *,
-    most: int = 2,
+    most: int = 3,
     thresholds: int = 120,
     points: int = 40,
 ) -> Found:
