@@ -776,18 +776,19 @@ def cascade_search(document: dict[str, Any]) -> Figure:
 
 
 def cascade_shift(document: dict[str, Any]) -> Figure:
-    """Cost, and the risk of what the frozen threshold accepts, on each shifted set.
+    """Cost, what the frozen threshold accepts, and the risk of that, on each shifted set.
 
     Args:
       document: of `cascade_study.evaluate`.
     """
     sets = list(dict.fromkeys(row["set"] for row in document["shifts"]))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(7.0, 3.5 + 0.45 * len(sets)), 6.0), layout="constrained")
-        panels = figure.subplots(2, 1, sharex=True)
+        figure = Figure(figsize=(max(7.0, 3.5 + 0.45 * len(sets)), 7.5), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True)
     policies = {**_POLICIES, "window, moved": ("#8a5a9e", "^", "window, moved to these examples")}
     panels_show = (
         ("cost_multiple", 1, "cost (multiple of the first)", ("single_threshold", "window", "window, moved")),
+        ("decided_coverage", 100, "accepted (%)", ("single", "ensemble", "window", "window, moved")),
         ("decided_risk", 100, "risk of the accepted (%)", ("single", "ensemble", "window", "window, moved")),
     )
     for axes, (metric, factor, label, shown) in zip(panels, panels_show, strict=True):
@@ -800,9 +801,10 @@ def cascade_shift(document: dict[str, Any]) -> Figure:
             x = np.arange(len(sets)) + 0.18 * (i - (len(shown) - 1) / 2)
             axes.errorbar(x, centre, yerr=ends, color=colour, fmt=marker, ms=5, capsize=2, lw=1, label=words)
         axes.set(ylabel=label)
+    for axes in panels[:2]:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
     if document["settings"]["task"]["kind"] == "risk":
-        panels[1].axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
-    panels[1].set_xticks(range(len(sets)), sets, rotation=60, ha="right", rotation_mode="anchor", fontsize=8.5)
-    panels[0].set_title("A moved window keeps its budget; windows and τ were frozen before", fontsize=10.5, loc="left")
+        panels[2].axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
+    panels[2].set_xticks(range(len(sets)), sets, rotation=60, ha="right", rotation_mode="anchor", fontsize=8.5)
+    panels[0].set_title("Windows and τ were frozen before, but for the moved window's place", fontsize=10.5, loc="left")
     return figure

@@ -112,7 +112,9 @@ def _pretrained(variant: str) -> ConfigDict:
     backbone, _ = NETWORKS[variant.removesuffix("_pretrained")]
     config = ConfigDict({"study": "cascades", "variant": variant, "primary": ()})
     config.data = ConfigDict({"name": "imagenet", "preprocessing": "timm"})
-    config.augmentation = ConfigDict({"resized_crop": (0.08, 1.0)})  # like what is asked for of training it does nothing
+    config.augmentation = ConfigDict(
+        {"resized_crop": (0.08, 1.0)}
+    )  # like what is asked for of training it does nothing
     config.model = ConfigDict({"name": backbone, "weights": f"weights/{backbone}.safetensors"})
     config.members = ConfigDict({"alphas": (0.0,), "seeds": (0,)})
     config.training = ConfigDict({"epochs": 0, "batch_size": 512, "checkpoint_every": 1, "checkpoints_kept": 1})
