@@ -155,9 +155,10 @@ def _chosen(document: dict[str, Any], asked: str) -> dict[str, Any]:
     """
     study = document["cascades"]
     if not study["search"]:
-        raise InputError(
-            f"--budget={asked}: the calibration files have no OOD examples to choose by; give such, or take --risk or --coverage"
-        )
+        few = study["settings"]["task"]["kind"] in ("risk", "coverage")
+        wrong = "too few examples to divide" if few else "no OOD examples to choose by"
+        remedy = "give more" if few else "give such, or take --risk or --coverage"
+        raise InputError(f"--budget={asked}: the calibration files have {wrong}; {remedy}")
     chosen = study["chosen"][0]
     if chosen["best"] is None:
         raise InputError(

@@ -476,19 +476,24 @@ def budgets(cost: Sequence[float]) -> list[float]:
     return [round(total ** (i / BUDGETS), 2) for i in range(1, BUDGETS + 1)]
 
 
+JOINT = 5
+"""Models of which three stages are searched jointly."""
+
+
 def search_orders(
     models: Sequence[Predictions],
     cost: Sequence[float],
     settings: Settings,
     *,
-    most: int = 3,
+    most: int | None = None,
     thresholds: int = 120,
     points: int = 40,
 ) -> Found:
     """Every order of every subset of the models with every window and threshold of a grid.
 
     Args:
-      models, cost: as for `cascade.stages`, on the split to search; settings: of which score and combine; most: stages at most.
+      models, cost: as for `cascade.stages`, on the split to search; settings: of which score and combine; most: stages at most; by default three,
+        and two of more than `JOINT` models, of which there are too many orders.
       thresholds: τ at so many quantiles of the scores of the last stage; points: see `cascade.window_grid`; of three stages and more the
         grid is coarser, so that there are about as many combinations of windows.
 
@@ -496,6 +501,7 @@ def search_orders(
       `Found`; of one model alone there are no windows.
     """
     orders, tables = [], []
+    most = (3 if len(models) <= JOINT else 2) if most is None else most
     shares = (np.arange(thresholds) + 0.5) / thresholds
     for size in range(1, min(most, len(models)) + 1):
         for order in itertools.permutations(range(len(models)), size):

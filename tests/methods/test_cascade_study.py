@@ -453,3 +453,11 @@ def test_a_task_that_cannot_be_met_names_the_cascade() -> None:
     wrong = one._replace(calibration=[dataclasses.replace(c, logits=-c.logits) for c in one.calibration])
     with pytest.raises(InputError, match="seed 0 → seed 1: no threshold"):
         cascade_study.evaluate([wrong], COST, SETTINGS)
+
+
+def test_three_stages_are_searched_jointly_of_a_few_models() -> None:
+    for models, most in ((3, 3), (cascade_study.JOINT + 1, 2)):
+        found = cascade_study.search_orders(
+            split(0, range(models), n=40), (1.0,) * models, SETTINGS, thresholds=3, points=2
+        )
+        assert max(map(len, found.orders)) == most
