@@ -3,7 +3,7 @@
 python -m sc_jax.cascade --calibration=A_val.npz,B_val.npz --predictions=A_test.npz,B_test.npz --costs=40.8,126.5 --risk=0.05 --budget=1.5x --workdir=DIR
 
 Models are named in the order in which they run. What is fitted is fitted on the calibration files and reported on the others. With `--budget` the best
-policy for the task is searched on one half of the calibration files, over every order of every subset of the models, certified on the other half, and
+policy for the task is searched on one half of the calibration files, over every order of every subset of up to three models, certified on the other half, and
 written whole; without, `policy.json` is the window policy of all models in the order given.
 """
 
