@@ -825,8 +825,9 @@ def cascade_shift(document: dict[str, Any]) -> Figure:
             ends = np.maximum([centre - low, high - centre], 0)
             x = np.arange(len(sets)) + 0.18 * (i - (len(shown) - 1) / 2)
             axes.errorbar(x, centre, yerr=ends, color=colour, fmt=marker, ms=5, capsize=2, lw=1, label=words)
-        axes.set(ylabel=label)
+        axes.set(xlabel="set of examples", ylabel=label)
     for axes in panels[:2]:
+        axes.xaxis.label.set_visible(False)  # the lowest panel's stands for all
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
     if document["settings"]["task"]["kind"] == "risk":
         panels[2].axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
