@@ -548,6 +548,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cascade speed": cascade_speed,
     "cascade search": lambda: cascade_search("resnet20_resnet56"),
     "cascade shift": lambda: cascade_shift("default"),
+    "cascade search four": lambda: cascade_search("resnet20_resnet32_resnet44_resnet56"),
     "cascade chosen": lambda: cascade_pages.chosen_table(_cascades("resnet20_resnet56")).markdown(),
     "cascade resnets": lambda: cascade_rows("resnet"),
     "cascade outputs": lambda: cascade_rows("stored"),
