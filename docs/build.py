@@ -2,7 +2,7 @@
 
     make docs
 
-Copies what the runs under `runs/label_smoothing-*` and `runs/cascades-*` left into `experiments/<study>/results/`, executes the notebooks whose
+Copies what the runs under `runs/label_smoothing-*`, `runs/cascades-*` and `runs/abstention-*` left into `experiments/<study>/results/`, executes the notebooks whose
 default run is there, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
 skipped: their last results stay.
 """
@@ -23,13 +23,15 @@ import numpy as np  # noqa: E402
 
 from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
 from sc_jax import cascade_pages, files, ops, pages  # noqa: E402 (the docs are built from the checkout)
+from sc_jax.methods import abstention_table  # noqa: E402
 from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
 STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
+ABSTENTION = ROOT / "experiments/abstention"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
-    *(STUDY / "README.md", CASCADES / "README.md"),
+    *(STUDY / "README.md", CASCADES / "README.md", ABSTENTION / "README.md"),
 )
 
 
@@ -517,6 +519,90 @@ def cascade_rows(prefix: str) -> str:
     return pages.Table(headings, rows).markdown()
 
 
+def _abstention(variant: str) -> dict[str, Any] | None:
+    path = ABSTENTION / "results" / variant / "metrics.json"
+    return files.read_json(path) if path.exists() else None
+
+
+def abstention(variant: str) -> str:
+    """Selective error of every method by its own scores."""
+    document = _abstention(variant)
+    if document is None:
+        return "Not run."
+    plain, rows = {"alpha": 0.0, "score": "msp"}, []
+    against = {
+        (pages.treatment_name(row["treatment"]), row["treatment"]["score"]): row
+        for row in (*document["contrasts"], *document["objectives"]["contrasts"])
+        if row["metric"] == "aurc" and row["control"] == plain
+    }
+    for row in filter(abstention_table.of_interest, abstention_table.selective_errors(document)):
+        name = "cross-entropy" if "alpha" in row.treatment else pages.treatment_name(row.treatment)
+        cells = zip(row.risk, row.low, row.high, strict=True)
+        told = against.get((pages.treatment_name(row.treatment), row.score))
+        area = "" if told is None else pages.number_with_interval(told["estimate"], told["interval"], 100, signed=True)
+        shown = (pages.number_with_interval(r, (a, b), 100) for r, a, b in cells)
+        rows.append([name, pages.SCORE_NAMES[row.score], *shown, area])
+    coverages = (f"{coverage} %" for coverage in abstention_table.COVERAGES)
+    headings = ["trained with", "ranked by", *coverages, "AURC %, less that of the first"]
+    seeds = document["aggregates"][0]["seeds"]
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\nError in per cent among the accepted, mean of {seeds} seeds, "
+        f"{document['level']:.0%} intervals over seeds and test examples. Thresholds are quantiles of the test split. The last "
+        "column pairs by seed and example, is exploratory, and is not corrected for its many rows."
+    )
+
+
+def abstention_claims(variant: str) -> str:
+    """The primary contrasts of the study of abstention."""
+    document = _abstention(variant)
+    if document is None:
+        return "Not run."
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    rows = [
+        [
+            row["claim"],
+            row["verdict"],
+            pages.number_with_interval(row["estimate"], row["interval"], 100, signed=True),
+            f"{row['p_holm']:.3f}",
+        ]
+        for row in primary
+    ]
+    return pages.Table(["claim", "verdict", "difference, points [95 %]", "p (Holm)"], rows).markdown()
+
+
+def abstention_published() -> str:
+    """Ours beside the published table."""
+    theirs, document = files.read_json(ABSTENTION / "published.json"), _abstention("default")
+    ours = {
+        "SR": ("", "msp"),
+        "SelectiveNet": ("selective_net=0.8", "model_confidence"),
+        "Deep Gamblers": ("deep_gamblers=2.2", "model_confidence"),
+        "self-adaptive": ("self_adaptive=0.9", "model_confidence"),
+    }
+    cells = (
+        {}
+        if document is None
+        else {
+            (row.treatment.get("objective", ""), row.score): row for row in abstention_table.selective_errors(document)
+        }
+    )
+    rows = []
+    for i, coverage in enumerate(theirs["coverage"]):
+        mine = [f"{100 * cells[key].risk[i]:.2f}" if key in cells else "not run" for key in ours.values()]
+        rows.append(
+            [
+                f"{coverage} %",
+                *mine,
+                *(f"{mean:.2f} ± {sd:.2f}" for mean, sd in (v[i] for v in theirs["methods"].values())),
+            ]
+        )
+    headings = ["coverage", *(f"{name}, here" for name in ours), *(f"{name}, published" for name in theirs["methods"])]
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\nPublished: {theirs['of']} ({theirs['source']}). Not comparable with what stands beside it: other "
+        "network, other data, another budget, and there one SelectiveNet for each coverage. What can be compared is the order of the methods."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "finding": finding,
     "stages": stages,
@@ -554,6 +640,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cascade outputs": lambda: cascade_rows("stored"),
     "claims online_shoppers": lambda: claims("online_shoppers"),
     "claims adult": lambda: claims("adult"),
+    "abstention default": lambda: abstention("default"),
+    "abstention cnn": lambda: abstention("cnn"),
+    "abstention claims default": lambda: abstention_claims("default"),
+    "abstention claims cnn": lambda: abstention_claims("cnn"),
+    "abstention published": abstention_published,
 }
 
 
@@ -583,6 +674,10 @@ def collect() -> None:
         variant = workdir.name.removeprefix("cascades-")
         if not variant.endswith("smoke") and (workdir / "report.md").exists():
             _copy(workdir, CASCADES / "results" / variant)
+    for workdir in sorted((ROOT / "runs").glob("abstention-*")):
+        variant = workdir.name.removeprefix("abstention-")
+        if variant != "smoke" and (workdir / "report.md").exists():
+            _copy(workdir, ABSTENTION / "results" / variant)
 
 
 def _copy(workdir: Path, target: Path) -> None:

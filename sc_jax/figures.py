@@ -43,6 +43,10 @@ SCORE_NAMES = {
     "ash_binarise": "ASH-B",
     "ash_scale": "ASH-S",
     "gradnorm": "GradNorm",
+    "confidnet": "ConfidNet",
+    "model_confidence": "the model's own",
+    "sparsemax": "sparsemax",
+    "entmax15": "1.5-entmax",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
     "variation_ratio": "variation ratio",
@@ -69,6 +73,17 @@ OBJECTIVE_NAMES = {
     "equal_suppression": "equal suppression, α = {}",
     "error_smoothing": "smoothing by error, ᾱ = {}",
     "shuffled_error_smoothing": "the same α(x) of another x, ᾱ = {}",
+    "selective_net": "SelectiveNet, c = {}",
+    "selective_net_released": "SelectiveNet as released, c = {}",
+    "deep_gamblers": "Deep Gamblers, o = {}",
+    "self_adaptive": "self-adaptive, m = {}",
+    "selective_net_entropy": "SelectiveNet + entropy, β = {}",
+    "deep_gamblers_entropy": "Deep Gamblers + entropy, β = {}",
+    "self_adaptive_entropy": "self-adaptive + entropy, β = {}",
+    "entropy_minimisation": "cross-entropy + entropy, β = {}",
+    "aurc": "AURC, share {}",
+    "sele": "SELE, share {}",
+    "entmax": "entmax, α = {}",
 }
 """How objectives other than label smoothing are called, with their strengths."""
 
@@ -306,6 +321,35 @@ def objectives(aggregates: Sequence[dict[str, Any]]) -> Figure:
     axes.set(xlabel="NAURC (0 perfect, 1 random)", ylabel="trained with")
     axes.set_title("Quality of the ranking, by what was trained", fontsize=10.5, loc="left")
     axes.legend(loc="upper right")
+    return figure
+
+
+def selective_errors(
+    rows: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float]]], coverages: Sequence[int]
+) -> Figure:
+    """Selective error of several methods at given coverages: as it is, with the band of the first, and less that of the first.
+
+    Args:
+      rows: (name, risk, low, high), the last three [c], shares; the first is what others are compared with.
+      coverages: [c], in per cent.
+    """
+    figure, (left, right) = _axes(2, 12, 4.6)
+    shades = [*(mpl.colormaps["tab10"].colors[k] for k in (0, 1, 2, 4, 5, 6, 7, 8, 9)), "black"]  # red is the first
+    markers = "osv^D"
+    first = 100 * np.asarray(rows[0][1], float)
+    for i, (name, *parts) in enumerate(rows):
+        risk, low, high = (100 * np.asarray(part, float) for part in parts)
+        how = {"color": RED if i == 0 else shades[(i - 1) % len(shades)], "marker": markers[i % len(markers)]}
+        how |= {"ms": 4, "lw": 1.8 if i == 0 else 1.1}
+        left.plot(coverages, risk, **how)
+        if i == 0:
+            left.fill_between(coverages, low, high, color=RED, alpha=0.15, lw=0)
+        right.plot(coverages, risk - first, **how, label=_plain(name))
+    left.set(xlabel="coverage (%)", ylabel="error among the accepted (%)", ylim=(0, None))
+    right.set(xlabel="coverage (%)", ylabel=f"the same, less that of {_plain(rows[0][0])} (points)")
+    left.set_title("Selective error", fontsize=10.5, loc="left")
+    right.set_title("Below 0: better", fontsize=10.5, loc="left")
+    figure.legend(loc="outside right upper", fontsize=9)
     return figure
 
 

@@ -474,6 +474,15 @@ def test_objectives_are_ordered_by_naurc_of_msp_and_named_in_words(document):
     assert set(names[1:]) == {"α = 0", "α = 0.2"}
 
 
+def test_selective_errors_are_shown_as_they_are_and_less_the_first():
+    rows = [("first", [0.1, 0.05], [0.08, 0.04], [0.12, 0.06]), ("second", [0.12, 0.02], [0.1, 0.01], [0.14, 0.03])]
+    left, right = figures.selective_errors(rows, (100, 80)).axes
+    np.testing.assert_allclose([line.get_ydata() for line in left.lines], [[10, 5], [12, 2]])
+    np.testing.assert_allclose([line.get_ydata() for line in right.lines], [[0, 0], [2, -3]], atol=1e-12)
+    np.testing.assert_allclose(right.lines[1].get_xdata(), [100, 80])
+    assert [line.get_label() for line in right.lines] == ["first", "second"]
+
+
 def test_errors_lie_in_the_ranking_where_their_shares_say():
     risk = [0.0, 0.1, 0.2, 0.3]
     row = {"alpha": 0.0, "score": "msp", "coverage": [0.25, 0.5, 0.75, 1.0], "risk": risk}
