@@ -444,6 +444,46 @@ def cascade_search(name: str) -> str:
     return cascade_pages.search_table(_cascades(name)).markdown()
 
 
+def cascade_shift(name: str) -> str:
+    """What frozen and moved windows do on each shifted set, a row each, and on OOD examples."""
+    document = _cascades(name)
+    table: dict[str, dict[str, Any]] = {}
+    for row in document["shifts"]:
+        table.setdefault(row["set"], {})[row["policy"]] = row["metrics"]
+
+    def cell(metrics: dict[str, Any], metric: str, factor: float = 1) -> str:
+        return pages.number_with_interval(metrics[metric]["estimate"], metrics[metric]["interval"], factor)
+
+    rows = []
+    for set_name, of in table.items():
+        costs = [cell(of[policy], "cost_multiple") for policy in ("single_threshold", "window", "window, moved")]
+        passed = [cell(of[policy], "passed_on", 100) for policy in ("window", "window, moved")]
+        risks = [cell(of[policy], "decided_risk", 100) for policy in ("single", "ensemble", "window", "window, moved")]
+        rows.append([set_name, *costs, *passed, cell(of["window"], "decided_coverage", 100), *risks])
+    told = {row["policy"]: row for row in document["ood"]}
+    if told:
+
+        def outside(policy: str, metric: str, factor: float = 1) -> str:
+            row = told[policy]
+            return pages.number_with_interval(row[f"{metric}_ood"], row[f"{metric}_ood_interval"], factor)
+
+        costs = [outside(policy, "cost_multiple") for policy in ("single_threshold", "window", "window, moved")]
+        passed = [outside(policy, "passed_on", 100) for policy in ("window", "window, moved")]
+        accepted = pages.number(told["window"]["accepted_ood"], 100)
+        rows.append(["OOD", *costs, *passed, accepted, *["–"] * 4])
+    headings = [
+        "set",
+        "cost: single threshold",
+        "window",
+        "window, moved",
+        "passed on %: window",
+        "moved",
+        "accepted %",
+    ]
+    headings += ["risk of the accepted %: one network", "ensemble", "window", "window, moved"]
+    return pages.Table(headings, rows).markdown()
+
+
 def cascade_rows(prefix: str) -> str:
     """Cascades of files whose results begin with `prefix`, a row each."""
     rows, risk = [], 0.0
@@ -458,7 +498,10 @@ def cascade_rows(prefix: str) -> str:
         gain = of["ensemble"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
         kept = of["window"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
         more = [
-            " / ".join(pages.number(of[policy][metric]["estimate"], 100) for policy in ("single", "ensemble", "window"))
+            " / ".join(
+                pages.number_with_interval(of[policy][metric]["estimate"], of[policy][metric]["interval"], 100)
+                for policy in ("single", "ensemble", "window")
+            )
             for metric in ("risk_at_coverage", "aurc")
         ]
         verdicts = [document["claims"][i]["verdict"] for i in (0, 1)]
@@ -590,6 +633,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cascade resnet20_resnet56": lambda: cascade("resnet20_resnet56"),
     "cascade speed": cascade_speed,
     "cascade search": lambda: cascade_search("resnet20_resnet56"),
+    "cascade shift": lambda: cascade_shift("default"),
+    "cascade search four": lambda: cascade_search("resnet20_resnet32_resnet44_resnet56"),
+    "cascade chosen": lambda: cascade_pages.chosen_table(_cascades("resnet20_resnet56")).markdown(),
     "cascade resnets": lambda: cascade_rows("resnet"),
     "cascade outputs": lambda: cascade_rows("stored"),
     "claims online_shoppers": lambda: claims("online_shoppers"),

@@ -830,7 +830,8 @@ def cascade_search(document: dict[str, Any]) -> Figure:
     for axes, what in ((left, "coverage"), (right, "risk")):
         low, high = (100 * np.array([row[f"test_{what}_band"] for row in rows], float)).T
         axes.fill_between(budget, low, high, color=GREEN, alpha=0.15, lw=0)
-    right.axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
+    if document["settings"]["task"]["kind"] == "risk":
+        right.axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="budget (multiple of the first network, log scale)")
         axes.set_xticks(budget, [f"{multiple:.3g}" for multiple in budget])
@@ -840,4 +841,40 @@ def cascade_search(document: dict[str, Any]) -> Figure:
     left.set_title("The best of many policies", fontsize=10.5, loc="left")
     right.set_title("looks better where it was chosen", fontsize=10.5, loc="left")
     right.legend(loc="lower right")
+    return figure
+
+
+def cascade_shift(document: dict[str, Any]) -> Figure:
+    """Cost, what the frozen threshold accepts, and the risk of that, on each shifted set.
+
+    Args:
+      document: of `cascade_study.evaluate`.
+    """
+    sets = list(dict.fromkeys(row["set"] for row in document["shifts"]))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(max(7.0, 3.5 + 0.45 * len(sets)), 7.5), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True)
+    policies = {**_POLICIES, "window, moved": ("#8a5a9e", "^", "window, moved to these examples")}
+    panels_show = (
+        ("cost_multiple", 1, "cost (multiple of the first)", ("single_threshold", "window", "window, moved")),
+        ("decided_coverage", 100, "accepted (%)", ("single", "ensemble", "window", "window, moved")),
+        ("decided_risk", 100, "risk of the accepted (%)", ("single", "ensemble", "window", "window, moved")),
+    )
+    for axes, (metric, factor, label, shown) in zip(panels, panels_show, strict=True):
+        for i, name in enumerate(shown):
+            colour, marker, words = policies[name]
+            told = [row["metrics"][metric] for row in document["shifts"] if row["policy"] == name]
+            centre = factor * np.array([value["estimate"] for value in told])
+            low, high = factor * np.array([value["interval"] for value in told], float).T
+            ends = np.maximum([centre - low, high - centre], 0)
+            x = np.arange(len(sets)) + 0.18 * (i - (len(shown) - 1) / 2)
+            axes.errorbar(x, centre, yerr=ends, color=colour, fmt=marker, ms=5, capsize=2, lw=1, label=words)
+        axes.set(xlabel="set of examples", ylabel=label)
+    for axes in panels[:2]:
+        axes.xaxis.label.set_visible(False)  # the lowest panel's stands for all
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+    if document["settings"]["task"]["kind"] == "risk":
+        panels[2].axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
+    panels[2].set_xticks(range(len(sets)), sets, rotation=60, ha="right", rotation_mode="anchor", fontsize=8.5)
+    panels[0].set_title("Windows and τ were frozen before, but for the moved window's place", fontsize=10.5, loc="left")
     return figure

@@ -43,9 +43,9 @@ def predict(config: Config, workdir: Path) -> None:
                 "run `python -m sc_jax.train` with the same config and workdir first"
             )
         content = saved.content(job.total_steps)
-        missing = [split for split in config.prediction.splits if not _done(job, workdir, split, content)]
+        missing = [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
         if not missing:
-            print(f"predict: done ({len(job.tags)} members × {len(config.prediction.splits)} splits)")
+            print(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
             return
         made = job.model, job.optimizer, job.members, job.examples_with_targets
         like = parallel.replicated(state.shape_of_state(*made), mesh)
@@ -193,8 +193,8 @@ def _outputs(
 ) -> tuple[predictions.Predictions, dict[str, np.ndarray]]:
     """What all members say about a split, logits [M, n, k] or [M, n, m, k], and what else was asked for, features [M, n, d] and heads
     [M, n]; whether it lies in memory or is decoded on the way."""
-    examples = job.dataset.splits[split]
     if not job.streamed:
+        examples = job.examples(split)
         batches = examples.inputs, examples.example_id
         outputs = parallel.in_batches(outputs_of, batches, job.config.prediction.batch_size, axis=1)
         names = getattr(job.dataset, "group_names", ())
@@ -203,6 +203,7 @@ def _outputs(
         made = predictions.Predictions(label, outputs["logits"], examples.example_id, group=group, is_ood=is_ood)
         return made, outputs
     parts = []
+    examples = job.dataset.splits[split]
     progress = Progress(len(examples), 0, f"predicting {split}")
     try:
         for batch in job_lib.evaluation_batches(job, split):

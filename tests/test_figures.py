@@ -92,6 +92,7 @@ DRAWN = {
     "cascade_trade_off": lambda d: figures.cascade_trade_off(cascades()),
     "cascade_changes": lambda d: figures.cascade_changes(cascades()),
     "cascade_search": lambda d: figures.cascade_search(cascades()),
+    "cascade_shift": lambda d: figures.cascade_shift(cascades()),
 }
 
 
@@ -118,7 +119,8 @@ def cascades():
     calibration, test = (
         [dataclasses.replace(p, example_id=p.example_id + first) for p in given] for first in (0, 1000)
     )
-    one = cascade_study.Candidates("a → b", calibration, test)
+    flat = [dataclasses.replace(p, logits=p.logits / 3) for p in test]
+    one = cascade_study.Candidates(("a", "b"), calibration, test, {"flat": flat})
     settings = cascade_study.Settings(cascade.Task("risk", 0.2), resamples=20)
     return {**cascade_study.evaluate([one], (1.0, 2.0), settings), "unit": "MACs"}
 
@@ -524,6 +526,23 @@ def test_bars_of_cascades_are_the_changes():
     widths = [100 * cascades()["changes"][name] for name in names]
     assert [bar.get_width() for bar in left.patches] == pytest.approx(widths)
     assert legend(right) == ["single threshold", "window"]
+
+
+def test_shifted_sets_stand_beside_the_test_split_with_their_costs_and_risks():
+    drawn = figures.cascade_shift(cascades())
+    assert [tick.get_text() for tick in drawn.axes[2].get_xticklabels()] == ["test split", "flat"]
+    shown = ["single", "ensemble", "window", "window, moved"]
+    for axes, metric, names, factor in (
+        (drawn.axes[0], "cost_multiple", ["single_threshold", "window", "window, moved"], 1),
+        (drawn.axes[1], "decided_coverage", shown, 100),
+        (drawn.axes[2], "decided_risk", shown, 100),
+    ):
+        for container, name in zip(axes.containers, names, strict=True):
+            told = [
+                factor * row["metrics"][metric]["estimate"] for row in cascades()["shifts"] if row["policy"] == name
+            ]
+            np.testing.assert_allclose(container.lines[0].get_ydata(), told)
+    assert drawn.axes[2].lines[-1].get_ydata()[0] == 20  # the risk that was asked for
 
 
 def test_a_search_is_drawn_on_its_three_splits():

@@ -17,7 +17,7 @@ import optax
 from sc_jax import config as config_lib
 from sc_jax import data, files, models
 from sc_jax.config import Config
-from sc_jax.data import images, outliers, pipelines, small, streams
+from sc_jax.data import corruptions, images, outliers, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.models import costs, ensemble_layers, pretrained
@@ -59,6 +59,20 @@ class Job:
         return isinstance(self.dataset, StreamedDataset)
 
     @property
+    def predicted_splits(self) -> tuple[str, ...]:
+        """The names of all splits that are predicted, corrupted copies of the test split among them."""
+        return *self.config.prediction.splits, *self.config.corrupted
+
+    def examples(self, split: str) -> data.Split:
+        """The examples of one of `predicted_splits` that lie in memory; a corrupted copy is made here, of the images that are not OOD."""
+        if split not in self.config.corrupted:
+            return self.dataset.splits[split]
+        given = self.dataset.splits[self.config.evaluation.test_split]
+        if given.is_ood is not None:
+            given = outliers.rows(given, ~given.is_ood)
+        return corruptions.corrupt_split(given, *self.config.corrupted[split], self.config.evaluation.seed)
+
+    @property
     def ignore_label(self) -> int | None:
         """Of segmentation, the label of pixels that do not count."""
         return self.dataset.ignore_label if self.streamed else None
@@ -95,6 +109,7 @@ def build(config: Config) -> Job:
                 raise InputError(f"{field}: there is no split {split!r}; there are {', '.join(dataset.splits)}")
     if d.train_examples:
         dataset = _shortened(dataset, d.train_split, d.train_examples)
+    _require_corruptions(config, dataset)
     mesh = parallel.data_mesh()
     parallel.require_divisible(t.batch_size, mesh, "training.batch_size")
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
@@ -155,6 +170,18 @@ def _with_outliers(dataset: data.Dataset | StreamedDataset, config: Config) -> d
     for name in d.outliers:
         dataset = outliers.with_outliers(dataset, outliers.images(name), split)
     return dataset
+
+
+def _require_corruptions(config: Config, dataset: data.Dataset | StreamedDataset) -> None:
+    """Refuses corruptions that are unknown, or of what is no image in memory."""
+    for family in config.prediction.corruptions:
+        if family not in corruptions.CORRUPTIONS:
+            known = ", ".join(corruptions.CORRUPTIONS)
+            raise InputError(f"prediction.corruptions: no corruption is called {family!r}; there are {known}")
+        if isinstance(dataset, StreamedDataset):
+            raise InputError(f"prediction.corruptions: images of {dataset.name} are decoded on the way; leave it out")
+        if dataset.splits[config.evaluation.test_split].inputs.dtype != np.uint8:
+            raise InputError(f"prediction.corruptions: {dataset.name} holds no images; leave it out")
 
 
 def _shortened(dataset: data.Dataset | StreamedDataset, name: str, count: int) -> data.Dataset:
