@@ -47,7 +47,7 @@ def test_eight_devices_learn_to_abstain_as_one(outputs: dict[int, dict[str, np.n
     for part in ("loss", "logits", "target"):
         one, eight = (outputs[devices][f"abstaining_{part}"] for devices in (1, 8))
         np.testing.assert_allclose(eight, one, atol=10 * TOLERANCE, err_msg=part)
-    assert outputs[1]["abstaining_loss"].shape == (12, 3)
+    assert outputs[1]["abstaining_loss"].shape == (12, 4)
     assert outputs[1]["abstaining_target"][1].min() < 1
 
 
