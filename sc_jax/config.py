@@ -211,6 +211,18 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices:
+    """How the job lies on its devices (`sc_jax.training.parallel`); no part of what is trained, and may differ at a restart.
+
+    Devices stand in `member_rows` rows, each with its part of the members; a batch is divided over the devices of a row. What a
+    member has of parameters and optimiser state is whole on each of those ("replicated"), or divided over them too ("fsdp").
+    """
+
+    member_rows: int = 1
+    sharding: str = "replicated"
+
+
+@dataclasses.dataclass(frozen=True)
 class Cascade:
     """Early-exit cascades of the members (`sc_jax.methods.cascade_study`); none with 0 `stages`.
 
@@ -260,6 +272,7 @@ class Config:
     augmentation: Augmentation = Augmentation()
     cascade: Cascade = Cascade()
     ensemble: Ensemble = Ensemble()
+    devices: Devices = Devices()
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -540,6 +553,9 @@ def _checked_values(config: Config, path: str) -> Config:
     if not b.weights:
         refuse_idle(path, "model", b, "weights_part", "model.weights names a file")
     _check_ensemble(config, path, require)
+    require(config.devices.member_rows > 0, "devices.member_rows", config.devices.member_rows, "positive")
+    shardings = ("replicated", "fsdp")
+    require(config.devices.sharding in shardings, "devices.sharding", config.devices.sharding, f"one of {shardings}")
     require(config.prediction.pixels > 0, "prediction.pixels", config.prediction.pixels, "positive")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):
