@@ -40,7 +40,9 @@ def study_arguments(
     )
     arguments.add_argument("--workdir", metavar="DIR", help="default: runs/<study>-<variant>")
     if devices:
-        group = arguments.add_argument_group("several processes", "each is started with the same command; see docs/scaling.md")
+        group = arguments.add_argument_group(
+            "several processes", "each is started with the same command; see docs/scaling.md"
+        )
         group.add_argument(
             "--processes",
             default="auto" if processes.in_cluster() else "1",
@@ -113,7 +115,9 @@ def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = la
     with contextlib.ExitStack() as held:
         processes.from_first(bind)
         if not path.exists():
-            raise InputError(f"{workdir}: the first process has written there, and this one sees nothing: name a shared folder")
+            raise InputError(
+                f"{workdir}: the first process has written there, and this one sees nothing: name a shared folder"
+            )
         yield
 
 

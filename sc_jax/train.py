@@ -14,29 +14,35 @@ from sc_jax.config import Config
 from sc_jax.methods import logit_statistics
 from sc_jax.models import member_logits
 from sc_jax.training import job as job_lib
-from sc_jax.training import logs, loop, parallel, state
+from sc_jax.training import logs, loop, parallel, processes, state
 
 
 def train(config: Config, workdir: Path) -> None:
     """Trains to the end, from the last checkpoint if there is one."""
     job = job_lib.build(config)
-    mesh = parallel.data_mesh()
+    mesh, sharding = job.mesh, config.devices.sharding
+    processes.require_same("the data set", job.dataset.fingerprint)
     with job_lib.open_checkpoints(job, workdir) as saved:
-        first = saved.latest_step() or 0
-        if saved.latest_step() == job.total_steps:
+        latest = processes.from_first(saved.latest_step)
+        first = latest or 0
+        if latest == job.total_steps:
             saved.meta(first)  # refuses a checkpoint that is damaged or of another config
-            print(f"train: done ({job.total_steps} steps)")
+            processes.say(f"train: done ({job.total_steps} steps)")
             return
         made = job.model, job.optimizer, job.members
         if first:
-            current = saved.restore(first, parallel.replicated(state.shape_of_state(*made), mesh))
-            print(f"train: resuming from step {first} of {job.total_steps}")
+            current = saved.restore(first, parallel.placed(state.shape_of_state(*made), mesh, sharding))
+            processes.say(f"train: resuming from step {first} of {job.total_steps}")
         else:
-            current = parallel.replicate(state.initial_state(*made), mesh)
+            divided = sharding == "fsdp" or config.devices.member_rows > 1
+            with parallel.on_host() if divided else contextlib.nullcontext():
+                drawn = state.initial_state(*made)
+            current = parallel.place(drawn, mesh, sharding)
         if job.total_steps == 0:  # weights from elsewhere, as they are
             saved.save(0, current)
-        log = logs.TrainingLog(workdir, job.names, first)
-        progress = logs.Progress(job.total_steps, first, f"training {len(job.tags)} × {config.model.name}")
+        log = logs.TrainingLog(workdir, job.names, first) if processes.first() else logs.Silent()
+        what = f"training {len(job.tags)} × {config.model.name}"
+        progress = logs.Progress(job.total_steps, first, what) if processes.first() else logs.Silent()
         try:
             with job_lib.stepping(job, mesh, first) as advance, watching(job, mesh, workdir, first) as hooks:
                 loop.fit(
@@ -73,12 +79,13 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
 
     def measured(weights: Any, inputs: jax.Array, label: jax.Array, where: jax.Array) -> logit_statistics.Sums:
         logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
-        return logit_statistics.measure(logits, label, job.members.alpha, where)
+        return parallel.keep_whole(logit_statistics.measure(logits, label, job.members.alpha, where), mesh)
 
     measure = jax.jit(measured)
     alphas = [tag["alpha"] for tag in job.tags]
     header = {"members": job.names, "alphas": alphas, "splits": splits, "edges": logit_statistics.EDGES}
-    lines = logs.Lines(workdir / "logit_statistics.jsonl", header, first_step)
+    path = workdir / "logit_statistics.jsonl"
+    lines = logs.Lines(path, header, first_step) if processes.first() else logs.Silent()
     pending: list[tuple[int, Any]] = []
 
     def settle() -> None:
@@ -104,7 +111,7 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The door."""
-    config, workdir = cli.study_arguments("train", __doc__, argv)
+    config, workdir = cli.study_arguments("train", __doc__, argv, devices=True)
     with cli.open_workdir(workdir, config, lambda: job_lib.build(config)):
         train(config, workdir)
 

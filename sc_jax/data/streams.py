@@ -192,9 +192,7 @@ def _checked_rows(batch_size: int, rows: np.ndarray | None) -> list[int]:
     return rows
 
 
-def _rows_of(
-    dataset: grain.MapDataset[Record], batch_size: int, rows: list[int]
-) -> grain.MapDataset[Record]:
+def _rows_of(dataset: grain.MapDataset[Record], batch_size: int, rows: list[int]) -> grain.MapDataset[Record]:
     """The places of `dataset` that are among these rows of its batches, in order; its length is a multiple of `batch_size`."""
     import grain
 

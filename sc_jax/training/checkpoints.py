@@ -17,6 +17,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from sc_jax.files import InputError, fingerprint_json
+from sc_jax.training import parallel
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def leaf_hashes(tree: Any) -> dict[str, str]:
     """Path of each leaf → SHA-256 over its dtype, shape and bytes."""
     hashes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(parallel.to_host(leaf))
         digest = hashlib.sha256(f"{array.dtype.str}|{array.shape}|".encode())
         digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
         hashes[jax.tree_util.keystr(path)] = digest.hexdigest()
@@ -71,7 +72,7 @@ class Checkpoints:
         Raises:
           InputError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
-        state = jax.tree.map(np.array, state)  # copies: nothing may change between the hash and the write
+        state = parallel.to_host(state)  # copies: nothing may change between the hash and the write
         meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config}
         try:
             self._manager.save(

@@ -554,7 +554,9 @@ def first_examples(job: Job, split: str, count: int, mesh: parallel.Mesh) -> tup
     source = job.dataset.splits[split]
     count = min(count, len(source))
     if job.streamed:
-        head = itertools.islice(evaluation_batches(job, split), -(-count // job.config.prediction.batch_size))  # all rows
+        head = itertools.islice(
+            evaluation_batches(job, split), -(-count // job.config.prediction.batch_size)
+        )  # all rows
         parts = list(head)
         inputs, label = (np.concatenate([part[name] for part in parts])[:count] for name in ("image", "label"))
     else:

@@ -110,6 +110,19 @@ def _board(folder: Path, resumed_step: int) -> _Board | None:
     return _Board(folder, resumed_step, EventFileWriter, event_pb2, summary_pb2.Summary)
 
 
+class Silent:
+    """In place of a log or of progress where another process writes it."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Writes nothing."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Progress:
     """A bar with rate and time left on a terminal; elsewhere a line every ten seconds.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,9 +88,7 @@ def over_members(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
     if mesh.shape["member"] == 1:
         return function
     specs = PartitionSpec("member")
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=specs, out_specs=specs, axis_names={"member"}, check_vma=False
-    )
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs, axis_names={"member"}, check_vma=False)
 
 
 def split_batch(batch: jax.Array, mesh: Mesh, axis: int) -> jax.Array:
@@ -218,24 +216,21 @@ def map_shares(function: Callable[..., Any], mesh: Mesh, divided: Any) -> Callab
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs))
 
 
-def in_batches(
-    function: Callable[[Any], Any], inputs: Any, batch_size: int, rows: np.ndarray | None = None
-) -> Any:
-    """Applies `function` to batches of one fixed size; beyond the end stands the last row again.
+def in_batches(inputs: Any, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Any]:
+    """Batches of one fixed size, in order; beyond the end stands the last row again.
 
     Args:
-      function: of a batch: the rows of it that are asked for.
-      inputs: an array [n, …], or a tree of them.
-      batch_size: of all processes together; rows: which rows of each batch this process has, all by default.
+      inputs: an array [n, …], or a tree of them, of which every batch is one; batch_size: of all processes together.
+      rows: int [r], which rows of each batch are wanted here, all by default.
 
     Returns:
-      An iterator over (number of the batch's first row, what `function` returned).
+      An iterator over the ⌈n/batch_size⌉ batches.
     """
     n = len(jax.tree.leaves(inputs)[0])
     rows = np.arange(batch_size) if rows is None else rows
     for start in range(0, n, batch_size):
         index = np.minimum(start + rows, n - 1)
-        yield start, function(jax.tree.map(lambda array, index=index: array[index], inputs))
+        yield jax.tree.map(lambda array, index=index: array[index], inputs)
 
 
 class Rows:
@@ -271,9 +266,7 @@ class Rows:
         wrong = np.argwhere(self._count != 1)
         if len(wrong) or self._whole is None:
             member, row = wrong[0] if len(wrong) else (0, 0)
-            raise RuntimeError(
-                f"{len(wrong)} outputs did not come exactly once (first: member {member}, row {row})"
-            )
+            raise RuntimeError(f"{len(wrong)} outputs did not come exactly once (first: member {member}, row {row})")
         return jax.tree.unflatten(self._structure, self._whole)
 
 
@@ -302,7 +295,8 @@ def _constrain(leaf: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable:
+    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if sharding.is_fully_addressable or elsewhere:
         return jax.device_put(leaf, sharding)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         bare = PartitionSpec(*sharding.spec)

@@ -101,7 +101,12 @@ def start(asked: Asked) -> None:
             heartbeat_timeout_seconds=asked.heartbeat,
             initialization_timeout=JOINING,
         )
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # what JAX finds in a cluster's variables may not fit
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:  # what JAX finds in a cluster's variables may not fit
         _last_words("")
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -119,7 +124,9 @@ def _check(asked: Asked, several: bool) -> None:
     given = asked.coordinator is not None or asked.process is not None
     if asked.processes == "auto":
         if given:
-            raise InputError("--coordinator, --process: the cluster says what they are; give --processes=P, or leave them out")
+            raise InputError(
+                "--coordinator, --process: the cluster says what they are; give --processes=P, or leave them out"
+            )
         return
     if not several:
         if given:
@@ -128,9 +135,13 @@ def _check(asked: Asked, several: bool) -> None:
     if asked.coordinator is None or asked.process is None:
         raise InputError(f"--processes = {asked.processes}: give --coordinator=HOST:PORT and --process=I too")
     if not re.fullmatch(r".+:\d{1,5}", asked.coordinator) or int(asked.coordinator.rpartition(":")[2]) > 65535:
-        raise InputError(f"--coordinator = {asked.coordinator!r}; it should be HOST:PORT of process 0, e.g. node1:12345")
+        raise InputError(
+            f"--coordinator = {asked.coordinator!r}; it should be HOST:PORT of process 0, e.g. node1:12345"
+        )
     if not 0 <= asked.process < int(asked.processes):
-        raise InputError(f"--process = {asked.process}; it should be in 0..{int(asked.processes) - 1}, one for each process")
+        raise InputError(
+            f"--process = {asked.process}; it should be in 0..{int(asked.processes) - 1}, one for each process"
+        )
 
 
 def several() -> bool:

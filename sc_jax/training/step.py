@@ -106,9 +106,7 @@ def make_step(
         if sam:
             value_and_grad = sam_gradient(value_and_grad, sam)
         whole = parallel.keep_member(params, mesh, "replicated") if sharding == "fsdp" else params
-        (loss, (model_state, correct)), grads = value_and_grad(
-            whole, model_state, one, one.key, inputs, targets, known
-        )
+        (loss, (model_state, correct)), grads = value_and_grad(whole, model_state, one, one.key, inputs, targets, known)
         if sharding == "fsdp":
             grads = parallel.keep_member(grads, mesh, sharding)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
