@@ -163,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{workdir}: holds the run of a study; name another --workdir")
         document = evaluate(models, cost, unit, settings)
         _print(document)
-        files.write_json(workdir / "metrics.json", document)
-        files.write_json(workdir / "policy.json", document["cascades"]["fitted"][0]["policies"]["window"])
+        files.write_json(workdir / "metrics.json", document, seal=True)
+        files.write_json(workdir / "policy.json", document["cascades"]["fitted"][0]["policies"]["window"], seal=True)
     print(f"metrics: {workdir / 'metrics.json'}; `python -m sc_jax.report --workdir={workdir}` draws them")
     print(f"the window policy: {workdir / 'policy.json'}, for `sc_jax.methods.cascade.Policy.from_json`")
 

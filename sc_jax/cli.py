@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,7 @@ def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = la
                 )
         else:
             check()
-            files.write_json(path, asked)
+            files.write_json(path, asked, seal=True)
 
     with contextlib.ExitStack() as held:
         processes.from_first(bind)
@@ -132,11 +134,54 @@ def _differences(there: Any, asked: Any, field: str) -> Iterator[str]:
         yield f"{field} is {there!r} there, {asked!r} was asked for"
 
 
+class Terminated(BaseException):
+    """SIGTERM came. Everything unwinds, so that no half of a file stays; see `main`."""
+
+
+@contextlib.contextmanager
+def noting_sigterm() -> Iterator[Callable[[int], bool]]:
+    """In the block SIGTERM is not raised but noted: the function that is yielded says, at a step, whether to stop after it.
+
+    Where several processes are one job, a signal to one of them stops all, after the same step.
+
+    Raises:
+      Terminated: at the end of the block, if it was to stop.
+    """
+    from sc_jax.training import processes
+
+    came = threading.Event()
+    if processes.several():  # JAX hears the signal, and agrees on a step
+
+        def agreed(step: int) -> bool:
+            if not came.is_set() and processes.preempted(step):
+                came.set()
+            return came.is_set()
+
+        yield agreed
+    elif threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield lambda step: False
+        return
+    else:
+        before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+        try:
+            yield lambda step: came.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if came.is_set():
+        raise Terminated
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what cleans up is not interrupted
+    raise Terminated
+
+
 def main(door: Callable[[Sequence[str] | None], None]) -> None:
-    """Runs a door; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C becomes 130."""
+    """Runs a door; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C becomes 130, SIGTERM 143."""
     from sc_jax.training import processes
     from sc_jax.training.loop import DivergedError
 
+    before = signal.signal(signal.SIGTERM, _terminate)
     with processes.ending():
         try:
             door(None)
@@ -146,3 +191,8 @@ def main(door: Callable[[Sequence[str] | None], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)
+        except Terminated:
+            print("terminated; the same command goes on where this one was", file=sys.stderr)
+            sys.exit(143)
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -214,7 +214,7 @@ def _write_segmented(
             if shots:
                 files.write_npz(path["_pictures"], shots)
                 stated = {**provenance, "fingerprint": files.fingerprint(shots)}
-                files.write_json(path["_pictures"].with_suffix(".json"), stated)
+                files.write_json(path["_pictures"].with_suffix(".json"), stated, seal=True)
             of_kind = {"_pixels": collector.pixels, "_images": collector.images, "": collector.sampled}
             for kind, written in of_kind.items():
                 if kind in kinds:
@@ -334,7 +334,7 @@ def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
     kinds = _kinds(job, split)
     for path in [_path(workdir, member, f"{split}{kind}") for member in job.names for kind in kinds]:
         try:
-            sidecar = files.read_json(path.with_suffix(".json"))
+            sidecar = files.read_json(path.with_suffix(".json"), sealed=True)
             with files.open_npz(path) as arrays:
                 if sidecar.get("checkpoint") != content or sidecar["fingerprint"] != files.fingerprint(arrays):
                     return False

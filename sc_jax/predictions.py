@@ -581,7 +581,8 @@ def save(path: str | Path, predictions: Predictions | Scored, expected_id: np.nd
         require_ids(predictions, expected_id, "the split that was predicted")
     arrays = predictions.arrays()
     files.write_npz(path, arrays)
-    files.write_json(path.with_suffix(".json"), {**predictions.provenance, "fingerprint": files.fingerprint(arrays)})
+    about = {**predictions.provenance, "fingerprint": files.fingerprint(arrays)}
+    files.write_json(path.with_suffix(".json"), about, seal=True)
 
 
 def select(predictions: Form, index: np.ndarray) -> Form:

@@ -45,7 +45,7 @@ def run(config: Config, workdir: Path) -> Path | None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if seconds > timings.get(name, {}).get("seconds", 0):  # a skipped stage takes less than its work did
             timings[name] = {"seconds": seconds, "peak_bytes": peak}
-    files.write_json(path, timings)
+    files.write_json(path, timings, seal=True)
     return workdir / "report.html"
 
 

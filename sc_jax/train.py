@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sc_jax import cli
+from sc_jax import cli, files
 from sc_jax.config import Config
 from sc_jax.methods import logit_statistics
 from sc_jax.models import member_logits
@@ -23,28 +24,43 @@ def train(config: Config, workdir: Path) -> None:
     mesh, sharding = job.mesh, config.devices.sharding
     processes.require_same("the data set", job.dataset.fingerprint)
     with job_lib.open_checkpoints(job, workdir) as saved:
-        latest = processes.from_first(saved.latest_step)
-        first = latest or 0
-        if latest == job.total_steps:
-            saved.meta(first)  # refuses a checkpoint that is damaged or of another config
-            processes.say(f"train: done ({job.total_steps} steps)")
-            return
         made = job.model, job.optimizer, job.members
-        if first:
-            current = saved.restore(first, parallel.placed(state.shape_of_state(*made), mesh, sharding))
-            processes.say(f"train: resuming from step {first} of {job.total_steps}")
-        else:
+        found = saved.restore_newest(parallel.placed(state.shape_of_state(*made), mesh, sharding))
+        if found is None:
             divided = sharding == "fsdp" or config.devices.member_rows > 1
             with parallel.on_host() if divided else contextlib.nullcontext():
                 drawn = state.initial_state(*made)
-            current = parallel.place(drawn, mesh, sharding)
+            first, current = 0, parallel.place(drawn, mesh, sharding)
+        else:
+            first, current, damaged = found
+            for what in damaged:
+                processes.say(f"train: {what}; it was moved to {saved.folder.name}-damaged", file=sys.stderr)
+            stamps = saved.meta(first)["logs"]
+            processes.from_first(lambda: [logs.require(workdir / name, stamp) for name, stamp in stamps.items()])
+            if first == job.total_steps:
+                processes.from_first(lambda: _write_stamps(workdir, stamps))
+                processes.say(f"train: done ({job.total_steps} steps)")
+                return
+            processes.say(f"train: resuming from step {first} of {job.total_steps}")
+        stamps = {}
         if job.total_steps == 0:  # weights from elsewhere, as they are
             saved.save(0, current)
         log = logs.TrainingLog(workdir, job.names, first) if processes.first() else logs.Silent()
         what = f"training {len(job.tags)} × {config.model.name}"
         progress = logs.Progress(job.total_steps, first, what) if processes.first() else logs.Silent()
         try:
-            with job_lib.stepping(job, mesh, first) as advance, watching(job, mesh, workdir, first) as hooks:
+            with (
+                job_lib.stepping(job, mesh, first) as advance,
+                watching(job, mesh, workdir, first) as (hooks, settle),
+                cli.noting_sigterm() as terminated,
+            ):
+
+                def save(step: int, reached: state.TrainState) -> None:
+                    stamps.update({"train.jsonl": log.sync(), **settle()})  # on disk before the checkpoint is
+                    saved.save(step, reached, stamps)
+                    if terminated(step):
+                        processes.say(f"train: stopped at step {step} of {job.total_steps}, with a checkpoint")
+
                 loop.fit(
                     current,
                     advance,
@@ -55,24 +71,36 @@ def train(config: Config, workdir: Path) -> None:
                     save_every=config.training.checkpoint_every,
                     names=job.names,
                     log=log.write,
-                    save=saved.save,
+                    save=save,
                     progress=progress.update,
                     hooks=hooks,
+                    stop=terminated,
                 )
         finally:
             progress.close()
             log.close()
+        processes.from_first(lambda: _write_stamps(workdir, stamps))
+
+
+def _write_stamps(workdir: Path, stamps: dict[str, Any]) -> None:
+    """Writes what the logs of a run hold that is done, so that whoever reads them later sees whether they are whole."""
+    path = workdir / "logs.json"
+    if not path.exists() or files.read_json(path) != stamps:
+        files.write_json(path, stamps, seal=True)
 
 
 @contextlib.contextmanager
-def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int) -> Iterator[list[loop.Hook]]:
+def watching(
+    job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int
+) -> Iterator[tuple[list[loop.Hook], Callable[[], dict[str, Any]]]]:
     """The hook that writes statistics of the logits to `logit_statistics.jsonl`, if the config asks for them.
 
-    What is measured at a step is fetched when the next one is, so that dispatch does not wait for it.
+    What is measured at a step is fetched when the next one is, so that dispatch does not wait for it, or before a checkpoint:
+    beside the hooks comes the function that does it, and stamps the file.
     """
     t = job.config.training
     if not t.statistics_every:
-        yield []
+        yield [], dict
         return
     splits = (job.config.data.train_split, job.config.evaluation.calibration_split)
     batches = [job_lib.first_examples(job, split, t.statistics_examples, mesh) for split in splits]
@@ -88,11 +116,12 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
     lines = logs.Lines(path, header, first_step) if processes.first() else logs.Silent()
     pending: list[tuple[int, Any]] = []
 
-    def settle() -> None:
+    def settle() -> dict[str, Any]:
         for step, sums in pending:
             told = {split: logit_statistics.means(one) for split, one in zip(splits, jax.device_get(sums), strict=True)}
             lines.write({"step": step, "epoch": step / job.steps_per_epoch, **told})
         pending.clear()
+        return {path.name: lines.sync()}
 
     def hook(step: int, current: state.TrainState) -> None:
         if step % t.statistics_every and step != job.total_steps:
@@ -100,11 +129,9 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
         settle()
         weights = current.params, current.model_state
         pending.append((step, [measure(weights, *batch) for batch in batches]))
-        if step == job.total_steps or step % t.checkpoint_every == 0:
-            settle()  # what lies before a checkpoint is on disk when the checkpoint is
 
     try:
-        yield [hook]
+        yield [hook], settle
     finally:
         lines.close()
 

@@ -1,7 +1,6 @@
 """Arguments, the workdir that belongs to one config and one process, and errors as one line with an exit status."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -99,7 +98,7 @@ def test_a_workdir_keeps_its_config_and_opens_again_for_the_same(tmp_path):
     config = parse(SMOKE)[0]
     workdir = tmp_path / "run"
     with cli.open_workdir(workdir, config):
-        assert json.loads((workdir / "config.json").read_text()) == config_lib.as_dict(config)
+        assert files.read_json(workdir / "config.json", sealed=True) == config_lib.as_dict(config)
     before = (workdir / "config.json").stat().st_mtime_ns
     with cli.open_workdir(workdir, config):
         pass

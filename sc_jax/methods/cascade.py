@@ -159,7 +159,7 @@ class Policy:
                 str(values["combine"]),
                 str(values["fitted_on"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(f"not a cascade's policy: {error!r}; fit it again") from None
 
 

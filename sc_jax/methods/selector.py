@@ -312,7 +312,7 @@ def save(path: str | Path, selector: Selector) -> None:
     document["thresholds"] = {
         name: float(value) if math.isfinite(value) else str(float(value)) for name, value in selector.thresholds.items()
     }
-    files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)})
+    files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)}, seal=True)
 
 
 def load(path: str | Path) -> Selector:

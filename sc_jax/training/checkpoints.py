@@ -7,8 +7,11 @@ the hashes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from sc_jax.files import InputError, fingerprint_json
-from sc_jax.training import parallel
+from sc_jax.training import parallel, processes
+
+_ELSEWHERE = "in another process"
 
 _log = logging.getLogger(__name__)
 
@@ -66,22 +71,27 @@ class Checkpoints:
         """The newest whole checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, logs: Mapping[str, Any] | None = None) -> None:
         """Writes `state` as checkpoint `step` and returns when it is whole on disk.
+
+        Args:
+          step: its number; state: a tree of arrays.
+          logs: JSON that goes with it; `meta` has it under "logs".
 
         Raises:
           InputError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
         state = parallel.to_host(state)  # copies: nothing may change between the hash and the write
-        meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config}
+        meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config, "logs": dict(logs or {})}
         try:
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
             )
             self._manager.wait_until_finished()
-        except OSError as error:
+        except Exception as error:  # Orbax raises whatever its storage raises: of a full disk a ValueError
             raise InputError(
-                f"{self.folder}: cannot write checkpoint {step} ({error}); earlier ones are intact"
+                f"{self.folder}: cannot write checkpoint {step} ({_first_line(error)}); earlier ones are intact: make room, "
+                "the same command goes on from the last"
             ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -90,11 +100,9 @@ class Checkpoints:
         Raises:
           InputError: it cannot be read, or belongs to another config.
         """
-        try:
+        with self._everywhere(step, "its metadata cannot be read"):
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-            hashes, config, saved_step = meta["hashes"], meta["config"], meta["step"]
-        except Exception as error:  # Orbax raises whatever its storage raises
-            raise self._damaged(step, f"its metadata cannot be read ({type(error).__name__})") from error
+            hashes, config, saved_step, _ = meta["hashes"], meta["config"], meta["step"], meta["logs"]
         if saved_step != step:
             raise self._damaged(step, f"it was saved as step {saved_step}")
         if not isinstance(hashes, dict) or config != self._config:
@@ -116,19 +124,73 @@ class Checkpoints:
           InputError: structure, shape, dtype or content differ from what was saved; the leaf is named.
         """
         wanted = self.meta(step)["hashes"]
-        try:
+        with self._everywhere(step, "its arrays cannot be read"):
             template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise self._damaged(step, f"its arrays cannot be read ({reason[:200]})") from error
         found = leaf_hashes(state)
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        if wrong:
-            raise self._damaged(step, f"{len(wrong)} of {len(found)} leaves are not what was saved (first: {wrong[0]})")
+        if not processes.all_say(not wrong):
+            told = (
+                f"{len(wrong)} of {len(found)} leaves are not what was saved (first: {wrong[0]})"
+                if wrong
+                else _ELSEWHERE
+            )
+            raise self._damaged(step, told)
         return state
+
+    @contextlib.contextmanager
+    def _everywhere(self, step: int, problem: str) -> Iterator[None]:
+        """What cannot be read by one process counts as damaged in all of them, so that they stay together."""
+        caught = None
+        try:
+            yield
+        except Exception as error:  # Orbax raises whatever its storage raises
+            caught = error
+        if not processes.all_say(caught is None):
+            told = f"{problem} ({_ELSEWHERE if caught is None else _first_line(caught)})"
+            raise self._damaged(step, told) from caught
+
+    def restore_newest(self, like: Any) -> tuple[int, Any, list[str]] | None:
+        """The newest checkpoint that is whole; those after it that are not are moved to `<folder>-damaged`.
+
+        Args:
+          like: as for `restore`.
+
+        Returns:
+          Its step, its state, and what was wrong with each one that was moved; None where there is no checkpoint at all.
+
+        Raises:
+          InputError: none is whole; they are left as they are, and what is wrong with the newest is said.
+        """
+        refused: list[tuple[int, InputError]] = []
+        for step in processes.from_first(lambda: sorted(self._manager.all_steps(), reverse=True)):
+            try:
+                state = self.restore(step, like)
+            except InputError as error:
+                refused.append((step, error))
+                continue
+            if refused:
+                processes.from_first(lambda: [self._set_aside(other) for other, _ in refused])
+                self._manager.reload()
+            return step, state, [str(error) for _, error in refused]
+        if refused:
+            raise refused[0][1]
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        there = self.folder.with_name(f"{self.folder.name}-damaged")
+        try:
+            there.mkdir(exist_ok=True)
+            numbers = (f"{step}.{i}" if i else str(step) for i in itertools.count())
+            (self.folder / str(step)).rename(next(there / n for n in numbers if not (there / n).exists()))
+        except OSError as error:
+            raise InputError(f"{self.folder / str(step)}: damaged, and cannot be moved to {there} ({error})") from error
 
     def _damaged(self, step: int, what: str) -> InputError:
         earlier = [other for other in self._manager.all_steps() if other < step]
-        remedy = f"delete that folder to go on from step {max(earlier)}" if earlier else "delete it to train again"
+        remedy = f"train again, from step {max(earlier)}" if earlier else "delete it to train again"
         return InputError(f"{self.folder / str(step)}: checkpoint damaged: {what}; {remedy}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

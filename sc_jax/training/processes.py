@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -154,10 +154,10 @@ def first() -> bool:
     return not several() or jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line, in the first process."""
     if first():
-        print(text)
+        print(text, file=file)
 
 
 def from_first(function: Callable[[], _T]) -> _T:
@@ -186,6 +186,20 @@ def from_first(function: Callable[[], _T]) -> _T:
     if "error" in outcome:
         raise InputError(outcome["error"])
     return outcome["value"]
+
+
+def all_say(holds: bool) -> bool:
+    """Whether it holds in every process; all have to ask for it, and wait."""
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(holds)))) if several() else holds
+
+
+def preempted(step: int) -> bool:
+    """Whether a process was sent SIGTERM and all are to stop after this step, which is the same in all.
+
+    Args:
+      step: one more with every call, and the same in all processes; none waits for another.
+    """
+    return several() and multihost_utils.reached_preemption_sync_point(step)
 
 
 def require_same(what: str, value: Any) -> None:

@@ -8,7 +8,7 @@ import made_up
 import numpy as np
 import pytest
 
-from sc_jax import ops
+from sc_jax import files, ops
 from sc_jax.files import InputError
 from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.selector import FittedOn, Promise, Selector
@@ -142,7 +142,7 @@ def test_it_survives_the_disk(tmp_path, threshold):
 def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "selector.json"
     selector_lib.save(path, made())
-    document = json.loads(path.read_text())
+    document = files.read_json(path)  # without its seal
     for change in ({"schema": 2}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
         path.write_text(json.dumps(document | change))
         with pytest.raises(InputError, match=r"selector\.json"):
