@@ -104,7 +104,7 @@ def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = la
         held.enter_context(files.lock(workdir))
         if path.exists():
             there = files.read_json(path)
-            different = list(_differences(*({**one, "devices": None} for one in (there, asked)), ""))
+            different = [one for one in _differences(there, asked, "") if not one.startswith("devices")]  # may change
             if different:
                 raise InputError(
                     f"{path}: this workdir belongs to another config ({'; '.join(different[:5])}); "
