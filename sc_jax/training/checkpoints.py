@@ -89,6 +89,8 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises whatever its storage raises: of a full disk a ValueError
+            if processes.lost(error):
+                raise
             raise InputError(
                 f"{self.folder}: cannot write checkpoint {step} ({_first_line(error)}); earlier ones are intact: make room, "
                 "the same command goes on from the last"
@@ -145,6 +147,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax raises whatever its storage raises
+            if processes.lost(error):
+                raise
             caught = error
         if not processes.all_say(caught is None):
             told = f"{problem} ({_ELSEWHERE if caught is None else _first_line(caught)})"

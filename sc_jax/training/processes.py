@@ -30,6 +30,8 @@ HEARTBEAT = 30
 JOINING = 300
 """Seconds that processes wait for each other at the start."""
 
+_GOES_ON = "the same command, also with another number of processes, goes on from the last checkpoint"
+
 _BLOCK = 4096  # bytes; what is told to all is padded to a multiple, so that few programs are compiled
 
 _T = TypeVar("_T")
@@ -115,8 +117,7 @@ def start(asked: Asked) -> None:
         ) from error
     _last_words(
         f"error: process {jax.process_index()} of {jax.process_count()} was ended: it was killed, or another process died or could "
-        "not be reached (what JAX says of it stands above); the same command, also with another number of processes, goes on "
-        "from the last checkpoint\n"
+        f"not be reached (what JAX says of it stands above); {_GOES_ON}\n"
     )
 
 
@@ -188,6 +189,11 @@ def from_first(function: Callable[[], _T]) -> _T:
     return outcome["value"]
 
 
+def lost(error: Exception) -> bool:
+    """Whether an error may mean that another process has gone: no collective can be asked for any more."""
+    return several() and isinstance(error, jax.errors.JaxRuntimeError)
+
+
 def all_say(holds: bool) -> bool:
     """Whether it holds in every process; all have to ask for it, and wait."""
     return bool(np.all(multihost_utils.process_allgather(np.bool_(holds)))) if several() else holds
@@ -251,8 +257,8 @@ def ending() -> Any:
         elif isinstance(error, jax.errors.JaxRuntimeError):
             reason = (str(error).strip() or "no reason given").splitlines()[0][:300]
             print(
-                f"error: process {jax.process_index()} of {jax.process_count()}: {reason}; if another process died, the same "
-                "command, also with another number of processes, goes on from the last checkpoint",
+                f"error: process {jax.process_index()} of {jax.process_count()} was ended: {reason}; where another process died, "
+                f"{_GOES_ON}",
                 file=sys.stderr,
             )
         else:
