@@ -277,16 +277,27 @@ def _columns(mesh: Mesh) -> np.ndarray:
 
 
 def _spec(shape: Sequence[int], mesh: Mesh, sharding: str) -> PartitionSpec:
-    return PartitionSpec("member", *_of_member(shape[1:], mesh, sharding)) if shape else PartitionSpec()
+    """One row of devices divides no members; then, and without "fsdp", this is the spec of `replicate`."""
+    if not shape:
+        return PartitionSpec()
+    of_member = _of_member(shape[1:], mesh, sharding)
+    return PartitionSpec("member", *of_member) if mesh.shape["member"] > 1 else _bare(None, *of_member)
 
 
 def _of_member(shape: Sequence[int], mesh: Mesh, sharding: str) -> PartitionSpec:
     columns = mesh.shape["data"]
     axes = [axis for axis, length in enumerate(shape) if length % columns == 0]
     if sharding == "replicated" or columns == 1 or math.prod(shape) < _DIVIDED or not axes:
-        return PartitionSpec(*[None] * len(shape))
+        return PartitionSpec()
     longest = max(axes, key=lambda axis: shape[axis])
-    return PartitionSpec(*["data" if axis == longest else None for axis in range(len(shape))])
+    return _bare(*["data" if axis == longest else None for axis in range(len(shape))])
+
+
+def _bare(*axes: str | None) -> PartitionSpec:
+    """Without what divides nothing at the end: specs that mean the same are equal, and compile nothing anew."""
+    while axes and axes[-1] is None:
+        axes = axes[:-1]
+    return PartitionSpec(*axes)
 
 
 def _constrain(leaf: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
