@@ -29,7 +29,7 @@ from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
-    *(STUDY / "README.md", CASCADES / "README.md"),
+    *(STUDY / "README.md", CASCADES / "README.md", ROOT / "docs/scaling.md"),
 )
 
 
@@ -474,8 +474,41 @@ def cascade_rows(prefix: str) -> str:
     return pages.Table(headings, rows).markdown()
 
 
+def scaling() -> str:
+    """Memory and operations of five members at ImageNet's size: arithmetic."""
+    figures, members, devices, batch = _benchmark("scaling"), 5, 8, 256
+    rows = []
+    for name, one in figures["models"].items():
+        p = 4 * one["parameters"] / 2**30  # GiB in float32
+        kept = one["kept_bytes_per_image_bfloat16"] * batch / devices / 2**30
+        step = 6 * one["macs"] * batch
+        rows.append(
+            [
+                f"`{name}`",
+                f"{one['parameters'] / 1e6:.1f} M",
+                f"{one['macs'] / 1e9:.2f} G",
+                f"{members * p:.2f}",
+                f"{members * 4 * p:.2f}",
+                f"{members * (2 * p + 3 * p / devices):.2f}",
+                f"{kept:.2f}",
+                f"{members * step / 1e12:.0f} · 10¹²",
+                f"{members * 6 * one['macs'] * figures['images'] * 90 / 1e18:.0f} · 10¹⁸",
+            ]
+        )
+    header = ["one member", "parameters", "MACs an image", f"parameters of {members}, GiB"]
+    header += [
+        "+ gradients + Adam's two moments, whole, GiB a device",
+        f"the same with fsdp over {devices} devices, in a step",
+    ]
+    header += [f"kept for the backward pass by one member, bfloat16, {batch // devices} images a device, GiB at most"]
+    header += [f"operations of a step of {members}, batch {batch}", "of 90 epochs"]
+    table = pages.Table(header, rows)
+    return table.markdown()
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "finding": finding,
+    "scaling": scaling,
     "stages": stages,
     "training": training,
     "models": models,
