@@ -66,10 +66,13 @@ def predict(config: Config, workdir: Path) -> None:
     cost = job.cost
     heads = parallel.to_host(member_heads(job.model, networks[0].params)) if config.prediction.features else None
     mapped = parallel.map_over_devices(measured if segmentation else outputs_of, mesh)
+    calls = itertools.count(job.total_steps + 1)
     together = jax.jit(lambda each: jax.numpy.stack(each, 2))
 
     def of_batch(batch: Any) -> Any:
         """Of an ensemble logits [M, b, m, k]: every network sees the batch before the next one is read."""
+        if processes.preempted(next(calls)):  # alone, SIGTERM raises this by itself
+            raise cli.Terminated
         batch = parallel.divide(batch, mesh, axis=0)
         if len(networks) == 1:
             return mapped(networks[0], batch)
