@@ -145,20 +145,33 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     remedy = "restore it or delete it and run again"
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise RecursionError(f"it is nested more than {_DEPTH} deep")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # ValueError: bytes that are no text, numbers too long
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{path}: not readable as JSON ({reason}); {remedy}") from error
+    # A ValueError also where bytes are no text, or a number has thousands of digits.
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from error
     stated = value.pop(_SEAL, None) if isinstance(value, dict) else None
     if (stated is not None or sealed) and stated != fingerprint_json(value):
         raise InputError(f"{path}: damaged, or changed by hand: it is not what was written; {remedy}")
     return value
+
+
+_DEPTH = 100  # of JSON
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH + 1):
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        ]
+        if not level:
+            return False
+    return True
 
 
 _BLOCK = 1 << 20  # bytes read at a time

@@ -7,10 +7,11 @@ the hashes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from sc_jax.files import InputError, fingerprint_json
-
-_log = logging.getLogger(__name__)
 
 
 def leaf_hashes(tree: Any) -> dict[str, str]:
@@ -80,10 +79,11 @@ class Checkpoints:
         state = jax.tree.map(np.array, state)  # copies: nothing may change between the hash and the write
         meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config, "logs": dict(logs or {})}
         try:
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-            )
-            self._manager.wait_until_finished()
+            with _quiet():
+                self._manager.save(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+                )
+                self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises whatever its storage raises: of a full disk a ValueError
             raise InputError(
                 f"{self.folder}: cannot write checkpoint {step} ({_first_line(error)}); earlier ones are intact: make room, "
@@ -97,7 +97,8 @@ class Checkpoints:
           InputError: it cannot be read, or belongs to another config.
         """
         try:
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            with _quiet():
+                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
             hashes, config, saved_step, _ = meta["hashes"], meta["config"], meta["step"], meta["logs"]
         except Exception as error:  # Orbax raises whatever its storage raises
             raise self._damaged(step, f"its metadata cannot be read ({type(error).__name__})") from error
@@ -124,7 +125,9 @@ class Checkpoints:
         wanted = self.meta(step)["hashes"]
         try:
             template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
+            with _quiet():
+                wanted_state = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+                state = self._manager.restore(step, args=wanted_state).state
         except Exception as error:
             raise self._damaged(step, f"its arrays cannot be read ({_first_line(error)})") from error
         found = leaf_hashes(state)
@@ -174,6 +177,18 @@ class Checkpoints:
         earlier = [other for other in self._manager.all_steps() if other < step]
         remedy = f"train again, from step {max(earlier)}" if earlier else "delete it to train again"
         return InputError(f"{self.folder / str(step)}: checkpoint damaged: {what}; {remedy}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs what it raises, with its stack; what is raised becomes a line of ours."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _first_line(error: Exception) -> str:
