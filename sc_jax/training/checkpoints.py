@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,19 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs what it raises, with its stack; what is raised becomes a line of ours."""
-    log = logging.getLogger("absl")
+    """Orbax logs what it raises, with its stack, and leaves writes behind that end after it; what is raised becomes a line of ours."""
+    log, told = logging.getLogger("absl"), sys.unraisablehook
     before = log.level
+
+    def tell(left: Any) -> None:
+        if str(left.exc_value) != "Event loop is closed":
+            told(left)
+
     log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = tell
     try:
         yield
+        sys.unraisablehook = told  # else not yet: the others are still to end
     finally:
         log.setLevel(before)
 
