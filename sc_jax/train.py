@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from sc_jax import cli, files
 from sc_jax.config import Config
 from sc_jax.methods import logit_statistics
 from sc_jax.models import member_logits
+from sc_jax.training import inference, logs, loop, parallel, state
 from sc_jax.training import job as job_lib
-from sc_jax.training import logs, loop, parallel, state
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -39,7 +40,7 @@ def train(config: Config, workdir: Path) -> None:
                 print(f"train: done ({job.total_steps} steps)")
                 return
             print(f"train: resuming from step {first} of {job.total_steps}")
-        stamps = {}
+        stamps, judge = {}, judging(job, mesh) if config.training.checkpoints_best else None
         if job.total_steps == 0:  # weights from elsewhere, as they are
             saved.save(0, current)
         log = logs.TrainingLog(workdir, job.names, first)
@@ -53,7 +54,8 @@ def train(config: Config, workdir: Path) -> None:
 
                 def save(step: int, reached: state.TrainState) -> None:
                     stamps.update({"train.jsonl": log.sync(), **settle()})  # on disk before the checkpoint is
-                    saved.save(step, reached, stamps)
+                    regular = step % config.training.checkpoint_every == 0 or step == job.total_steps
+                    saved.save(step, reached, stamps, judge(reached) if judge and regular else None)
                     if terminated():
                         print(f"train: stopped at step {step} of {job.total_steps}, with a checkpoint")
 
@@ -83,6 +85,21 @@ def _write_stamps(workdir: Path, stamps: dict[str, Any]) -> None:
     path = workdir / "logs.json"
     if not path.exists() or files.read_json(path) != stamps:
         files.write_json(path, stamps, seal=True)
+
+
+def judging(job: job_lib.Job, mesh: parallel.Mesh) -> Callable[[state.TrainState], float]:
+    """What tells checkpoints apart: the accuracy on the calibration split, as the networks would predict, in the mean over members."""
+    split = job.dataset.splits[job.config.evaluation.calibration_split]
+    outputs_of = parallel.map_over_devices(inference.outputs_of(job), mesh)
+
+    def judge(reached: state.TrainState) -> float:
+        (weights,) = inference.networks(job, reached, mesh)
+        batches = split.inputs, split.example_id
+        size = job.config.prediction.batch_size
+        outputs = parallel.in_batches(functools.partial(outputs_of, weights), batches, size, axis=1)
+        return float((outputs["logits"].argmax(-1) == split.label).mean())
+
+    return judge
 
 
 @contextlib.contextmanager

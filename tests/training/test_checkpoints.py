@@ -207,3 +207,38 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_ones(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
     with Checkpoints(tmp_path, {"a": 1}) as saved:
         assert saved.restore_newest(tree())[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("qualities", "kept", "best"),
+    [
+        ([0.1, 0.9, 0.3, 0.2, 0.4], [2, 4, 5], 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], [1, 4, 5], 1),
+        ([None, 0.1, None, None, 0.0], [2, 4, 5], 2),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], [4, 5], 5),
+        ([None] * 5, [4, 5], None),
+    ],
+)
+def test_the_best_stay_beside_the_newest(tmp_path: Path, qualities: list, kept: list[int], best: int | None) -> None:
+    """Also where every one is saved by another process."""
+    for step, quality in enumerate(qualities, 1):
+        with Checkpoints(tmp_path, {"a": 1}, keep=2, best=1) as saved:
+            saved.save(step, tree(step), quality=quality)
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == kept
+    with Checkpoints(tmp_path, {"a": 1}, keep=2, best=1) as saved:
+        assert saved.best_step() == best
+        assert saved.latest_step() == 5
+
+
+def test_metadata_are_sealed(tmp_path: Path) -> None:
+    """A quality of another digit is damage, and the checkpoint no longer among the best."""
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path, {"a": 1}) as saved:
+        saved.save(2, tree(2), quality=0.25)
+        path = tmp_path / "2/meta/metadata"
+        text = path.read_text()
+        assert text.count("0.25") == 1
+        path.write_text(text.replace("0.25", "0.75"))
+        with pytest.raises(InputError, match="2: checkpoint damaged: its metadata"):
+            saved.meta(2)
+        assert saved.best_step() is None
