@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
+    ROOT / "docs/survival.md",
     *(STUDY / "README.md", CASCADES / "README.md"),
 )
 
@@ -474,7 +476,87 @@ def cascade_rows(prefix: str) -> str:
     return pages.Table(headings, rows).markdown()
 
 
+_INJECTED = {
+    "kills": "SIGKILL, in train, predict, evaluate and report",
+    "sigterm": "SIGTERM",
+    "damage": "a truncation or a flipped bit in a file",
+    "full_disk": "a full disk",
+    "read_only": "a read-only disk, from the start or suddenly",
+    "two_at_once": "a second run in the workdir",
+}
+"""The kinds of `benchmarks/results/chaos.json`, in order."""
+
+
+def chaos() -> str:
+    """What was injected, and what came of it."""
+    f = _benchmark("chaos")
+    rows = []
+    for kind, label in _INJECTED.items():
+        if kind not in f:
+            rows.append([label, "not measured", *[""] * 5])
+            continue
+        counts = Counter(row["outcome"] for row in f[kind])
+        unclear = counts["crashed"] + counts["refused without the name"]
+        cells = [
+            counts["recovered"],
+            counts["refused"],
+            counts["no effect"],
+            unclear,
+            counts["lost"],
+            counts["silently wrong"],
+        ]
+        rows.append([label, *map(str, [len(f[kind]), *cells])])
+    headings = [
+        "",
+        "injected",
+        "recovered",
+        "refused clearly",
+        "without effect",
+        "ended unclearly",
+        "lost",
+        "silently wrong",
+    ]
+    inside = sum(row["inside_a_write"] for row in f["kills"])
+    between = sum(row["between_checkpoints"] for row in f["sigterm"] if row["stage"] == "train")
+    trained = sum(row["stage"] == "train" for row in f["sigterm"])
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\n{inside} of the kills landed inside a write, which a temporary file or folder left there "
+        f"shows; {between} of the {trained} SIGTERMs in training between two checkpoints. `make chaos`, {_machine(f)}."
+    )
+
+
+def damage() -> str:
+    """The damage by kind of file."""
+    rows = {}
+    for row in _benchmark("chaos")["damage"]:
+        rows.setdefault(row["kind"], Counter())[row["outcome"]] += 1
+    names = ("recovered", "refused", "no effect", "silently wrong")
+    table = [[kind, str(sum(c.values())), *(str(c[name]) for name in names)] for kind, c in rows.items()]
+    return pages.Table(
+        ["damaged", "times", "recovered", "refused clearly", "without effect", "silently wrong"], table
+    ).markdown()
+
+
+def fuzz() -> str:
+    """The inputs that every reader got."""
+    f = _benchmark("fuzz")
+    rows = [
+        [f"`{r['reader']}`", f"{r['inputs']:,}", f"{r['loaded']:,}", f"{r['refused']:,}", str(len(r["failed"]))]
+        for r in f["readers"]
+    ]
+    total = sum(r["inputs"] for r in f["readers"])
+    growth = max(r["peak_growth_bytes"] for r in f["readers"])
+    return (
+        f"{pages.Table(['reader', 'inputs', 'valid', 'refused', 'anything else'], rows).markdown()}\n\n{total:,} inputs, in processes "
+        f"whose address space could grow by {f['bounds']['memory_bytes'] / 2**30:g} GiB (memory grew by {growth / 2**20:.0f} MiB at most), "
+        f"with {f['bounds']['seconds']} s for each input. `python -m tests.chaos.run --only=fuzz`, {_machine(f)}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "chaos": chaos,
+    "damage": damage,
+    "fuzz": fuzz,
     "finding": finding,
     "stages": stages,
     "training": training,
