@@ -114,7 +114,8 @@ def write_json(path: str | Path, value: Any, *, seal: bool = False) -> None:
       seal: adds the hash of all else to an object, so that `read_json` refuses it once anything in it has changed.
     """
     if seal:
-        value = {**value, _SEAL: fingerprint_json(value)}
+        value = {name: item for name, item in value.items() if name != _SEAL}
+        value[_SEAL] = fingerprint_json(value)
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 

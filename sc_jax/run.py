@@ -23,7 +23,7 @@ def run(config: Config, workdir: Path) -> Path:
       The path of the report.
     """
     path = workdir / "timings.json"
-    timings = files.read_json(path) if path.exists() else {}
+    timings = files.read_json(path, sealed=True) if path.exists() else {}
     stages = {
         "train": lambda: train(config, workdir),
         "predict": lambda: predict(config, workdir),

@@ -533,27 +533,27 @@ def _restore(folder: Path) -> None:
 
 
 READERS: dict[str, Reader] = {
-    "files.read_npz": Reader(_in_folder(_seeds_of_predictions), _read_npz, 15),
-    "files.open_npz": Reader(_in_folder(_seeds_of_predictions), _read_members, 10),
-    "predictions.load": Reader(_in_folder(_seeds_of_predictions), _load, 15),
-    "predictions.open_stream": Reader(_in_folder(_seeds_of_predictions), _stream, 8),
-    "predictions.load_scored": Reader(_in_folder(_seeds_of_scores), _load_scored, 10),
+    "files.read_npz": Reader(_in_folder(_seeds_of_predictions), _read_npz, 5),
+    "files.open_npz": Reader(_in_folder(_seeds_of_predictions), _read_members, 4),
+    "predictions.load": Reader(_in_folder(_seeds_of_predictions), _load, 5),
+    "predictions.open_stream": Reader(_in_folder(_seeds_of_predictions), _stream, 3),
+    "predictions.load_scored": Reader(_in_folder(_seeds_of_scores), _load_scored, 4),
     "selector.load": Reader(_in_folder(_seeds_of_selectors), _load_selector, 6),
-    "cascade.Policy.from_json": Reader(_seeds_of_policies, _load_policy, 6),
-    "logs.read_log": Reader(_seeds_of_logs, _read_log, 5),
-    "pretrained.read_tensors": Reader(_in_folder(_seeds_of_weights), _read_weights, 8),
-    "idx.read_idx": Reader(_seeds_of_idx, _read_idx, 4),
+    "cascade.Policy.from_json": Reader(_seeds_of_policies, _load_policy, 12),
+    "logs.read_log": Reader(_seeds_of_logs, _read_log, 12),
+    "pretrained.read_tensors": Reader(_in_folder(_seeds_of_weights), _read_weights, 10),
+    "idx.read_idx": Reader(_seeds_of_idx, _read_idx, 10),
     "idx.read_idx, gzipped": Reader(
         lambda: [{"x.gz": gzip.compress(s["x.idx"])} for s in _seeds_of_idx()], _read_idx, 4
     ),
-    "sources.read_prepared": Reader(_in_folder(_seeds_of_prepared), _read_prepared, 5),
-    "tabular.read_table": Reader(_in_folder(_seeds_of_tables), _read_table, 4),
-    "text.read_lines": Reader(_seeds_of_texts, _read_texts, 4),
+    "sources.read_prepared": Reader(_in_folder(_seeds_of_prepared), _read_prepared, 3),
+    "tabular.read_table": Reader(_in_folder(_seeds_of_tables), _read_table, 8),
+    "text.read_lines": Reader(_seeds_of_texts, _read_texts, 10),
     "images.eval_record": Reader(_seeds_of_images, _read_image, 8),
     "report.report": Reader(_in_folder(_seeds_of_metrics), _draw),
     "Checkpoints.restore_newest": Reader(_in_folder(_seeds_of_checkpoints), _restore),
 }
-SLOW = {"report.report": 300, "Checkpoints.restore_newest": 2000}
+SLOW = {"report.report": 100, "Checkpoints.restore_newest": 1000}
 """How many inputs those get that draw pictures, or start Orbax, for each."""
 
 

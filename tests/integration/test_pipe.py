@@ -50,7 +50,7 @@ def test_every_stage_left_its_files(smoke_run: Path) -> None:
     ):
         assert (smoke_run / name).stat().st_size > 0
     assert sorted(path.name for path in (smoke_run / "predictions").iterdir()) == sorted(MEMBERS)
-    timings = json.loads((smoke_run / "timings.json").read_text())
+    timings = files.read_json(smoke_run / "timings.json", sealed=True)
     assert set(timings) == {"train", "predict", "evaluate", "report"}
     assert not list(smoke_run.rglob("*.tmp"))
 
