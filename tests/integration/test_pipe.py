@@ -17,7 +17,7 @@ import pytest
 from conftest import CONFIG, ROOT, run_door
 
 from sc_jax import config as config_lib
-from sc_jax import data, ops, predictions
+from sc_jax import data, files, ops, predictions
 from sc_jax.training.logs import read_log
 
 MEMBERS = [f"alpha={alpha:g}-seed={seed}" for alpha in (0.0, 0.2) for seed in (0, 1)]
