@@ -489,6 +489,8 @@ _INJECTED = {
 
 def chaos() -> str:
     """What was injected, and what came of it."""
+    if not (ROOT / "benchmarks/results/chaos.json").exists():
+        return "Not run."
     f = _benchmark("chaos")
     rows = []
     for kind, label in _INJECTED.items():
@@ -516,9 +518,9 @@ def chaos() -> str:
         "lost",
         "silently wrong",
     ]
-    inside = sum(row["inside_a_write"] for row in f["kills"])
-    between = sum(row["between_checkpoints"] for row in f["sigterm"] if row["stage"] == "train")
-    trained = sum(row["stage"] == "train" for row in f["sigterm"])
+    inside = sum(row["inside_a_write"] for row in f.get("kills", []))
+    stopped = [row for row in f.get("sigterm", []) if row["stage"] == "train"]
+    between, trained = sum(row["between_checkpoints"] for row in stopped), len(stopped)
     return (
         f"{pages.Table(headings, rows).markdown()}\n\n{inside} of the kills landed inside a write, which a temporary file or folder left there "
         f"shows; {between} of the {trained} SIGTERMs in training between two checkpoints. `make chaos`, {_machine(f)}."
@@ -527,7 +529,9 @@ def chaos() -> str:
 
 def damage() -> str:
     """The damage by kind of file."""
-    rows = {}
+    if "damage" not in (_benchmark("chaos") if (ROOT / "benchmarks/results/chaos.json").exists() else {}):
+        return "Not run."
+    rows: dict[str, Counter[str]] = {}
     for row in _benchmark("chaos")["damage"]:
         rows.setdefault(row["kind"], Counter())[row["outcome"]] += 1
     names = ("recovered", "refused", "no effect", "silently wrong")
@@ -539,6 +543,8 @@ def damage() -> str:
 
 def fuzz() -> str:
     """The inputs that every reader got."""
+    if not (ROOT / "benchmarks/results/fuzz.json").exists():
+        return "Not run."
     f = _benchmark("fuzz")
     rows = [
         [f"`{r['reader']}`", f"{r['inputs']:,}", f"{r['loaded']:,}", f"{r['refused']:,}", str(len(r["failed"]))]
