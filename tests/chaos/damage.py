@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
 import shutil
 import signal
@@ -200,9 +202,9 @@ def write_examples(place: Place, folder: Path) -> None:
     scored = predictions.Scored(wrong, {"msp": p.logits.max(-1)}, provenance={"split": "test"})
     predictions.save(folder / "s.npz", scored)
     calibration = f"--calibration={member / 'validation.npz'}"
-    select.main(
-        [calibration, f"--predictions={member / 'test.npz'}", "--method=crc", "--risk=0.1", f"--workdir={folder}"]
-    )
+    test, workdir = f"--predictions={member / 'test.npz'}", f"--workdir={folder}"
+    with contextlib.redirect_stdout(io.StringIO()):
+        select.main([calibration, test, "--method=crc", "--risk=0.1", workdir])
     policy = cascade.Policy(
         (cascade.WHOLE,), (0.5,), (0.1,), 0.5, cascade.Task("risk", 0.05), "msp", "mean", "validation"
     )
