@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
-    *(STUDY / "README.md", CASCADES / "README.md", ROOT / "docs/scaling.md"),
+    *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md"),
+    *(STUDY / "README.md", CASCADES / "README.md"),
 )
 
 
@@ -506,7 +508,93 @@ def scaling() -> str:
     return table.markdown()
 
 
+_INJECTED = {
+    "kills": "SIGKILL, in train, predict, evaluate and report",
+    "sigterm": "SIGTERM",
+    "damage": "a truncation or a flipped bit in a file",
+    "full_disk": "a full disk",
+    "read_only": "a read-only disk, from the start or suddenly",
+    "two_at_once": "a second run in the workdir",
+}
+"""The kinds of `benchmarks/results/chaos.json`, in order."""
+
+
+def chaos() -> str:
+    """What was injected, and what came of it."""
+    if not (ROOT / "benchmarks/results/chaos.json").exists():
+        return "Not run."
+    f = _benchmark("chaos")
+    rows = []
+    for kind, label in _INJECTED.items():
+        if kind not in f:
+            rows.append([label, "not measured", *[""] * 5])
+            continue
+        counts = Counter(row["outcome"] for row in f[kind])
+        unclear = counts["crashed"] + counts["refused without the name"]
+        cells = [
+            counts["recovered"],
+            counts["refused"],
+            counts["no effect"],
+            unclear,
+            counts["lost"],
+            counts["silently wrong"],
+        ]
+        rows.append([label, *map(str, [len(f[kind]), *cells])])
+    headings = [
+        "",
+        "injected",
+        "recovered",
+        "refused clearly",
+        "without effect",
+        "ended unclearly",
+        "lost",
+        "silently wrong",
+    ]
+    inside = sum(row["inside_a_write"] for row in f.get("kills", []))
+    stopped = [row for row in f.get("sigterm", []) if row["stage"] == "train"]
+    between, trained = sum(row["between_checkpoints"] for row in stopped), len(stopped)
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\n{inside} of the kills landed inside a write, which a temporary file or folder left there "
+        f"shows; {between} of the {trained} SIGTERMs in training between two checkpoints. `make chaos`, {_machine(f)}."
+    )
+
+
+def damage() -> str:
+    """The damage by kind of file."""
+    if "damage" not in (_benchmark("chaos") if (ROOT / "benchmarks/results/chaos.json").exists() else {}):
+        return "Not run."
+    rows: dict[str, Counter[str]] = {}
+    for row in _benchmark("chaos")["damage"]:
+        rows.setdefault(row["kind"], Counter())[row["outcome"]] += 1
+    names = ("recovered", "refused", "no effect", "silently wrong")
+    table = [[kind, str(sum(c.values())), *(str(c[name]) for name in names)] for kind, c in rows.items()]
+    return pages.Table(
+        ["damaged", "times", "recovered", "refused clearly", "without effect", "silently wrong"], table
+    ).markdown()
+
+
+def fuzz() -> str:
+    """The inputs that every reader got."""
+    if not (ROOT / "benchmarks/results/fuzz.json").exists():
+        return "Not run."
+    f = _benchmark("fuzz")
+    rows = [
+        [f"`{r['reader']}`", f"{r['inputs']:,}", f"{r['loaded']:,}", f"{r['refused']:,}", str(len(r["failed"]))]
+        for r in f["readers"]
+    ]
+    total = sum(r["inputs"] for r in f["readers"])
+    growth = max(r["peak_growth_bytes"] for r in f["readers"])
+    return (
+        f"{pages.Table(['reader', 'inputs', 'valid', 'refused', 'anything else'], rows).markdown()}\n\n{total:,} inputs, in processes "
+        f"whose address space could grow by {f['bounds']['memory_bytes'] / 2**30:g} GiB (memory grew by {growth / 2**20:.0f} MiB at most), "
+        f"with {f['bounds']['seconds']} s for each input. `python -m tests.chaos.run --only=fuzz`, {_machine(f)}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "chaos": chaos,
+    "damage": damage,
+    "fuzz": fuzz,
     "finding": finding,
     "scaling": scaling,
     "stages": stages,

@@ -114,7 +114,8 @@ def write_json(path: str | Path, value: Any, *, seal: bool = False) -> None:
       seal: adds the hash of all else to an object, so that `read_json` refuses it once anything in it has changed.
     """
     if seal:
-        value = {**value, _SEAL: fingerprint_json(value)}
+        value = {name: item for name, item in value.items() if name != _SEAL}
+        value[_SEAL] = fingerprint_json(value)
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -145,20 +146,33 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     remedy = "restore it or delete it and run again"
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise RecursionError(f"it is nested more than {_DEPTH} deep")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # ValueError: bytes that are no text, numbers too long
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{path}: not readable as JSON ({reason}); {remedy}") from error
+    # A ValueError also where bytes are no text, or a number has thousands of digits.
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from error
     stated = value.pop(_SEAL, None) if isinstance(value, dict) else None
     if (stated is not None or sealed) and stated != fingerprint_json(value):
         raise InputError(f"{path}: damaged, or changed by hand: it is not what was written; {remedy}")
     return value
+
+
+_DEPTH = 100  # of JSON
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH + 1):
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        ]
+        if not level:
+            return False
+    return True
 
 
 _BLOCK = 1 << 20  # bytes read at a time

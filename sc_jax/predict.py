@@ -45,7 +45,13 @@ def predict(config: Config, workdir: Path) -> None:
                 f"{saved.folder}: training is at step {latest or 0} of {job.total_steps}; "
                 "run `python -m sc_jax.train` with the same config and workdir first"
             )
-        content = saved.content(job.total_steps)
+        step = saved.best_step() if config.prediction.checkpoint == "best" else job.total_steps
+        step = processes.from_first(lambda: step)
+        if step is None:
+            raise InputError(
+                f"{saved.folder}: no checkpoint that was judged is whole; train again into another --workdir"
+            )
+        content = saved.content(step)
         missing = processes.from_first(
             lambda: [split for split in config.prediction.splits if not _done(job, workdir, split, content)]
         )
@@ -53,7 +59,7 @@ def predict(config: Config, workdir: Path) -> None:
             processes.say(f"predict: done ({len(job.tags)} members × {len(config.prediction.splits)} splits)")
             return
         like = parallel.placed(state.shape_of_state(job.model, job.optimizer, job.members), mesh, sharding)
-        trained = saved.restore(job.total_steps, like)
+        trained = saved.restore(step, like)
 
     networks = inference.networks(job, trained, mesh)
     outputs_of = inference.outputs_of(job)
@@ -87,7 +93,7 @@ def predict(config: Config, workdir: Path) -> None:
                 "tags": tags,
                 "study": config.study,
                 "variant": config.variant,
-                "step": job.total_steps,
+                "step": step,
                 "checkpoint": content,
                 "data_fingerprint": job.dataset.fingerprint,
                 "weights_hash": job.weights_hash,

@@ -396,6 +396,8 @@ def _provenance(arrays: Mapping[str, np.ndarray | Member], path: Path) -> dict[s
     if not sidecar.exists():
         return {}
     provenance = files.read_json(sidecar)
+    if isinstance(provenance, dict) and "fingerprint" in provenance:
+        files.read_json(sidecar, sealed=True)  # it is ours, and what we write is sealed
     if not isinstance(provenance, dict):
         raise InputError(f"{sidecar}: not a JSON object; delete it or write predictions again")
     stated = provenance.get("fingerprint")

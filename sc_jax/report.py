@@ -29,7 +29,7 @@ def report(workdir: Path) -> None:
     built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'cascade_pages.py', 'figures.py')}"
     page, watched, stamps = (workdir / name for name in ("report.html", "logit_statistics.jsonl", "logs.json"))
     if watched.exists():
-        if stamps.exists() and watched.name in (known := files.read_json(stamps)):
+        if stamps.exists() and watched.name in (known := files.read_json(stamps, sealed=True)):
             logs.require(watched, known[watched.name])
         built_from = f"{built_from} with {files.fingerprint_file(watched)}"
     try:

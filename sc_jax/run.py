@@ -27,7 +27,7 @@ def run(config: Config, workdir: Path) -> Path | None:
     """
     path = workdir / "timings.json"
     first = processes.first()
-    timings = files.read_json(path) if first and path.exists() else {}
+    timings = files.read_json(path, sealed=True) if first and path.exists() else {}
     stages = {
         "train": lambda: train(config, workdir),
         "predict": lambda: predict(config, workdir),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from sc_jax import cli, files, ops
 from sc_jax.config import Config
 from sc_jax.methods import logit_statistics
 from sc_jax.models import member_logits
+from sc_jax.training import inference, logs, loop, parallel, processes, state
 from sc_jax.training import job as job_lib
-from sc_jax.training import logs, loop, parallel, processes, state
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -42,7 +43,7 @@ def train(config: Config, workdir: Path) -> None:
                 processes.say(f"train: done ({job.total_steps} steps)")
                 return
             processes.say(f"train: resuming from step {first} of {job.total_steps}")
-        stamps = {}
+        stamps, judge = {}, judging(job, mesh) if config.training.checkpoints_best else None
         if job.total_steps == 0:  # weights from elsewhere, as they are
             saved.save(0, current)
         log = logs.TrainingLog(workdir, job.names, first) if processes.first() else logs.Silent()
@@ -57,7 +58,8 @@ def train(config: Config, workdir: Path) -> None:
 
                 def save(step: int, reached: state.TrainState) -> None:
                     stamps.update({"train.jsonl": log.sync(), **settle()})  # on disk before the checkpoint is
-                    saved.save(step, reached, stamps)
+                    regular = step % config.training.checkpoint_every == 0 or step == job.total_steps
+                    saved.save(step, reached, stamps, judge(reached) if judge and regular else None)
                     if terminated(step):
                         processes.say(f"train: stopped at step {step} of {job.total_steps}, with a checkpoint")
 
@@ -87,6 +89,24 @@ def _write_stamps(workdir: Path, stamps: dict[str, Any]) -> None:
     path = workdir / "logs.json"
     if not path.exists() or files.read_json(path) != stamps:
         files.write_json(path, stamps, seal=True)
+
+
+def judging(job: job_lib.Job, mesh: parallel.Mesh) -> Callable[[state.TrainState], float]:
+    """What tells checkpoints apart: the accuracy on the calibration split, as the networks would predict, in the mean over members."""
+    split = job.dataset.splits[job.config.evaluation.calibration_split]
+    outputs_of = parallel.map_over_devices(inference.outputs_of(job), mesh)
+
+    def judge(reached: state.TrainState) -> float:
+        (weights,) = inference.networks(job, reached, mesh)
+        size, right = job.config.prediction.batch_size, 0
+        batches = parallel.in_batches((split.inputs, split.example_id), size, parallel.local_rows(size, mesh))
+        for start, batch in zip(itertools.count(0, size), batches, strict=False):
+            logits = parallel.to_host(outputs_of(weights, parallel.divide(batch, mesh, axis=0)))["logits"]
+            label = split.label[start : start + size]
+            right += int((logits.argmax(-1)[:, : len(label)] == label).sum())
+        return right / (len(job.tags) * len(split))
+
+    return judge
 
 
 @contextlib.contextmanager

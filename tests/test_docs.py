@@ -26,6 +26,7 @@ DOCUMENTS = [
     "docs/cascades.md",
     "docs/scod.md",
     "docs/scaling.md",
+    "docs/survival.md",
     "experiments/label_smoothing/README.md",
     "experiments/cascades/README.md",
 ]

@@ -122,6 +122,10 @@ def build(config: Config) -> Job:
         raise InputError(
             f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
         )
+    if config.training.checkpoints_best and isinstance(dataset, StreamedDataset):
+        raise InputError(
+            f"training.checkpoints_best: images of {d.name} are decoded on the way, where none is judged; leave it out"
+        )
     _require_ensemble(config, dataset, model)
     wanted = objectives.named(config.members.objectives, dataset.num_classes)
     known = _known(config, dataset, wanted)
@@ -427,6 +431,7 @@ def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
             "known": files.fingerprint(known) if known else None,
         },
         job.config.training.checkpoints_kept,
+        job.config.training.checkpoints_best,
     )
 
 

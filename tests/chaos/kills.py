@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from tests.chaos.runs import STAGES, STEPS, Place, half_written, latest, resumed_at
+from tests.chaos.runs import EVERY, STAGES, STEPS, Place, half_written, latest, resumed_at
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
@@ -41,13 +41,13 @@ class KillAtWrite:
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open":
-                path, mode, flags = arguments
+                path, _, flags = arguments
                 changes = bool(flags & (os.O_WRONLY | os.O_RDWR))
             else:
                 path, changes = arguments[0] if arguments else None, event in _CHANGES
-            if changes and isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(self.workdir):
-                if due():
-                    os.kill(os.getpid(), signal.SIGKILL)
+            here = isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(self.workdir)
+            if changes and here and due():
+                os.kill(os.getpid(), signal.SIGKILL)
 
         class Torn:
             """A file of which the write that is due is done by half."""
@@ -105,7 +105,7 @@ def kill(place: Place, stage: str, how: str, rng: random.Random, writes: int) ->
     if how == "moment":
         time.sleep(rng.uniform(0, place.seconds[stage]))
     else:
-        wanted = rng.randint(1, STEPS // 3 - 1) * 3  # a step with a checkpoint
+        wanted = rng.randint(1, STEPS // EVERY - 1) * EVERY
         while door.running and latest(place.workdir) < wanted:
             time.sleep(0.001)
         while door.running and not half_written(place.workdir):

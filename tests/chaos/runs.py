@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import importlib
 import json
 import multiprocessing
@@ -19,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("train", "predict", "evaluate", "report")
-STEPS = 30
+STEPS, EVERY = 30, 3  # steps of training, and between checkpoints
 SMALL = (
     f"--config={ROOT / 'experiments/label_smoothing/config.py'}:smoke",
     "--config.model.hidden=(32,)",
@@ -28,14 +27,14 @@ SMALL = (
     f"--config.training.epochs={STEPS // 6}",
     "--config.training.log_every=4",
     "--config.training.statistics_every=5",
-    "--config.training.checkpoint_every=3",
+    f"--config.training.checkpoint_every={EVERY}",
     "--config.evaluation.resamples=20",
 )
 """Four members that take seconds from data to report; log lines, statistics and checkpoints fall on different steps."""
 
-_context = multiprocessing.get_context("forkserver")
+context = multiprocessing.get_context("forkserver")
 # A door's imports are done once; every process is then forked before JAX has started in it.
-_context.set_forkserver_preload(["sc_jax.run", "orbax.checkpoint", "matplotlib.figure", "tests.chaos.runs"])
+context.set_forkserver_preload(["sc_jax.run", "orbax.checkpoint", "matplotlib.figure", "tests.chaos.runs"])
 
 
 def _open_door(door: str, arguments: Sequence[str], said: str, fault: Callable[[], None] | None) -> None:
@@ -82,7 +81,7 @@ class Door:
     ) -> None:
         self._said = said
         said.unlink(missing_ok=True)
-        self._process = _context.Process(target=_open_door, args=(door, list(arguments), str(said), fault))
+        self._process = context.Process(target=_open_door, args=(door, list(arguments), str(said), fault))
         self._process.start()
 
     @property
@@ -138,17 +137,18 @@ class Place:
     def undisturbed(self) -> None:
         """Runs all stages, and keeps what each begins with; the whole is compared with from then on."""
         for stage in STAGES:
-            self._keep(stage)
+            self.keep(stage)
             start = time.monotonic()
             ended = self.run(stage)
             if ended.status:
                 raise RuntimeError(f"{stage} failed undisturbed: {ended.said}")
             self.seconds[stage] = time.monotonic() - start
         self.run("run")  # adds its timings
-        self._keep("end")
+        self.keep("end")
         self.whole = content(self.workdir)
 
-    def _keep(self, stage: str) -> None:
+    def keep(self, stage: str) -> None:
+        """Keeps a copy of the workdir as it is, for `begin`."""
         shutil.rmtree(self.folder / stage, ignore_errors=True)
         if self.workdir.exists():
             shutil.copytree(self.workdir, self.folder / stage)
@@ -199,13 +199,3 @@ def resumed_at(said: str) -> int:
     """The step that training says it goes on from; 0 from the beginning."""
     found = re.search(r"resuming from step (\d+)", said)
     return int(found[1]) if found else 0
-
-
-def is_locked(workdir: Path) -> bool:
-    """Whether a process holds the workdir."""
-    with open(workdir / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
