@@ -86,7 +86,9 @@ def test_many_devices_train_as_one(outputs: Outputs) -> None:
         assert len(one) == 12
         np.testing.assert_allclose(many, one, atol=TOLERANCE, err_msg=where)
     for case in ("mlp", "cnn"):
-        assert outputs[1, 1][f"{case}_loss"][0].mean() > outputs[1, 1][f"{case}_loss"][-1].mean(), "something is learned"
+        assert outputs[1, 1][f"{case}_loss"][0].mean() > outputs[1, 1][f"{case}_loss"][-1].mean(), (
+            "something is learned"
+        )
     assert not np.allclose(outputs[1, 1]["augmented_loss"], outputs[1, 1]["mlp_loss"], atol=0.01)
 
 
