@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import sc_jax
-from sc_jax import cli, files, predictions
+from sc_jax import cli, files, ops, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
@@ -53,12 +53,13 @@ def predict(config: Config, workdir: Path) -> None:
             )
         content = saved.content(step)
         missing = processes.from_first(
-            lambda: [split for split in config.prediction.splits if not _done(job, workdir, split, content)]
+            lambda: [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
         )
         if not missing:
-            processes.say(f"predict: done ({len(job.tags)} members × {len(config.prediction.splits)} splits)")
+            processes.say(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
             return
-        like = parallel.placed(state.shape_of_state(job.model, job.optimizer, job.members), mesh, sharding)
+        made = job.model, job.optimizer, job.members, job.examples_with_targets
+        like = parallel.placed(state.shape_of_state(*made), mesh, sharding)
         trained = saved.restore(step, like)
 
     networks = inference.networks(job, trained, mesh)
@@ -119,7 +120,8 @@ def _write(
 
     Each process predicts its rows of every batch; the first puts them together and writes.
     """
-    own = _outputs(job, split, outputs_of)
+    examples = job.dataset.splits[split] if job.streamed else job.examples(split)
+    own = _outputs(job, split, examples, outputs_of)
     folder = workdir / "predictions" / ".shares"
     if processes.several():
         processes.from_first(lambda: shutil.rmtree(folder, ignore_errors=True))  # of a job that was killed
@@ -128,32 +130,44 @@ def _write(
 
     def merge() -> None:
         shares = _read_shares(folder) if processes.several() else iter([own])
-        _merge(job, workdir, split, shares, about, heads)
+        _merge(job, workdir, split, examples, shares, about, heads)
         shutil.rmtree(folder, ignore_errors=True)
 
     processes.from_first(merge)
-    return len(job.dataset.splits[split])
+    return len(examples)
 
 
 def _merge(
     job: job_lib.Job,
     workdir: Path,
     split: str,
+    source: Any,
     shares: Iterator[Share],
     about: Sequence[dict[str, Any]],
     heads: tuple[np.ndarray, np.ndarray] | None,
 ) -> None:
     """Puts the shares of all processes together and writes a file for each member."""
-    examples, features = _whole(job, split, shares)
+    examples, further = _whole(job, source, shares)
     for i, (name, logits, provenance) in enumerate(zip(job.names, examples.logits, about, strict=True)):
         own: dict[str, Any] = {"logits": np.moveaxis(logits, 1, 0) if logits.ndim == 3 else logits}
-        own |= {} if features is None else {"features": features[i]}
+        own |= {"features": further["features"][i]} if "features" in further else {}
+        own |= _confidence(job, i, logits, further)
         own |= {} if heads is None else {"head_kernel": heads[0][i], "head_bias": heads[1][i]}
         predictions.save(
             _path(workdir, name, split),
             dataclasses.replace(examples, **own, provenance=provenance),
-            expected_id=job.dataset.splits[split].example_id,
+            expected_id=source.example_id,
         )
+
+
+def _confidence(job: job_lib.Job, member: int, logits: np.ndarray, heads: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The confidence that a member's objective trained, from the head that has it; nothing where there is none."""
+    which = int(job.members.objective[member])
+    head = job.objectives[which - 1].objective.confidence if which else ""
+    if not head:
+        return {}
+    of_member = heads[head][member].astype(np.float64)
+    return {"confidence": ops.abstention_log_odds(logits, of_member) if head == "abstain_logit" else of_member}
 
 
 def _write_segmented(
@@ -250,10 +264,13 @@ class Share(NamedTuple):
 
 
 def _outputs(
-    job: job_lib.Job, split: str, outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]]
+    job: job_lib.Job,
+    split: str,
+    examples: Any,
+    outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]],
 ) -> Share:
     """What all members say about this process's rows of a split, whether it lies in memory or is decoded on the way."""
-    examples, batch_size = job.dataset.splits[split], job.config.prediction.batch_size
+    batch_size = job.config.prediction.batch_size
     rows = parallel.local_rows(batch_size, job.mesh)
     if job.streamed:
         batches: Iterable[Any] = job_lib.evaluation_batches(job, split, rows)
@@ -300,9 +317,10 @@ def _read_shares(folder: Path) -> Iterator[Share]:
         yield Share(arrays["read"], arrays["label"], arrays["example_id"], each)
 
 
-def _whole(job: job_lib.Job, split: str, shares: Iterator[Share]) -> tuple[predictions.Predictions, np.ndarray | None]:
-    """Logits [M, n, k] or [M, n, m, k] of all members, and features [M, n, d] where they are asked for."""
-    examples = job.dataset.splits[split]
+def _whole(
+    job: job_lib.Job, examples: Any, shares: Iterator[Share]
+) -> tuple[predictions.Predictions, dict[str, np.ndarray]]:
+    """Logits [M, n, k] or [M, n, m, k] of all members, and what else was asked for, features [M, n, d] and heads [M, n]."""
     n = len(examples)
     rows = parallel.Rows(len(job.tags), n)
     label, example_id = None, np.full(n, -1, np.int64)
@@ -319,7 +337,7 @@ def _whole(job: job_lib.Job, split: str, shares: Iterator[Share]) -> tuple[predi
         group = None if examples.group is None else np.asarray(names)[examples.group]
         is_ood = examples.is_ood
     made = predictions.Predictions(label, outputs["logits"], example_id, group=group, is_ood=is_ood)
-    return made, outputs.get("features")
+    return made, outputs
 
 
 def versions() -> dict[str, str]:

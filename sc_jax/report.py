@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sc_jax import cascade_pages, cli, figures, files, pages
+from sc_jax import cascade_pages, cli, ensemble_pages, figures, files, pages
 from sc_jax.files import InputError
 from sc_jax.training import logs
+
+SOURCES = ("pages.py", "cascade_pages.py", "ensemble_pages.py", "figures.py")
+"""What a report is made by."""
 
 
 def report(workdir: Path) -> None:
@@ -26,7 +29,7 @@ def report(workdir: Path) -> None:
     document = files.read_json(source)
     if not isinstance(document, dict) or document.get("schema") != 1 or not document.get("runs"):
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
-    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'cascade_pages.py', 'figures.py')}"
+    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources(*SOURCES)}"
     page, watched, stamps = (workdir / name for name in ("report.html", "logit_statistics.jsonl", "logs.json"))
     if watched.exists():
         if stamps.exists() and watched.name in (known := files.read_json(stamps, sealed=True)):
@@ -75,6 +78,7 @@ def _sections(workdir: Path, document: dict[str, Any]) -> tuple[list[Section], l
         first, names = functools.partial(pages.of_grid, workdir), list(pages.GRID_PICTURES)
     known = [("repair", pages.of_repair, pages.REPAIR_PICTURES)]
     known += [("objectives", pages.of_objectives, pages.OBJECTIVE_PICTURES)]
+    known += [("ensemble", ensemble_pages.section, ensemble_pages.PICTURES)]
     if "cascades" in document:
         known += [("cascades", cascade_pages.section, cascade_pages.pictures_of(document["cascades"]))]
         known += [("aggregates", functools.partial(cascade_pages.members, workdir), pages.GRID_PICTURES)]

@@ -28,6 +28,7 @@ from sc_jax.models import member_logits
 from sc_jax.ops.ranking import rank_over_axis
 from sc_jax.predictions import Predictions
 from sc_jax.training import optimizers, parallel, processes, state, step
+from sc_jax.training.objectives import named
 
 N, BATCH, STEPS = 203, 32, 12
 scale = evaluation_transform((0.5,), (0.5,))
@@ -37,6 +38,12 @@ labels = rng.integers(0, 4, N).astype(np.int32)
 
 HIDDEN = {"hidden": (24, 9), "dropout": 0.1}
 AUGMENTED = {"crop_padding": 1, "flip": True, "mixup": 0.2}
+HEADS = {"heads": ("abstain_logit", "auxiliary_logits", "selection_logit")}
+ABSTAINING = (
+    "self_adaptive=0.9",
+    "selective_net=0.8",
+    "aurc=0.5",
+)  # with targets by example, and losses of whole batches
 # name → network, its options, augmentation, ρ of SAM, rows of devices, sharding
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], float, int, str]] = {
     "mlp": ("mlp", HIDDEN, {}, 0.0, 1, "replicated"),
@@ -45,6 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], float, int, str]] = 
     "divided": ("mlp", HIDDEN, AUGMENTED, 0.0, 1, "fsdp"),
     "unrolled": ("cnn", HIDDEN, {}, 0.0, 4, "replicated"),
     "spread_and_divided": ("mlp", HIDDEN, AUGMENTED, 0.0, 2, "fsdp"),
+    "abstaining": ("mlp", {**HIDDEN, **HEADS}, {}, 0.0, 2, "replicated"),
     "streamed": ("densenet_bc_100", {"blocks": (1,), "growth": 4}, {}, 0.5, 1, "replicated"),
 }
 
@@ -96,9 +104,12 @@ def trained(
         total_steps=STEPS,
     )
     grid = MemberGrid((0.0,) if name == "streamed" else (0.0, 0.3), (0, 1))
+    grid = MemberGrid((0.0,), (0,), ABSTAINING) if name == "abstaining" else grid
+    wanted = named(grid.objectives, 4)
     members = state.make_members(grid.tags)
     members, data, target = parallel.replicate((members, images, labels), mesh)
-    current = parallel.place(state.initial_state(model, optimizer, state.make_members(grid.tags)), mesh, sharding)
+    drawn = state.initial_state(model, optimizer, state.make_members(grid.tags), N if wanted else 0)
+    current = parallel.place(drawn, mesh, sharding)
     one = step.make_step(
         model,
         optimizer,
@@ -107,6 +118,8 @@ def trained(
         log_every=4,
         sam=sam,
         sharding=sharding,
+        objectives=wanted,
+        total_steps=STEPS,
     )
     losses = []
     with streamed(mesh) as batches:
@@ -130,6 +143,8 @@ def trained(
     told: dict[str, Any] = {"loss": np.stack(losses), "logits": logits}
     held = [jax.device_get(leaf.addressable_data(0)).size for leaf in jax.tree.leaves(weights[0])]
     told["share_of_parameters"] = sum(held) / sum(leaf.size for leaf in jax.tree.leaves(weights[0]))
+    if wanted:
+        told["target"] = parallel.to_host(current.target)
     if name == "streamed":
         leaves = jax.tree.leaves(parallel.to_host(current.model_state))
         told["statistics"] = np.concatenate([leaf.ravel() for leaf in leaves])
