@@ -633,6 +633,9 @@ def fuzz() -> str:
         f"{pages.Table(['reader', 'inputs', 'valid', 'refused', 'anything else'], rows).markdown()}\n\n{total:,} inputs, in processes "
         f"whose address space could grow by {f['bounds']['memory_bytes'] / 2**30:g} GiB (memory grew by {growth / 2**20:.0f} MiB at most), "
         f"with {f['bounds']['seconds']} s for each input. `python -m tests.chaos.run --only=fuzz`, {_machine(f)}."
+    )
+
+
 def _abstention(variant: str) -> dict[str, Any] | None:
     path = ABSTENTION / "results" / variant / "metrics.json"
     return files.read_json(path) if path.exists() else None
