@@ -6,7 +6,7 @@ TORCH   ?=
 BIN     := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke lint bench lock docs clean
+.PHONY: run test smoke lint bench chaos lock docs clean
 
 run: .venv/.runtime  ## train, predict, evaluate, report; prints where the report is
 	$(BIN)/python -m sc_jax.run --config=$(CONFIG) $(if $(WORKDIR),--workdir=$(WORKDIR))
@@ -30,6 +30,9 @@ bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.validity
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.cascades
+
+chaos: .venv/.test  ## kills, damage, full disks and fuzzed readers at length, about an hour; benchmarks/results/{chaos,fuzz}.json
+	$(BIN)/python -m tests.chaos.run
 
 docs: .venv/.test  ## regenerates every number and picture of the docs from benchmarks/results and experiments/*/results
 	$(BIN)/python docs/build.py

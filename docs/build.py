@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/casc
 ABSTENTION = ROOT / "experiments/abstention"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
+    *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md"),
     *(STUDY / "README.md", CASCADES / "README.md", ABSTENTION / "README.md"),
 )
 
@@ -519,6 +521,121 @@ def cascade_rows(prefix: str) -> str:
     return pages.Table(headings, rows).markdown()
 
 
+def scaling() -> str:
+    """Memory and operations of five members at ImageNet's size: arithmetic."""
+    figures, members, devices, batch = _benchmark("scaling"), 5, 8, 256
+    rows = []
+    for name, one in figures["models"].items():
+        p = 4 * one["parameters"] / 2**30  # GiB in float32
+        kept = one["kept_bytes_per_image_bfloat16"] * batch / devices / 2**30
+        step = 6 * one["macs"] * batch
+        rows.append(
+            [
+                f"`{name}`",
+                f"{one['parameters'] / 1e6:.1f} M",
+                f"{one['macs'] / 1e9:.2f} G",
+                f"{members * p:.2f}",
+                f"{members * 4 * p:.2f}",
+                f"{members * (2 * p + 3 * p / devices):.2f}",
+                f"{kept:.2f}",
+                f"{members * step / 1e12:.0f} · 10¹²",
+                f"{members * 6 * one['macs'] * figures['images'] * 90 / 1e18:.0f} · 10¹⁸",
+            ]
+        )
+    header = ["one member", "parameters", "MACs an image", f"parameters of {members}, GiB"]
+    header += [
+        "+ gradients + Adam's two moments, whole, GiB a device",
+        f"the same with fsdp over {devices} devices, in a step",
+    ]
+    header += [f"kept for the backward pass by one member, bfloat16, {batch // devices} images a device, GiB at most"]
+    header += [f"operations of a step of {members}, batch {batch}", "of 90 epochs"]
+    table = pages.Table(header, rows)
+    return table.markdown()
+
+
+_INJECTED = {
+    "kills": "SIGKILL, in train, predict, evaluate and report",
+    "sigterm": "SIGTERM",
+    "damage": "a truncation or a flipped bit in a file",
+    "full_disk": "a full disk",
+    "read_only": "a read-only disk, from the start or suddenly",
+    "two_at_once": "a second run in the workdir",
+}
+"""The kinds of `benchmarks/results/chaos.json`, in order."""
+
+
+def chaos() -> str:
+    """What was injected, and what came of it."""
+    if not (ROOT / "benchmarks/results/chaos.json").exists():
+        return "Not run."
+    f = _benchmark("chaos")
+    rows = []
+    for kind, label in _INJECTED.items():
+        if kind not in f:
+            rows.append([label, "not measured", *[""] * 5])
+            continue
+        counts = Counter(row["outcome"] for row in f[kind])
+        unclear = counts["crashed"] + counts["refused without the name"]
+        cells = [
+            counts["recovered"],
+            counts["refused"],
+            counts["no effect"],
+            unclear,
+            counts["lost"],
+            counts["silently wrong"],
+        ]
+        rows.append([label, *map(str, [len(f[kind]), *cells])])
+    headings = [
+        "",
+        "injected",
+        "recovered",
+        "refused clearly",
+        "without effect",
+        "ended unclearly",
+        "lost",
+        "silently wrong",
+    ]
+    inside = sum(row["inside_a_write"] for row in f.get("kills", []))
+    stopped = [row for row in f.get("sigterm", []) if row["stage"] == "train"]
+    between, trained = sum(row["between_checkpoints"] for row in stopped), len(stopped)
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\n{inside} of the kills landed inside a write, which a temporary file or folder left there "
+        f"shows; {between} of the {trained} SIGTERMs in training between two checkpoints. `make chaos`, {_machine(f)}."
+    )
+
+
+def damage() -> str:
+    """The damage by kind of file."""
+    if "damage" not in (_benchmark("chaos") if (ROOT / "benchmarks/results/chaos.json").exists() else {}):
+        return "Not run."
+    rows: dict[str, Counter[str]] = {}
+    for row in _benchmark("chaos")["damage"]:
+        rows.setdefault(row["kind"], Counter())[row["outcome"]] += 1
+    names = ("recovered", "refused", "no effect", "silently wrong")
+    table = [[kind, str(sum(c.values())), *(str(c[name]) for name in names)] for kind, c in rows.items()]
+    return pages.Table(
+        ["damaged", "times", "recovered", "refused clearly", "without effect", "silently wrong"], table
+    ).markdown()
+
+
+def fuzz() -> str:
+    """The inputs that every reader got."""
+    if not (ROOT / "benchmarks/results/fuzz.json").exists():
+        return "Not run."
+    f = _benchmark("fuzz")
+    rows = [
+        [f"`{r['reader']}`", f"{r['inputs']:,}", f"{r['loaded']:,}", f"{r['refused']:,}", str(len(r["failed"]))]
+        for r in f["readers"]
+    ]
+    total = sum(r["inputs"] for r in f["readers"])
+    growth = max(r["peak_growth_bytes"] for r in f["readers"])
+    return (
+        f"{pages.Table(['reader', 'inputs', 'valid', 'refused', 'anything else'], rows).markdown()}\n\n{total:,} inputs, in processes "
+        f"whose address space could grow by {f['bounds']['memory_bytes'] / 2**30:g} GiB (memory grew by {growth / 2**20:.0f} MiB at most), "
+        f"with {f['bounds']['seconds']} s for each input. `python -m tests.chaos.run --only=fuzz`, {_machine(f)}."
+    )
+
+
 def _abstention(variant: str) -> dict[str, Any] | None:
     path = ABSTENTION / "results" / variant / "metrics.json"
     return files.read_json(path) if path.exists() else None
@@ -604,7 +721,11 @@ def abstention_published() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "chaos": chaos,
+    "damage": damage,
+    "fuzz": fuzz,
     "finding": finding,
+    "scaling": scaling,
     "stages": stages,
     "training": training,
     "models": models,

@@ -254,12 +254,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (workdir / "config.json").exists():
             raise InputError(f"{workdir}: holds the run of a study; name another --workdir")
         document, written = found()
-        files.write_json(workdir / "metrics.json", document)
+        files.write_json(workdir / "metrics.json", document, seal=True)
         for name, policy in written.items():
             if policy is None:
                 (workdir / f"{name}.json").unlink(missing_ok=True)
             else:
-                files.write_json(workdir / f"{name}.json", policy)
+                files.write_json(workdir / f"{name}.json", policy, seal=True)
     print(f"metrics: {workdir / 'metrics.json'}; `python -m sc_jax.report --workdir={workdir}` draws them")
     for name, policy in written.items():
         if policy is None:

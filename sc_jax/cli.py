@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +22,44 @@ def parser(door: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m sc_jax.{door}", description=description, allow_abbrev=False)
 
 
-def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> tuple[Config, Path]:
+def study_arguments(
+    door: str, description: str, argv: Sequence[str] | None, *, devices: bool = False
+) -> tuple[Config, Path]:
     """Parses `--config=FILE[:variant] [--workdir=DIR] [--config.field=value …]`.
+
+    With `devices` also `--processes`, `--coordinator`, `--process` and `--heartbeat`; this process then joins the others
+    (`sc_jax.training.processes.start`).
 
     Returns:
       The checked config and the workdir, by default `runs/<study>-<variant>`.
     """
     from sc_jax.methods import cascade, study
+    from sc_jax.training import processes
 
     arguments = parser(door, description)
     arguments.add_argument(
         "--config", required=True, metavar="FILE[:VARIANT]", help="experiments/<study>/config.py[:variant]"
     )
     arguments.add_argument("--workdir", metavar="DIR", help="default: runs/<study>-<variant>")
+    if devices:
+        group = arguments.add_argument_group(
+            "several processes", "each is started with the same command; see docs/scaling.md"
+        )
+        group.add_argument(
+            "--processes",
+            default="auto" if processes.in_cluster() else "1",
+            metavar="P|auto",
+            help="how many; auto is what SLURM, Open MPI or a TPU pod says, and the default there",
+        )
+        group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, at a free port")
+        group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+        group.add_argument(
+            "--heartbeat",
+            type=int,
+            default=processes.HEARTBEAT,
+            metavar="SECONDS",
+            help="without a sign of life, after which a process counts as dead and ends the others (default: %(default)s)",
+        )
     arguments.epilog = "Any field of the config can be set: --config.training.epochs=3"
     given, rest = arguments.parse_known_args(argv)
     overrides = {}
@@ -44,25 +71,40 @@ def study_arguments(door: str, description: str, argv: Sequence[str] | None) -> 
     config = config_lib.load(given.config, overrides)
     study.refuse_unknown(config.evaluation.scores, config.primary, ensemble=config.ensemble.members > 0)
     cascade.scorer(config.cascade.score)
+    if devices:
+        if given.processes != "auto" and not (given.processes.isdigit() and int(given.processes) > 0):
+            arguments.error(f"--processes = {given.processes!r}; it should be a positive number, or auto")
+        if given.heartbeat < 1:
+            arguments.error(f"--heartbeat = {given.heartbeat}; it should be 1 s or more")
+        asked = processes.Asked(given.processes, given.coordinator, given.process, given.heartbeat)
+        processes.start(asked)
     return config, Path(given.workdir or f"runs/{config.study}-{config.variant}")
 
 
 @contextlib.contextmanager
 def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Holds `workdir` for this process and this config.
+    """Holds `workdir` for this process, or for the job that it is one of, and this config.
 
     Args:
       workdir: made if it is not there; config: what is asked for.
       check: raises if the config cannot be run; called before a new workdir is bound to it.
 
     Raises:
-      InputError: another process holds it, or it belongs to a config that differs (the fields are named).
+      InputError: another job holds it, or it belongs to a config that differs (the fields are named), or the processes of this
+        job were started with different ones.
     """
-    with files.lock(workdir):
-        path = workdir / "config.json"
-        asked = config_lib.as_dict(config)
+    from sc_jax.training import processes
+
+    asked = config_lib.as_dict(config)
+    processes.require_same("the config", asked)
+    processes.require_same("--workdir", str(workdir))
+    path = workdir / "config.json"
+
+    def bind() -> None:
+        held.enter_context(files.lock(workdir))
         if path.exists():
-            different = list(_differences(files.read_json(path), asked, ""))
+            there = files.read_json(path)
+            different = [one for one in _differences(there, asked, "") if not one.startswith("devices")]  # may change
             if different:
                 raise InputError(
                     f"{path}: this workdir belongs to another config ({'; '.join(different[:5])}); "
@@ -70,7 +112,14 @@ def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = la
                 )
         else:
             check()
-            files.write_json(path, asked)
+            files.write_json(path, asked, seal=True)
+
+    with contextlib.ExitStack() as held:
+        processes.from_first(bind)
+        if not path.exists():
+            raise InputError(
+                f"{workdir}: the first process has written there, and this one sees nothing: name a shared folder"
+            )
         yield
 
 
@@ -85,15 +134,65 @@ def _differences(there: Any, asked: Any, field: str) -> Iterator[str]:
         yield f"{field} is {there!r} there, {asked!r} was asked for"
 
 
+class Terminated(BaseException):
+    """SIGTERM came. Everything unwinds, so that no half of a file stays; see `main`."""
+
+
+@contextlib.contextmanager
+def noting_sigterm() -> Iterator[Callable[[int], bool]]:
+    """In the block SIGTERM is not raised but noted: the function that is yielded says, at a step, whether to stop after it.
+
+    Where several processes are one job, a signal to one of them stops all, after the same step.
+
+    Raises:
+      Terminated: at the end of the block, if it was to stop.
+    """
+    from sc_jax.training import processes
+
+    came = threading.Event()
+    if processes.several():  # JAX hears the signal, and agrees on a step
+
+        def agreed(step: int) -> bool:
+            if not came.is_set() and processes.preempted(step):
+                came.set()
+            return came.is_set()
+
+        yield agreed
+    elif threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield lambda step: False
+        return
+    else:
+        before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+        try:
+            yield lambda step: came.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if came.is_set():
+        raise Terminated
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what cleans up is not interrupted
+    raise Terminated
+
+
 def main(door: Callable[[Sequence[str] | None], None]) -> None:
-    """Runs a door; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C becomes 130."""
+    """Runs a door; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C becomes 130, SIGTERM 143."""
+    from sc_jax.training import processes
     from sc_jax.training.loop import DivergedError
 
-    try:
-        door(None)
-    except (InputError, DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    with processes.ending():
+        try:
+            door(None)
+        except (InputError, DivergedError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(130)
+        except Terminated:
+            print("terminated; the same command goes on where this one was", file=sys.stderr)
+            sys.exit(143)
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -120,6 +120,8 @@ class Training:
     after so many, whatever `epochs` says. `log_every`, `checkpoint_every` and `statistics_every` count steps. Statistics of the
     logits (`sc_jax.methods.logit_statistics`; none at 0) are of `statistics_examples` examples of the train split, as they are at test, and of
     as many of the calibration split. `teacher` is the workdir of an earlier run, for objectives that learn from its predictions.
+    Beside the newest `checkpoints_kept` the `checkpoints_best` of highest accuracy on the calibration split stay, the mean over members, for
+    `prediction.checkpoint`; it is measured every `checkpoint_every` steps.
     """
 
     batch_size: int
@@ -147,6 +149,7 @@ class Training:
     statistics_every: int = 0
     statistics_examples: int = 1000
     teacher: str = ""
+    checkpoints_best: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +187,8 @@ IN_NETWORK = ("batch_ensemble", "packed", "masksembles")
 class Prediction:
     """Which named splits are predicted, how many examples at a time on all devices together, and, of segmentation, how many
     labelled pixels of each image are kept with their logits. With `features` the files also hold the input of the last layer,
-    d numbers for each example, and that layer where it is linear, for the scores that need them. Of the images of the test split copies under
+    d numbers for each example, and that layer where it is linear, for the scores that need them. `checkpoint` is that which predicts:
+    "last", or, chosen on the calibration split, "best". Of the images of the test split copies under
     each of the `corruptions` (families of `sc_jax.data.corruptions`) at five severities are predicted too, labels kept, OOD examples left out:
     `<test split>_<family>_<severity>.npz`."""
 
@@ -192,6 +196,7 @@ class Prediction:
     batch_size: int
     pixels: int = 1000
     features: bool = False
+    checkpoint: str = "last"
     corruptions: tuple[str, ...] = ()
 
 
@@ -211,6 +216,18 @@ class Evaluation:
     level: float = 0.95
     seed: int = 0
     repair: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """How the job lies on its devices (`sc_jax.training.parallel`); no part of what is trained, and may differ at a restart.
+
+    Devices stand in `member_rows` rows, each with its part of the members; a batch is divided over the devices of a row. What a
+    member has of parameters and optimiser state is whole on each of those ("replicated"), or divided over them too ("fsdp").
+    """
+
+    member_rows: int = 1
+    sharding: str = "replicated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +280,7 @@ class Config:
     augmentation: Augmentation = Augmentation()
     cascade: Cascade = Cascade()
     ensemble: Ensemble = Ensemble()
+    devices: Devices = Devices()
 
     @property
     def corrupted(self) -> dict[str, tuple[str, int]]:
@@ -483,7 +501,7 @@ def _checked_values(config: Config, path: str) -> Config:
     for name in ("batch_size", "log_every", "checkpoint_every", "checkpoints_kept", "statistics_examples"):
         require(getattr(t, name) > 0, f"training.{name}", getattr(t, name), "positive")
     require(0 < t.learning_rate < math.inf, "training.learning_rate", t.learning_rate, "positive and finite")
-    for name in ("weight_decay", "gradient_clip", "sam", "steps", "statistics_every"):
+    for name in ("weight_decay", "gradient_clip", "sam", "steps", "statistics_every", "checkpoints_best"):
         require(0 <= getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "≥ 0 and finite")
     require(
         t.epochs > 0 or (t.epochs == 0 and b.weights != ""),
@@ -550,6 +568,18 @@ def _checked_values(config: Config, path: str) -> Config:
     if not b.weights:
         refuse_idle(path, "model", b, "weights_part", "model.weights names a file")
     _check_ensemble(config, path, require)
+    require(config.devices.member_rows > 0, "devices.member_rows", config.devices.member_rows, "positive")
+    shardings = ("replicated", "fsdp")
+    require(config.devices.sharding in shardings, "devices.sharding", config.devices.sharding, f"one of {shardings}")
+    checkpoint, judged = config.prediction.checkpoint, t.checkpoints_best > 0
+    require(checkpoint in ("last", "best"), "prediction.checkpoint", checkpoint, "last or best")
+    require(judged or checkpoint == "last", "training.checkpoints_best", 0, "positive where the best one predicts")
+    require(
+        config.ensemble.kind == "" or not judged,
+        "training.checkpoints_best",
+        t.checkpoints_best,
+        "0 beside ensemble.kind",
+    )
     require(config.prediction.pixels > 0, "prediction.pixels", config.prediction.pixels, "positive")
     families = config.prediction.corruptions
     require(len(set(families)) == len(families), "prediction.corruptions", families, "without repetition")

@@ -111,7 +111,7 @@ def evaluate_study(config: Config, workdir: Path) -> None:
     scores_lib.named(config.evaluation.scores)
     target = workdir / "metrics.json"
     built_from = _built_from(config, workdir)
-    if target.exists() and files.read_json(target).get("built_from") == built_from:
+    if _is_built_from(target, built_from):
         print("evaluate: done")
         return
     runs = _load_runs(config, workdir)
@@ -129,8 +129,20 @@ def evaluate_study(config: Config, workdir: Path) -> None:
     finally:
         progress.close()
     document |= _segmented(config, workdir) | _cascades(config, workdir, runs)
-    files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document})
+    files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document}, seal=True)
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
+
+
+def _is_built_from(target: Path, built_from: str) -> bool:
+    """Whether `metrics.json` is there, whole, and of these predictions and this code."""
+    if not target.exists():
+        return False
+    try:
+        document = files.read_json(target, sealed=True)
+    except InputError as error:
+        print(f"evaluate: {error}; it is computed again", file=sys.stderr)
+        return False
+    return isinstance(document, dict) and document.get("built_from") == built_from
 
 
 def _cascades(config: Config, workdir: Path, runs: Sequence[study.Run]) -> dict[str, Any]:
@@ -294,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{given.workdir}: holds the run of a study; name another --workdir")
         document = work()
         _print(document)
-        files.write_json(target, document)
+        files.write_json(target, document, seal=True)
     print(f"metrics: {target}; `python -m sc_jax.report --workdir={given.workdir}` draws them")
 
 

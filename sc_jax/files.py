@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -46,7 +47,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        _clear(path)
+        handle, temporary = _temporary(path)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -61,6 +63,25 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, locked for as long as it is open."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # taken for left over before it was locked
+
+
+def _clear(path: Path) -> None:
+    """Removes what writers of `path` left that were killed: their files are not locked any more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(left)
 
 
 def _umask() -> int:
@@ -82,8 +103,19 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as JSON, whole or not at all; NaN and infinities become null, since JSON has no word for them."""
+_SEAL = "content_sha256"
+
+
+def write_json(path: str | Path, value: Any, *, seal: bool = False) -> None:
+    """Writes `value` as JSON, whole or not at all; NaN and infinities become null, since JSON has no word for them.
+
+    Args:
+      path: of the file; value: what JSON can hold.
+      seal: adds the hash of all else to an object, so that `read_json` refuses it once anything in it has changed.
+    """
+    if seal:
+        value = {name: item for name, item in value.items() if name != _SEAL}
+        value[_SEAL] = fingerprint_json(value)
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -101,18 +133,46 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: str | Path, *, sealed: bool = False) -> Any:
+    """Reads a JSON file, and checks the seal of `write_json` where it has one; the seal itself is left out.
+
+    Args:
+      path: of the file.
+      sealed: it has to have one.
 
     Raises:
-      InputError: it is missing or is not JSON.
+      InputError: it is missing, is not JSON, or is not what was written.
     """
+    remedy = "restore it or delete it and run again"
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise RecursionError(f"it is nested more than {_DEPTH} deep")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); restore it or delete it and run again") from error
+    # A ValueError also where bytes are no text, or a number has thousands of digits.
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+    stated = value.pop(_SEAL, None) if isinstance(value, dict) else None
+    if (stated is not None or sealed) and stated != fingerprint_json(value):
+        raise InputError(f"{path}: damaged, or changed by hand: it is not what was written; {remedy}")
+    return value
+
+
+_DEPTH = 100  # of JSON
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH + 1):
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        ]
+        if not level:
+            return False
+    return True
 
 
 _BLOCK = 1 << 20  # bytes read at a time
@@ -201,6 +261,9 @@ class Npz(Mapping[str, "Member"]):
                 if b"PK\1\2" in info.extra + info.comment:  # a damaged length has swallowed the entries after it
                     raise ValueError("damaged directory")
                 self._members[name] = Member(self, name, info)
+        with _refusing(self.path):
+            if sum(info.compress_size for info in self._archive.infolist()) > self._size():
+                raise ValueError("its members overlap")
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]
@@ -297,6 +360,8 @@ class Member:
     def read(self) -> np.ndarray:
         """The whole array in memory."""
         with _refusing(self._npz.path, self.name):
+            if self.nbytes > _available():  # allocating more may succeed, and end the process when it is used
+                raise MemoryError
             buffer = np.empty(self.nbytes, np.uint8)
         position = 0
         for block in self._blocks():
@@ -407,6 +472,13 @@ class Member:
             while left:  # its own `seek` takes 16 MiB at a time
                 left -= len(stream.read(min(left, _BLOCK))) or left
         return stream
+
+
+def _available() -> int:
+    """Bytes of memory that can be had without swapping, as the kernel estimates them."""
+    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        return 1024 * int(next(line for line in file if line.startswith("MemAvailable:")).split()[1])
+    return 1 << 62  # nothing says so
 
 
 def _array_header(text: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import math
 import platform
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sc_jax import figures, files
 from sc_jax.figures import SCORE_NAMES, treatment_name
-from sc_jax.training.logs import read_log
+from sc_jax.training.logs import read_header, read_log
 
 TABLE = (
     ("error", "error", 100),
@@ -548,7 +547,7 @@ def of_grid(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure],
 def of_training(workdir: Path) -> tuple[dict[str, Figure], str, str]:
     """The section of a study that left `logit_statistics.jsonl`; returns as `of_study`."""
     path = workdir / "logit_statistics.jsonl"
-    header = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+    header = read_header(path)
     lines, (trained, held_out) = read_log(path), header["splits"]
     gradient = figures.logit_statistics(lines, header["splits"], header["alphas"])
     ranking = figures.training_ranking(lines, held_out, header["alphas"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +23,9 @@ from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
 from sc_jax.models import member_heads
-from sc_jax.training import inference, parallel, state
+from sc_jax.training import inference, parallel, processes, state
 from sc_jax.training import job as job_lib
-from sc_jax.training.logs import Progress
+from sc_jax.training.logs import Progress, Silent
 
 
 def predict(config: Config, workdir: Path) -> None:
@@ -34,22 +35,32 @@ def predict(config: Config, workdir: Path) -> None:
       InputError: training has not ended, or the checkpoint is damaged.
     """
     job = job_lib.build(config)
-    mesh = parallel.data_mesh()
+    mesh, sharding = job.mesh, config.devices.sharding
+    processes.require_same("the data set", job.dataset.fingerprint)
 
     with job_lib.open_checkpoints(job, workdir) as saved:
-        if saved.latest_step() != job.total_steps:
+        latest = processes.from_first(saved.latest_step)
+        if latest != job.total_steps:
             raise InputError(
-                f"{saved.folder}: training is at step {saved.latest_step() or 0} of {job.total_steps}; "
+                f"{saved.folder}: training is at step {latest or 0} of {job.total_steps}; "
                 "run `python -m sc_jax.train` with the same config and workdir first"
             )
-        content = saved.content(job.total_steps)
-        missing = [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
+        step = saved.best_step() if config.prediction.checkpoint == "best" else job.total_steps
+        step = processes.from_first(lambda: step)
+        if step is None:
+            raise InputError(
+                f"{saved.folder}: no checkpoint that was judged is whole; train again into another --workdir"
+            )
+        content = saved.content(step)
+        missing = processes.from_first(
+            lambda: [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
+        )
         if not missing:
-            print(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
+            processes.say(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
             return
         made = job.model, job.optimizer, job.members, job.examples_with_targets
-        like = parallel.replicated(state.shape_of_state(*made), mesh)
-        trained = saved.restore(job.total_steps, like)
+        like = parallel.placed(state.shape_of_state(*made), mesh, sharding)
+        trained = saved.restore(step, like)
 
     networks = inference.networks(job, trained, mesh)
     outputs_of = inference.outputs_of(job)
@@ -60,14 +71,19 @@ def predict(config: Config, workdir: Path) -> None:
 
     segmentation = job.ignore_label is not None
     cost = job.cost
-    heads = jax.device_get(member_heads(job.model, networks[0].params)) if config.prediction.features else None
+    heads = parallel.to_host(member_heads(job.model, networks[0].params)) if config.prediction.features else None
     mapped = parallel.map_over_devices(measured if segmentation else outputs_of, mesh)
+    calls = itertools.count(job.total_steps + 1)
+    together = jax.jit(lambda each: jax.numpy.stack(each, 2))
 
     def of_batch(batch: Any) -> Any:
         """Of an ensemble logits [M, b, m, k]: every network sees the batch before the next one is read."""
+        if processes.preempted(next(calls)):  # alone, SIGTERM raises this by itself
+            raise cli.Terminated
+        batch = parallel.divide(batch, mesh, axis=0)
         if len(networks) == 1:
             return mapped(networks[0], batch)
-        return {"logits": np.stack([mapped(one, batch)["logits"] for one in networks], 2)}
+        return {"logits": together([mapped(one, batch)["logits"] for one in networks])}
 
     write = _write_segmented if segmentation else functools.partial(_write, heads=heads)
     for split in missing:
@@ -78,7 +94,7 @@ def predict(config: Config, workdir: Path) -> None:
                 "tags": tags,
                 "study": config.study,
                 "variant": config.variant,
-                "step": job.total_steps,
+                "step": step,
                 "checkpoint": content,
                 "data_fingerprint": job.dataset.fingerprint,
                 "weights_hash": job.weights_hash,
@@ -89,7 +105,7 @@ def predict(config: Config, workdir: Path) -> None:
             for tags in job.tags
         ]
         n = write(job, workdir, split, of_batch, about)
-        print(f"predict: {len(job.tags)} members on {split} ({n} {'images' if segmentation else 'examples'})")
+        processes.say(f"predict: {len(job.tags)} members on {split} ({n} {'images' if segmentation else 'examples'})")
 
 
 def _write(
@@ -100,8 +116,38 @@ def _write(
     about: Sequence[dict[str, Any]],
     heads: tuple[np.ndarray, np.ndarray] | None,
 ) -> int:
-    """Predicts a split and writes a file for each member, logits [n, k], or [m, n, k] of an ensemble; how many examples it has."""
-    examples, further = _outputs(job, split, outputs_of)
+    """Predicts a split and writes a file for each member, logits [n, k], or [m, n, k] of an ensemble; how many examples it has.
+
+    Each process predicts its rows of every batch; the first puts them together and writes.
+    """
+    examples = job.dataset.splits[split] if job.streamed else job.examples(split)
+    own = _outputs(job, split, examples, outputs_of)
+    folder = workdir / "predictions" / ".shares"
+    if processes.several():
+        processes.from_first(lambda: shutil.rmtree(folder, ignore_errors=True))  # of a job that was killed
+        _write_share(folder / f"{jax.process_index()}.npz", own)
+        processes.wait_for_all(f"shares of {split}")
+
+    def merge() -> None:
+        shares = _read_shares(folder) if processes.several() else iter([own])
+        _merge(job, workdir, split, examples, shares, about, heads)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    processes.from_first(merge)
+    return len(examples)
+
+
+def _merge(
+    job: job_lib.Job,
+    workdir: Path,
+    split: str,
+    source: Any,
+    shares: Iterator[Share],
+    about: Sequence[dict[str, Any]],
+    heads: tuple[np.ndarray, np.ndarray] | None,
+) -> None:
+    """Puts the shares of all processes together and writes a file for each member."""
+    examples, further = _whole(job, source, shares)
     for i, (name, logits, provenance) in enumerate(zip(job.names, examples.logits, about, strict=True)):
         own: dict[str, Any] = {"logits": np.moveaxis(logits, 1, 0) if logits.ndim == 3 else logits}
         own |= {"features": further["features"][i]} if "features" in further else {}
@@ -110,9 +156,8 @@ def _write(
         predictions.save(
             _path(workdir, name, split),
             dataclasses.replace(examples, **own, provenance=provenance),
-            expected_id=examples.example_id,
+            expected_id=source.example_id,
         )
-    return len(examples)
 
 
 def _confidence(job: job_lib.Job, member: int, logits: np.ndarray, heads: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -132,31 +177,44 @@ def _write_segmented(
     measure: Callable[[tuple[np.ndarray, np.ndarray, np.ndarray]], pixels.Measured],
     about: Sequence[dict[str, Any]],
 ) -> int:
-    """The same of segmentation, images for examples, with the logits of one batch in memory at a time."""
+    """The same of segmentation, images for examples, with the logits of one batch in memory at a time.
+
+    What each process found out of a batch goes to all at once; the first keeps it.
+    """
     source, ignore, wanted = job.dataset.splits[split], job.ignore_label, job.config.prediction.pixels
     if source.example_id.min() < 0 or source.example_id.max() >= 1 << 31:
         raise InputError(
             f"{job.dataset.name}: an image id of {split} lies outside 0..2³¹ − 1, which ids of pixels need"
         )
     unfinished = workdir / "predictions" / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    kinds = _kinds(job, split)
-    collectors = [pixels.Collector(unfinished / name if "_pixels" in kinds else None, ignore) for name in job.names]
+    kinds, first = _kinds(job, split), processes.first()
+    if first:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    kept = unfinished if first and "_pixels" in kinds else None
+    collectors = [pixels.Collector(kept and kept / name, ignore) for name in job.names]
     pictures: list[dict[str, np.ndarray]] = [{} for _ in job.names]
     shown = pixels.PICTURES if "_pictures" in kinds else 0
     seen: list[int] = []
-    progress = Progress(len(source), 0, f"predicting {split}")
+    progress = Progress(len(source), 0, f"predicting {split}") if first else Silent()
+
+    def sampled(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+        ids = np.maximum(batch["example_id"], 0).tolist()
+        return [pixels.sample(label, ignore, i, wanted) for label, i in zip(batch["label"], ids, strict=True)]
+
     try:
-        for batch in job_lib.evaluation_batches(job, split):
-            drawn = [
-                pixels.sample(label, ignore, max(0, int(i)), wanted)
-                for label, i in zip(batch["label"], batch["example_id"], strict=True)
-            ]
+        rows = parallel.local_rows(job.config.prediction.batch_size, job.mesh)
+        for batch in job_lib.evaluation_batches(job, split, rows):
+            drawn = sampled(batch)
             # Of one shape, so that there is one program; images with fewer labelled pixels fill less of it.
             places = np.zeros((len(drawn), wanted), np.int32)
             for row, place in zip(places, drawn, strict=True):
                 row[: len(place)] = place
-            outputs = jax.device_get(measure((batch["image"], batch["label"], places)))
+            outputs = parallel.to_host(measure((batch["image"], batch["label"], places)))
+            if processes.several():
+                batch = parallel.to_host(parallel.divide(batch, job.mesh, axis=0))
+                if not first:
+                    continue
+                drawn = sampled(batch)
             for i, example_id in enumerate(batch["example_id"].tolist()):
                 if example_id < 0:
                     continue
@@ -168,6 +226,8 @@ def _write_segmented(
                         pictures[member] |= {f"{name}_{len(seen)}": array for name, array in kept.items()}
                 seen.append(example_id)
             progress.update(len(seen))
+        if not first:
+            return len(source)
         if collectors[0].empty:
             raise InputError(f"{job.dataset.name}: no pixel of {split} has a label; nothing can be evaluated on it")
         if sorted(seen) != sorted(source.example_id.tolist()):
@@ -177,46 +237,107 @@ def _write_segmented(
             if shots:
                 files.write_npz(path["_pictures"], shots)
                 stated = {**provenance, "fingerprint": files.fingerprint(shots)}
-                files.write_json(path["_pictures"].with_suffix(".json"), stated)
+                files.write_json(path["_pictures"].with_suffix(".json"), stated, seal=True)
             of_kind = {"_pixels": collector.pixels, "_images": collector.images, "": collector.sampled}
             for kind, written in of_kind.items():
                 if kind in kinds:
                     predictions.save(path[kind], dataclasses.replace(written(), provenance=provenance))
     finally:
         progress.close()
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if first:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return len(seen)
 
 
+class Share(NamedTuple):
+    """What one process predicted of a split.
+
+    Attributes:
+      read: int [r], the places in the split that the process read; label: of those; example_id: of those.
+      parts: (first of its members, places int [p], outputs [m, p, …]); places beyond the end of the split are padding.
+    """
+
+    read: np.ndarray
+    label: np.ndarray
+    example_id: np.ndarray
+    parts: list[tuple[int, np.ndarray, dict[str, np.ndarray]]]
+
+
 def _outputs(
-    job: job_lib.Job, split: str, outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]]
-) -> tuple[predictions.Predictions, dict[str, np.ndarray]]:
-    """What all members say about a split, logits [M, n, k] or [M, n, m, k], and what else was asked for, features [M, n, d] and heads
-    [M, n]; whether it lies in memory or is decoded on the way."""
-    if not job.streamed:
-        examples = job.examples(split)
-        batches = examples.inputs, examples.example_id
-        outputs = parallel.in_batches(outputs_of, batches, job.config.prediction.batch_size, axis=1)
-        names = getattr(job.dataset, "group_names", ())
-        group = None if examples.group is None else np.asarray(names)[examples.group]
-        label, is_ood = np.asarray(examples.label), examples.is_ood
-        made = predictions.Predictions(label, outputs["logits"], examples.example_id, group=group, is_ood=is_ood)
-        return made, outputs
-    parts = []
-    examples = job.dataset.splits[split]
-    progress = Progress(len(examples), 0, f"predicting {split}")
+    job: job_lib.Job,
+    split: str,
+    examples: Any,
+    outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]],
+) -> Share:
+    """What all members say about this process's rows of a split, whether it lies in memory or is decoded on the way."""
+    batch_size = job.config.prediction.batch_size
+    rows = parallel.local_rows(batch_size, job.mesh)
+    if job.streamed:
+        batches: Iterable[Any] = job_lib.evaluation_batches(job, split, rows)
+        batches = ((batch["image"], batch["label"], batch["example_id"]) for batch in batches)
+    else:
+        arrays = examples.inputs, examples.label, examples.example_id
+        batches = parallel.in_batches(arrays, batch_size, rows)
+    progress = Progress(len(examples), 0, f"predicting {split}") if processes.first() else Silent()
+    parts, read = [], []
     try:
-        for batch in job_lib.evaluation_batches(job, split):
-            real = batch["example_id"] >= 0
-            outputs = jax.device_get(outputs_of((batch["image"], batch["example_id"])))
-            parts.append((batch["label"][real], {k: v[:, real] for k, v in outputs.items()}, batch["example_id"][real]))
-            progress.update(sum(len(part[0]) for part in parts))
+        for start, (inputs, label, example_id) in zip(itertools.count(0, batch_size), batches, strict=False):
+            for part in parallel.parts(outputs_of((inputs, example_id))):
+                of_any = next(iter(part.outputs.values()))
+                parts.append((part.member, start + part.row + np.arange(of_any.shape[1]), part.outputs))
+            read.append((start + rows, label, example_id))
+            progress.update(min(start + batch_size, len(examples)))
     finally:
         progress.close()
-    labels, found, ids = zip(*parts, strict=True)
-    whole = {name: np.concatenate([one[name] for one in found], axis=1) for name in found[0]}
-    made = predictions.Predictions(np.concatenate(labels), whole["logits"], np.concatenate(ids))
-    return made, whole
+    place, label, example_id = (np.concatenate(column) for column in zip(*read, strict=True))
+    return Share(*(column[place < len(examples)] for column in (place, label, example_id)), parts)
+
+
+def _write_share(path: Path, share: Share) -> None:
+    """A file with what one process predicted: arrays `read`, `label`, `example_id`, and of members i, i + 1, … `i.place` and `i.<output>`."""
+    arrays = {"read": share.read, "label": share.label, "example_id": share.example_id}
+    for member in {member for member, _, _ in share.parts}:
+        mine = [(place, outputs) for first, place, outputs in share.parts if first == member]
+        arrays[f"{member}.place"] = np.concatenate([place for place, _ in mine])
+        for name in mine[0][1]:
+            arrays[f"{member}.{name}"] = np.concatenate([outputs[name] for _, outputs in mine], axis=1)
+    files.write_npz(path, arrays)
+
+
+def _read_shares(folder: Path) -> Iterator[Share]:
+    """The shares of all processes, one after the other."""
+    for process in range(jax.process_count()):
+        arrays = files.read_npz(folder / f"{process}.npz")
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for name in arrays:
+            member, dot, field = name.partition(".")
+            if dot:
+                parts.setdefault(member, {})[field] = arrays[name]
+        each = [(int(member), part.pop("place"), part) for member, part in parts.items()]
+        yield Share(arrays["read"], arrays["label"], arrays["example_id"], each)
+
+
+def _whole(
+    job: job_lib.Job, examples: Any, shares: Iterator[Share]
+) -> tuple[predictions.Predictions, dict[str, np.ndarray]]:
+    """Logits [M, n, k] or [M, n, m, k] of all members, and what else was asked for, features [M, n, d] and heads [M, n]."""
+    n = len(examples)
+    rows = parallel.Rows(len(job.tags), n)
+    label, example_id = None, np.full(n, -1, np.int64)
+    for share in shares:
+        label = np.zeros((n, *share.label.shape[1:]), share.label.dtype) if label is None else label
+        label[share.read], example_id[share.read] = share.label, share.example_id
+        for part in share.parts:
+            rows.add(*part)
+    outputs = rows.whole()
+    if job.streamed:
+        group = is_ood = None
+    else:
+        names = getattr(job.dataset, "group_names", ())
+        group = None if examples.group is None else np.asarray(names)[examples.group]
+        is_ood = examples.is_ood
+    made = predictions.Predictions(label, outputs["logits"], example_id, group=group, is_ood=is_ood)
+    return made, outputs
 
 
 def versions() -> dict[str, str]:
@@ -240,7 +361,7 @@ def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
     kinds = _kinds(job, split)
     for path in [_path(workdir, member, f"{split}{kind}") for member in job.names for kind in kinds]:
         try:
-            sidecar = files.read_json(path.with_suffix(".json"))
+            sidecar = files.read_json(path.with_suffix(".json"), sealed=True)
             with files.open_npz(path) as arrays:
                 if sidecar.get("checkpoint") != content or sidecar["fingerprint"] != files.fingerprint(arrays):
                     return False
@@ -251,7 +372,7 @@ def _done(job: job_lib.Job, workdir: Path, split: str, content: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The door."""
-    config, workdir = cli.study_arguments("predict", __doc__, argv)
+    config, workdir = cli.study_arguments("predict", __doc__, argv, devices=True)
     with cli.open_workdir(workdir, config, lambda: job_lib.build(config)):
         predict(config, workdir)
 

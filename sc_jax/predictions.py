@@ -405,6 +405,8 @@ def _provenance(arrays: Mapping[str, np.ndarray | Member], path: Path) -> dict[s
     if not sidecar.exists():
         return {}
     provenance = files.read_json(sidecar)
+    if isinstance(provenance, dict) and "fingerprint" in provenance:
+        files.read_json(sidecar, sealed=True)  # it is ours, and what we write is sealed
     if not isinstance(provenance, dict):
         raise InputError(f"{sidecar}: not a JSON object; delete it or write predictions again")
     stated = provenance.get("fingerprint")
@@ -590,7 +592,8 @@ def save(path: str | Path, predictions: Predictions | Scored, expected_id: np.nd
         require_ids(predictions, expected_id, "the split that was predicted")
     arrays = predictions.arrays()
     files.write_npz(path, arrays)
-    files.write_json(path.with_suffix(".json"), {**predictions.provenance, "fingerprint": files.fingerprint(arrays)})
+    about = {**predictions.provenance, "fingerprint": files.fingerprint(arrays)}
+    files.write_json(path.with_suffix(".json"), about, seal=True)
 
 
 def select(predictions: Form, index: np.ndarray) -> Form:

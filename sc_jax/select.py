@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.write_npz(folder / "decisions.npz", arrays)
         about = {"predictions": test.source, "selector": "selector.json", "promise": str(chosen.promise)}
         about |= {"test": found, "fingerprint": files.fingerprint(arrays)}
-        files.write_json(folder / "decisions.json", about)  # last: it says that all is there
+        files.write_json(folder / "decisions.json", about, seal=True)  # last: it says that all is there
     print(f"decisions: {folder / 'decisions.npz'}, selector: {folder / 'selector.json'}")
 
 

@@ -26,8 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # a shape that broadcast
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--recipes=all` runs the smoke variant of every recipe, not of those alone that take seconds."""
+    """`--recipes=all` runs the smoke variant of every recipe, not of those alone that take seconds; `--devices=all` every case on
+    every number of devices and processes."""
     parser.addoption("--recipes", choices=("short", "all"), default="short", help="smoke runs: short ones, or all")
+    parser.addoption("--devices", choices=("short", "all"), default="short", help="cases on many devices: some, or all")
 
 
 def run_door(door: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,8 @@
 """Arguments, the workdir that belongs to one config and one process, and errors as one line with an exit status."""
 
 import contextlib
-import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_workdir_keeps_its_config_and_opens_again_for_the_same(tmp_path):
     config = parse(SMOKE)[0]
     workdir = tmp_path / "run"
     with cli.open_workdir(workdir, config):
-        assert json.loads((workdir / "config.json").read_text()) == config_lib.as_dict(config)
+        assert files.read_json(workdir / "config.json", sealed=True) == config_lib.as_dict(config)
     before = (workdir / "config.json").stat().st_mtime_ns
     with cli.open_workdir(workdir, config):
         pass
@@ -195,3 +195,52 @@ def test_a_process_ends_with_status_2_and_one_line(tmp_path, door, arguments, sa
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert os.listdir(tmp_path) == []
+
+
+# --- SIGTERM ----------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_unwinds_a_door_and_is_143(tmp_path, capsys, monkeypatch):
+    """What a door had begun to write is gone, and the handler is as it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    replace = os.replace
+
+    def stopped(source, target):
+        os.kill(os.getpid(), signal.SIGTERM)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(lambda argv: files.write_text(tmp_path / "x", "abc"))
+    assert caught.value.code == 143
+    assert capsys.readouterr().err.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_is_noted_until_the_end_of_the_block():
+    done = []
+
+    def door(argv):
+        with cli.noting_sigterm() as came:
+            assert not came(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came(1)
+            done.append("saved")
+        done.append("never")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.main(door)
+    assert caught.value.code == 143
+    assert done == ["saved"]
+
+
+def test_an_error_in_the_block_is_not_hidden_by_sigterm():
+    def work():
+        with cli.noting_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()

@@ -25,6 +25,8 @@ DOCUMENTS = [
     "docs/ensembles.md",
     "docs/cascades.md",
     "docs/scod.md",
+    "docs/scaling.md",
+    "docs/survival.md",
     "docs/abstention.md",
     "experiments/abstention/README.md",
     "experiments/label_smoothing/README.md",

@@ -870,3 +870,92 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="file: cannot be used as a workdir"), files.lock(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- seals, and what killed writers leave -----------------------------------------------------------------------------
+
+
+def test_a_sealed_document_reads_as_it_was_and_no_bit_of_it_changes_unseen(tmp_path):
+    path = tmp_path / "x.json"
+    value = {"a": [1, 2.5, None, float("nan")], "b": {"c": "é"}, "d": True}
+    files.write_json(path, value, seal=True)
+    read = files.read_json(path, sealed=True)
+    assert read == {**value, "a": [1, 2.5, None, None]} == files.read_json(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                found = files.read_json(path, sealed=True)
+            except InputError:
+                continue
+            assert found == read
+
+
+def test_a_document_without_a_seal_is_read_unless_one_is_asked_for(tmp_path):
+    path = tmp_path / "x.json"
+    for value in ({"a": 1}, [1], 3):
+        files.write_json(path, value)
+        assert files.read_json(path) == value
+        with pytest.raises(InputError, match=r"x\.json: damaged, or changed by hand"):
+            files.read_json(path, sealed=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"[" * 500 + b"]" * 500, b'{"a":' * 300 + b"1" + b"}" * 300, b"1" * 5000]
+)
+def test_json_that_is_too_deep_or_has_numbers_too_long_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json: not readable as JSON"):
+        files.read_json(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(b"[" * 100 + b"]" * 100)
+    files.read_json(tmp_path / "x.json")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_nobody_else_s_does(tmp_path):
+    code = (
+        "import os, signal, sys; from sc_jax import files\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.write_bytes(sys.argv[1], b'half')\n"
+    )
+    path = tmp_path / "out[1]"  # not a pattern
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1, "the second took away what the first left"
+    others = [tmp_path / ".out[1].x.tmp", tmp_path / ".out1.abcdefgh.tmp", tmp_path / ".other.abcdefgh.tmp"]
+    for other in others:
+        other.write_bytes(b"")
+    with files._replacing(path) as at_work:
+        at_work.write(b"first")
+        files.write_bytes(path, b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert sorted(os.listdir(tmp_path)) == sorted(["out[1]", *(other.name for other in others)])
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    """One stretch of compressed data, named many times by the directory: a bomb that no single member is."""
+    path = tmp_path / "x.npz"
+    files.write_npz(path, {"a": np.zeros(100_000)}, compress=True)
+    content = path.read_bytes()
+    start, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    entry = content[start:end]
+    copies = b"".join(entry.replace(b"a.npy", b"%c.npy" % (98 + i)) for i in range(20))
+    tail = bytearray(content[end:])
+    struct.pack_into("<HHI", tail, 8, 21, 21, len(entry) + len(copies))
+    path.write_bytes(content[:end] + copies + tail)
+    with pytest.raises(InputError, match=r"x\.npz"):
+        files.read_npz(path)
+
+
+def test_what_is_larger_than_memory_is_refused_before_it_is_allocated(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    files.write_npz(path, {"a": np.zeros(100_000)}, compress=True)
+    assert files._available() > 1 << 20
+    monkeypatch.setattr(files, "_available", lambda: 799_999)
+    with pytest.raises(InputError, match=r"x\.npz, field 'a': does not fit into memory; read it in chunks"):
+        files.read_npz(path)
+    with files.open_npz(path) as npz:
+        assert sum(len(part) for part in npz["a"].chunks(1000)) == 100_000

@@ -850,3 +850,21 @@ def test_scores_are_opened_and_streamed_in_bounded_memory(tmp_path, writer):
     finally:
         tracemalloc.stop()
     np.testing.assert_array_equal(sums, [(score + i).sum(dtype=np.float64) for i in range(count)])
+
+
+def test_a_sidecar_that_was_changed_is_refused(tmp_path):
+    """Tags and splits are no arrays, and yet what is reported depends on them."""
+    path = tmp_path / "p.npz"
+    given = predictions.Predictions(
+        np.array([0, 1]), np.eye(2), np.arange(2), provenance={"tags": {"alpha": 0.25}, "split": "test"}
+    )
+    predictions.save(path, given)
+    assert predictions.load(path).provenance["tags"] == {"alpha": 0.25}
+    whole = path.with_suffix(".json").read_text()
+    for old, new in (("0.25", "0.75"), ("test", "tess"), ("content_sha256", "content_sha257")):
+        assert whole.count(old) == 1
+        path.with_suffix(".json").write_text(whole.replace(old, new))
+        with pytest.raises(InputError, match=r"p\.json: damaged, or changed by hand"):
+            predictions.load(path)
+    path.with_suffix(".json").write_text('{"tags": {"alpha": 0.5}}')  # somebody else's
+    assert predictions.load(path).provenance["tags"] == {"alpha": 0.5}

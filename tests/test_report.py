@@ -391,15 +391,60 @@ def test_a_part_that_is_missing_is_written_again(in_a_folder, lost):
     assert Path("out", lost).read_bytes() == content
 
 
-def test_the_page_is_written_last(in_a_folder, monkeypatch):
-    """It says what it was built from, so whatever else belongs to it must be there."""
+def test_the_hashes_are_written_last(in_a_folder, monkeypatch):
+    """They say what was built from what, so whatever belongs to the report must be there."""
     write_files(Path("out"), "a.npz")
     order = []
     write = files.write_bytes
     monkeypatch.setattr(files, "write_bytes", lambda path, data: (order.append(Path(path).name), write(path, data)))
     report.main(["--workdir=out"])
-    assert sorted(order) == ["metrics.csv", "reliability.png", "report.html", "report.md", "risk_coverage.png"]
-    assert order[-1] == "report.html"
+    written = ["metrics.csv", "reliability.png", "report.html", "report.json", "report.md", "risk_coverage.png"]
+    assert sorted(order) == written
+    assert order[-1] == "report.json"
+
+
+@pytest.mark.parametrize("part", ["report.html", "metrics.csv", "figures/risk_coverage.png", "report.json"])
+def test_a_part_that_was_damaged_is_written_again(in_a_folder, part):
+    """One bit of the middle of the file."""
+    write_files(Path("out"), "a.npz")
+    report.main(["--workdir=out"])
+    content = Path("out", part).read_bytes()
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    Path("out", part).write_bytes(damaged)
+    report.main(["--workdir=out"])
+    assert Path("out", part).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document.pop("curves"),
+        lambda document: document["runs"][0].pop("metrics"),
+        lambda document: document["runs"].insert(0, 3),
+        lambda document: document["curves"][0].update(coverage="abc"),
+        lambda document: document.update(contrasts=[{}]),
+        lambda document: document.update(contrasts=[{"kind": "primary"}], max_logit_gap=[1]),
+        lambda document: document.update(cascades=None),
+    ],
+    ids=[
+        "no curves",
+        "no metrics",
+        "no row",
+        "a curve of text",
+        "a contrast without a kind",
+        "no study",
+        "no cascades",
+    ],
+)
+def test_a_metrics_json_of_another_form_is_refused(in_a_folder, change):
+    write_files(Path("out"), "a.npz")
+    document = files.read_json("out/metrics.json")
+    change(document)
+    files.write_json("out/metrics.json", document)
+    with pytest.raises(InputError, match=r"out/metrics\.json: not a metrics\.json"):
+        report.main(["--workdir=out"])
+    assert not Path("out/report.html").exists()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

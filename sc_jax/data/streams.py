@@ -93,16 +93,15 @@ def batches(
     total_steps: int,
     first_step: int = 0,
     shuffle: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     threads: int | None = None,
     workers: int = 0,
 ) -> grain.DatasetIterator[Record]:
     """Training batches of steps `first_step` to `total_steps` − 1: a new order every epoch, no example left out.
 
     Step k takes the places k·batch_size to (k + 1)·batch_size − 1 of the epochs written one after the other; a batch may
-    lie in two. Process p of P takes every P-th of them, from the p-th on. What `transform` draws depends on the seed, the
-    epoch and the example.
+    lie in two. A process may take some `rows` of every batch and read no others. What `transform` draws depends on the
+    seed, the epoch and the example.
 
     Args:
       source: the split, of n examples.
@@ -112,20 +111,20 @@ def batches(
       total_steps: where the stream ends.
       first_step: where it begins.
       shuffle: whether the order is random.
-      process_index, process_count: p and P.
+      rows: int [r], places in every batch, increasing; all of them without.
       threads: that read and transform, in each worker; without, as many as the machine has cores.
       workers: processes that do it instead of this one. Threads suffice where `transform` lets go of the GIL.
 
     Returns:
-      Grain's iterator over dicts of arrays [batch_size / P, …], to be closed when it is left early. An error in a record is
-      raised by `next`.
+      Grain's iterator over dicts of arrays [r, …], to be closed when it is left early. An error in a record is raised by
+      `next`.
 
     Raises:
-      InputError: `batch_size` cannot be divided over the processes, or a number is out of its range.
+      InputError: a number is out of its range.
     """
     import grain
 
-    share = _share(batch_size, process_index, process_count)
+    rows = _checked_rows(batch_size, rows)
     if seed < 0:
         raise InputError(f"seed = {seed}; it should be 0 or more")
     if not 0 <= first_step <= total_steps:
@@ -135,8 +134,8 @@ def batches(
     dataset = grain.MapDataset.range(len(source)).random_map(_Read(source, transform), seed=transform_seed)
     if shuffle:
         dataset = dataset.shuffle(seed=order_seed)
-    dataset = dataset.repeat()[process_index::process_count][first_step * share : total_steps * share]
-    return _iterate(dataset, share, threads, workers)
+    dataset = _rows_of(dataset.repeat(), batch_size, rows)[first_step * len(rows) : total_steps * len(rows)]
+    return _iterate(dataset, len(rows), threads, workers)
 
 
 def evaluation_batches(
@@ -144,8 +143,7 @@ def evaluation_batches(
     transform: Callable[[Record], Record],
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     threads: int | None = None,
     workers: int = 0,
 ) -> grain.DatasetIterator[Record]:
@@ -156,10 +154,10 @@ def evaluation_batches(
     """
     import grain
 
-    share = _share(batch_size, process_index, process_count)
+    rows = _checked_rows(batch_size, rows)
     padded = -(-len(source) // batch_size) * batch_size
     dataset = grain.MapDataset.range(padded).map(_ReadPadded(source, transform))
-    return _iterate(dataset[process_index::process_count], share, threads, workers)
+    return _iterate(_rows_of(dataset, batch_size, rows), len(rows), threads, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +183,33 @@ class _ReadPadded(_Read):
         return record if index <= last else {**record, "example_id": np.int64(-1)}
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> int:
-    if not 0 <= process_index < process_count:
-        raise InputError(
-            f"process_index = {process_index}; it should be in 0..{process_count - 1}, one for each process"
-        )
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"batch_size = {batch_size}; it should be a positive multiple of {process_count} processes")
-    return batch_size // process_count
+def _checked_rows(batch_size: int, rows: np.ndarray | None) -> list[int]:
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}; it should be positive")
+    rows = list(range(batch_size)) if rows is None else np.asarray(rows).tolist()
+    if not rows or rows != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= batch_size:
+        raise InputError(f"rows = {rows}; they should be some of 0..{batch_size - 1}, increasing")
+    return rows
+
+
+def _rows_of(dataset: grain.MapDataset[Record], batch_size: int, rows: list[int]) -> grain.MapDataset[Record]:
+    """The places of `dataset` that are among these rows of its batches, in order; its length is a multiple of `batch_size`."""
+    import grain
+
+    if len(rows) == batch_size:
+        return dataset
+
+    class Rows(grain.MapDataset):
+        def __len__(self) -> int:
+            return len(dataset) // batch_size * len(rows)
+
+        def __getitem__(self, index: int | slice) -> Any:
+            if isinstance(index, slice):
+                return self.slice(index)
+            batch, row = divmod(index, len(rows))
+            return dataset[batch * batch_size + rows[row]]
+
+    return Rows(dataset)
 
 
 def _iterate(

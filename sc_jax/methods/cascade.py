@@ -164,7 +164,7 @@ class Policy:
                 str(values["fitted_on"]),
                 tuple(map(str, values["models"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(f"not a cascade's policy: {error!r}; fit it again") from None
 
 

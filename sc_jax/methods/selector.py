@@ -193,7 +193,8 @@ def score_of(name: str, state: Mapping[str, float], predictions: Predictions) ->
         return score.of_features(split.combined)
     if score.tuned:
         return logit_norm.apply(logit_norm.LogitNorm(int(state["p"]), {}), split.combined)
-    return score.apply(_STATES[name](**state), split.combined)
+    kind = _STATES[name]
+    return score.apply(kind(*(state[field] for field in kind._fields)), split.combined)
 
 
 _STATES = {"msp_temperature": temperature.Temperature, "msp_pnorm": scores_lib.MspPnorm}
@@ -312,7 +313,7 @@ def save(path: str | Path, selector: Selector) -> None:
     document["thresholds"] = {
         name: float(value) if math.isfinite(value) else str(float(value)) for name, value in selector.thresholds.items()
     }
-    files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)})
+    files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)}, seal=True)
 
 
 def load(path: str | Path) -> Selector:
@@ -329,6 +330,29 @@ def load(path: str | Path) -> Selector:
         document["promise"] = Promise(**document["promise"])
         document["fitted_on"] = FittedOn(**document["fitted_on"])
         document["thresholds"] = {name: float(value) for name, value in document["thresholds"].items()}
-        return Selector(**document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _checked(Selector(**document))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: is not a selector ({error}); fit it again") from error
+
+
+def _checked(selector: Selector) -> Selector:
+    """Refuses, by ValueError, what a file may hold and no fit makes: the rest is checked by the classes themselves."""
+    on = selector.fitted_on
+    texts = {"method": selector.method, "score": selector.score, "source": on.source, "fingerprint": on.fingerprint}
+    texts |= {name: value for name, value in (("dataset", on.dataset), ("split", on.split)) if value is not None}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} {value!r} is no text")
+    if selector.rule == "singleton":
+        if selector.score not in NONCONFORMITY:
+            raise ValueError(f"score {selector.score!r}: there are {', '.join(NONCONFORMITY)}")
+        needed = {"raps": {"penalty", "free"}, "saps": {"weight"}}.get(selector.score, set())
+    else:
+        tuned = scores_lib.named([selector.score])[selector.score].tuned
+        needed = {"p"} if tuned else set(_STATES[selector.score]._fields) if selector.score in _STATES else set()
+    numbers = all(isinstance(value, (int, float)) and abs(value) < 1e300 for value in selector.state.values())
+    if not needed <= set(selector.state) or not numbers:
+        raise ValueError(f"state {dict(selector.state)!r}: {selector.score} needs {sorted(needed)}")
+    if not isinstance(selector.about, Mapping) or type(on.n) is not int:
+        raise ValueError("what the fit saw is not there")
+    return selector

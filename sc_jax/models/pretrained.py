@@ -31,6 +31,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".th", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # a checkpoint's entry that holds the tensors
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 _LAST = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
+_SEAL = "sc_jax.sha256"  # in the metadata of what `save` writes: a hash of its tensors
 _SHOWN = 5  # names in an error
 _SAFE_TORCH = (2, 6)  # before it `weights_only=True` did not keep a file from running code: CVE-2025-32434
 
@@ -183,7 +184,8 @@ def save(path: str | Path, params: Any, model_state: Any) -> None:
         place.name: np.ascontiguousarray(np.asarray(leaf).transpose(place.axes))
         for place, leaf in zip(places, leaves, strict=True)
     }
-    files.write_bytes(path, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    about = {"format": "pt", _SEAL: files.fingerprint(tensors)}  # the format itself has no checksum
+    files.write_bytes(path, safetensors.numpy.save(tensors, metadata=about))
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -226,9 +228,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, "np") as file:  # bfloat16 is known to NumPy since JAX has been imported
-            return {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            stated = (file.metadata() or {}).get(_SEAL)
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: a number format that NumPy does not know
         raise InputError(f"{path}: not readable as safetensors ({error}); fetch it again") from error
+    if stated is not None and stated != files.fingerprint(tensors):
+        raise InputError(f"{path}: damaged: its tensors are not those that were written; fetch it again")
+    return {name: _float32(tensor) for name, tensor in tensors.items()}
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

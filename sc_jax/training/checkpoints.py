@@ -7,8 +7,13 @@ the hashes.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import itertools
 import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +22,16 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from sc_jax.files import InputError, fingerprint_json
+from sc_jax.training import parallel, processes
 
-_log = logging.getLogger(__name__)
+_ELSEWHERE = "in another process"
 
 
 def leaf_hashes(tree: Any) -> dict[str, str]:
     """Path of each leaf → SHA-256 over its dtype, shape and bytes."""
     hashes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(parallel.to_host(leaf))
         digest = hashlib.sha256(f"{array.dtype.str}|{array.shape}|".encode())
         digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
         hashes[jax.tree_util.keystr(path)] = digest.hexdigest()
@@ -39,15 +45,19 @@ class Checkpoints:
       folder: where the steps lie.
       config: what the run was asked for; saved with each checkpoint, compared on restore.
       keep: how many of the newest are kept.
+      best: how many are kept beside them, those of the highest quality.
     """
 
-    def __init__(self, folder: str | Path, config: dict[str, Any], keep: int = 2):
+    def __init__(self, folder: str | Path, config: dict[str, Any], keep: int = 2, best: int = 0):
         self.folder = Path(folder).absolute()
         self._config = config
+        kept = _Kept(keep, best, self._quality)
         try:
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=kept, enable_async_checkpointing=False, create=True
+                ),
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             )
         except OSError as error:
@@ -65,38 +75,69 @@ class Checkpoints:
         """The newest whole checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
+    def best_step(self) -> int | None:
+        """The whole checkpoint of the highest quality, the earliest of several; None where none was judged."""
+        judged = {step: self._quality(step) for step in sorted(self._manager.all_steps())}
+        return max((step for step in judged if judged[step] is not None), key=judged.__getitem__, default=None)
+
+    def _quality(self, step: int) -> float | None:
+        """Not agreed upon: Orbax asks for it where a process may be alone."""
+        try:
+            meta = self._read_meta(step)
+            sealed = meta.pop("seal") == fingerprint_json(meta)
+            return meta["quality"] if sealed and meta["config"] == self._config else None
+        except Exception as error:
+            if processes.lost(error):
+                raise
+            return None  # a damaged one is not the best
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        with _quiet():
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def save(self, step: int, state: Any, logs: Mapping[str, Any] | None = None, quality: float | None = None) -> None:
         """Writes `state` as checkpoint `step` and returns when it is whole on disk.
+
+        Args:
+          step: its number; state: a tree of arrays.
+          logs: JSON that goes with it; `meta` has it under "logs".
+          quality: by which the best ones are kept; None for one that is not among them.
 
         Raises:
           InputError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
-        state = jax.tree.map(np.array, state)  # copies: nothing may change between the hash and the write
-        meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config}
+        state = parallel.to_host(state)  # copies: nothing may change between the hash and the write
+        meta = {"step": step, "hashes": leaf_hashes(state), "config": self._config, "logs": dict(logs or {})}
+        meta |= {"quality": quality}
+        meta |= {"seal": fingerprint_json(meta)}
         try:
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-            )
-            self._manager.wait_until_finished()
-        except OSError as error:
+            with _quiet():
+                self._manager.save(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+                )
+                self._manager.wait_until_finished()
+        except Exception as error:  # Orbax raises whatever its storage raises: of a full disk a ValueError
+            if processes.lost(error):
+                raise
             raise InputError(
-                f"{self.folder}: cannot write checkpoint {step} ({error}); earlier ones are intact"
+                f"{self.folder}: cannot write checkpoint {step} ({_first_line(error)}); earlier ones are intact: make room, "
+                "the same command goes on from the last"
             ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state: step, hash of each leaf, config.
+        """What was saved beside the state: step, hash of each leaf, config, logs, quality.
 
         Raises:
           InputError: it cannot be read, or belongs to another config.
         """
-        try:
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-            hashes, config, saved_step = meta["hashes"], meta["config"], meta["step"]
-        except Exception as error:  # Orbax raises whatever its storage raises
-            raise self._damaged(step, f"its metadata cannot be read ({type(error).__name__})") from error
-        if saved_step != step:
-            raise self._damaged(step, f"it was saved as step {saved_step}")
-        if not isinstance(hashes, dict) or config != self._config:
+        with self._everywhere(step, "its metadata cannot be read"):
+            meta = self._read_meta(step)
+            sealed = meta.pop("seal") == fingerprint_json(meta)
+        if not processes.all_say(sealed):
+            raise self._damaged(step, "its metadata are not what was saved")
+        if meta["step"] != step:
+            raise self._damaged(step, f"it was saved as step {meta['step']}")
+        if meta["config"] != self._config:
             raise InputError(f"{self.folder / str(step)}: was written for another config; name another --workdir")
         return meta
 
@@ -115,19 +156,117 @@ class Checkpoints:
           InputError: structure, shape, dtype or content differ from what was saved; the leaf is named.
         """
         wanted = self.meta(step)["hashes"]
-        try:
+        with self._everywhere(step, "its arrays cannot be read"):
             template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise self._damaged(step, f"its arrays cannot be read ({reason[:200]})") from error
+            with _quiet():
+                wanted_state = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+                state = self._manager.restore(step, args=wanted_state).state
         found = leaf_hashes(state)
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        if wrong:
-            raise self._damaged(step, f"{len(wrong)} of {len(found)} leaves are not what was saved (first: {wrong[0]})")
+        if not processes.all_say(not wrong):
+            told = (
+                f"{len(wrong)} of {len(found)} leaves are not what was saved (first: {wrong[0]})"
+                if wrong
+                else _ELSEWHERE
+            )
+            raise self._damaged(step, told)
         return state
+
+    @contextlib.contextmanager
+    def _everywhere(self, step: int, problem: str) -> Iterator[None]:
+        """What cannot be read by one process counts as damaged in all of them, so that they stay together."""
+        caught = None
+        try:
+            yield
+        except Exception as error:  # Orbax raises whatever its storage raises
+            if processes.lost(error):
+                raise
+            caught = error
+        if not processes.all_say(caught is None):
+            told = f"{problem} ({_ELSEWHERE if caught is None else _first_line(caught)})"
+            raise self._damaged(step, told) from caught
+
+    def restore_newest(self, like: Any) -> tuple[int, Any, list[str]] | None:
+        """The newest checkpoint that is whole; those after it that are not are moved to `<folder>-damaged`.
+
+        Args:
+          like: as for `restore`.
+
+        Returns:
+          Its step, its state, and what was wrong with each one that was moved; None where there is no checkpoint at all.
+
+        Raises:
+          InputError: none is whole; they are left as they are, and what is wrong with the newest is said.
+        """
+        refused: list[tuple[int, InputError]] = []
+        for step in processes.from_first(lambda: sorted(self._manager.all_steps(), reverse=True)):
+            try:
+                state = self.restore(step, like)
+            except InputError as error:
+                refused.append((step, error))
+                continue
+            if refused:
+                processes.from_first(lambda: [self._set_aside(other) for other, _ in refused])
+                self._manager.reload()
+            return step, state, [str(error) for _, error in refused]
+        if refused:
+            raise refused[0][1]
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        there = self.folder.with_name(f"{self.folder.name}-damaged")
+        try:
+            there.mkdir(exist_ok=True)
+            numbers = (f"{step}.{i}" if i else str(step) for i in itertools.count())
+            (self.folder / str(step)).rename(next(there / n for n in numbers if not (there / n).exists()))
+        except OSError as error:
+            raise InputError(f"{self.folder / str(step)}: damaged, and cannot be moved to {there} ({error})") from error
 
     def _damaged(self, step: int, what: str) -> InputError:
         earlier = [other for other in self._manager.all_steps() if other < step]
-        remedy = f"delete that folder to go on from step {max(earlier)}" if earlier else "delete it to train again"
+        remedy = f"train again, from step {max(earlier)}" if earlier else "delete it to train again"
         return InputError(f"{self.folder / str(step)}: checkpoint damaged: {what}; {remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Which checkpoints Orbax keeps: the `newest`, and the `best` of those that have a quality."""
+
+    newest: int
+    best: int
+    quality: Callable[[int], float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """As Orbax asks, of checkpoints in increasing order of step."""
+        steps = [info.step for info in checkpoints]
+        kept = set(sorted(steps)[-self.newest :])
+        if self.best:
+            judged = {step: self.quality(step) for step in steps}
+            ranked = sorted(
+                (step for step in steps if judged[step] is not None), key=lambda step: (-judged[step], step)
+            )
+            kept |= set(ranked[: self.best])
+        return [step in kept for step in steps]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs what it raises, with its stack, and leaves writes behind that end after it; what is raised becomes a line of ours."""
+    log, told = logging.getLogger("absl"), sys.unraisablehook
+    before = log.level
+
+    def tell(left: Any) -> None:
+        if str(left.exc_value) != "Event loop is closed":
+            told(left)
+
+    log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = tell
+    try:
+        yield
+        sys.unraisablehook = told  # else not yet: the others are still to end
+    finally:
+        log.setLevel(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -51,7 +51,8 @@ def networks(job: job_lib.Job, trained: TrainState, mesh: parallel.Mesh) -> list
     averaged = optimizers.averaged(opt_state)
     params = trained.params if averaged is None else averaged
     if e.kind == "mc_dropout":
-        return [Weights(params, trained.model_state, _keys(job, 5, i)) for i in range(e.members)]
+        keys = (parallel.place(_keys(job, 5, i), mesh) for i in range(e.members))
+        return [Weights(params, trained.model_state, key) for key in keys]
     if e.kind == "snapshot":
         kept = ensembles.collected(opt_state, ensembles.Snapshots).params
         each = [jax.tree.map(lambda leaf, i=i: leaf[:, i], kept) for i in range(e.members)]
@@ -60,7 +61,7 @@ def networks(job: job_lib.Job, trained: TrainState, mesh: parallel.Mesh) -> list
     elif e.kind == "swag":
         gaussian = ensembles.collected(opt_state, ensembles.Gaussian)
         draw = jax.jit(jax.vmap(ensembles.draw))
-        each = [draw(gaussian, _keys(job, 6, i)) for i in range(e.members)]
+        each = [draw(gaussian, parallel.place(_keys(job, 6, i), mesh)) for i in range(e.members)]
     else:
         return [Weights(params, trained.model_state)]
     return with_statistics(job, mesh, each, trained.model_state)
@@ -96,7 +97,7 @@ def with_statistics(job: job_lib.Job, mesh: parallel.Mesh, each: list[Any], mode
         )
         for params in each
     ]
-    measured = [parallel.replicate(one, mesh) for one in measured]
+    measured = [parallel.place(one, mesh) for one in measured]
     with job_lib.measuring(job, mesh, first) as advance:
         for step in range(first, first + job.steps_per_epoch):
             measured = advance(measured, step)

@@ -78,6 +78,11 @@ class Job:
         return self.dataset.ignore_label if self.streamed else None
 
     @property
+    def mesh(self) -> parallel.Mesh:
+        """The devices, as `devices` of the config wants them."""
+        return parallel.data_mesh(self.config.devices.member_rows)
+
+    @property
     def evaluation_transform(self) -> Callable[[jax.Array], jax.Array]:
         """Raw inputs → what the model takes, at test."""
         return pipelines.evaluation_transform(self.config.data.mean, self.config.data.std)
@@ -110,7 +115,8 @@ def build(config: Config) -> Job:
     if d.train_examples:
         dataset = _shortened(dataset, d.train_split, d.train_examples)
     _require_corruptions(config, dataset)
-    mesh = parallel.data_mesh()
+    mesh = parallel.data_mesh(config.devices.member_rows)
+    parallel.require_members(len(config.members.tags), mesh)
     parallel.require_divisible(t.batch_size, mesh, "training.batch_size")
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
     train = dataset.splits[d.train_split]
@@ -137,6 +143,10 @@ def build(config: Config) -> Job:
     if config.training.statistics_every and getattr(dataset, "ignore_label", None) is not None:
         raise InputError(
             f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
+        )
+    if config.training.checkpoints_best and isinstance(dataset, StreamedDataset):
+        raise InputError(
+            f"training.checkpoints_best: images of {d.name} are decoded on the way, where none is judged; leave it out"
         )
     _require_ensemble(config, dataset, model)
     known = _known(config, dataset, wanted)
@@ -478,6 +488,7 @@ def open_checkpoints(job: Job, workdir: Path) -> checkpoints.Checkpoints:
             "known": files.fingerprint(known) if known else None,
         },
         job.config.training.checkpoints_kept,
+        job.config.training.checkpoints_best,
     )
 
 
@@ -488,8 +499,8 @@ Advance = Callable[[state.TrainState, int], tuple[state.TrainState, state.Meters
 def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance]:
     """One step of training: (state, steps taken) → (state, meters), to be called for steps `first_step`, `first_step` + 1, …
 
-    Data in memory lie whole on the devices, and a step finds its batch there by the epoch's order; images are decoded ahead
-    of the step by threads, one stream for each distinct seed.
+    Data in memory lie whole on every device, and a step finds its batch there by the epoch's order; images are decoded ahead
+    of the step by threads, one stream for each distinct seed, of which each process decodes what its devices need.
     """
     t = job.config.training
     one = step.make_step(
@@ -498,6 +509,7 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         _train_transform(job),
         mesh,
         log_every=t.log_every,
+        sharding=job.config.devices.sharding,
         sam=t.sam,
         ignore_label=job.ignore_label,
         objectives=job.objectives,
@@ -547,7 +559,7 @@ def _batches(
     """A step's jitted program, and steps taken → what it takes beside the state, for steps `first_step` to `last_step` in turn."""
     if job.streamed:
         members = parallel.replicate(job.members, mesh)
-        with contextlib.closing(_training_batches(job, first_step, last_step)) as batches:
+        with contextlib.closing(_training_batches(job, mesh, first_step, last_step)) as batches:
             yield step.from_stream(one), lambda taken: (members, *parallel.divide(next(batches), mesh, axis=1))
         return
     split = job.dataset.splits[job.config.data.train_split]
@@ -563,8 +575,11 @@ def _batches(
     yield program, lambda taken: (members, order_of(taken // job.steps_per_epoch), inputs, labels, known)
 
 
-def _training_batches(job: Job, first_step: int, last_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs [s, b, …], labels [s, b, …]) from `first_step` to `last_step`: one stream for each distinct seed, decoded ahead."""
+def _training_batches(
+    job: Job, mesh: parallel.Mesh, first_step: int, last_step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs [s, b, …], labels [s, b, …]) from `first_step` to `last_step`: one stream for each distinct seed, decoded ahead; of
+    each batch the rows of this process."""
     d, a, t = job.config.data, job.config.augmentation, job.config.training
     read = images.train_record if job.ignore_label is None else images.train_pair_record
     options = {"scale": a.resized_crop} if a.resized_crop else {}
@@ -581,6 +596,7 @@ def _training_batches(job: Job, first_step: int, last_step: int) -> Iterator[tup
                         seed=seed,
                         first_step=first_step,
                         total_steps=last_step,
+                        rows=parallel.local_rows(t.batch_size, mesh),
                         threads=d.threads,
                     )
                 )
@@ -601,18 +617,24 @@ def first_examples(job: Job, split: str, count: int, mesh: parallel.Mesh) -> tup
     source = job.dataset.splits[split]
     count = min(count, len(source))
     if job.streamed:
-        head = itertools.islice(evaluation_batches(job, split), -(-count // job.config.prediction.batch_size))
+        head = itertools.islice(
+            evaluation_batches(job, split), -(-count // job.config.prediction.batch_size)
+        )  # all rows
         parts = list(head)
         inputs, label = (np.concatenate([part[name] for part in parts])[:count] for name in ("image", "label"))
     else:
         inputs, label = source.inputs[:count], source.label[:count]
-    padding = -count % mesh.size
-    index = np.minimum(np.arange(count + padding), count - 1)
-    return parallel.divide((inputs[index], label[index].astype(np.int32), np.arange(len(index)) < count), mesh, axis=0)
+    rows = parallel.local_rows(count + -count % mesh.shape["data"], mesh)
+    index = np.minimum(rows, count - 1)
+    return parallel.divide((inputs[index], label[index].astype(np.int32), rows < count), mesh, axis=0)
 
 
-def evaluation_batches(job: Job, split: str) -> Iterator[dict[str, np.ndarray]]:
-    """A split in order, in batches of one size: {"image" or inputs, "label", "example_id"}, id −1 where it is padding."""
+def evaluation_batches(job: Job, split: str, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """A split in order, in batches of one size: {"image" or inputs, "label", "example_id"}, id −1 where it is padding.
+
+    Args:
+      job: as built; split: its name; rows: which rows of each batch, all by default.
+    """
     d, source = job.config.data, job.dataset.splits[split]
     transform = images.eval_pair_record
     if job.ignore_label is None:
@@ -620,6 +642,6 @@ def evaluation_batches(job: Job, split: str) -> Iterator[dict[str, np.ndarray]]:
         transform = functools.partial(images.eval_record, **options)
     batch_size = job.config.prediction.batch_size
     with contextlib.closing(
-        streams.evaluation_batches(source, transform, batch_size=batch_size, threads=d.threads)
+        streams.evaluation_batches(source, transform, batch_size=batch_size, rows=rows, threads=d.threads)
     ) as batches:
         yield from batches

@@ -6,13 +6,18 @@ that was not.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sc_jax import files
+from sc_jax.files import InputError
 
 
 class Lines:
@@ -28,12 +33,28 @@ class Lines:
         self.path = Path(path)
         kept = [header, *(line for line in read_log(self.path) if line["step"] <= resumed_step)]
         files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        # Unbuffered: what a full disk refuses is not tried again on closing.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends a line with its `step`."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Appends a line with its `step`.
+
+        Raises:
+          InputError: the disk is full or cannot be written.
+        """
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot write it ({error.strerror}); make room, the same command goes on from the last checkpoint"
+            ) from error
+
+    def sync(self) -> dict[str, Any]:
+        """Waits until all lines are on disk; how many bytes the file has, and their SHA-256, for `require`."""
+        os.fsync(self._file.fileno())
+        return {"bytes": self.path.stat().st_size, "sha256": files.fingerprint_file(self.path)}
 
     def close(self) -> None:
         """Closes the file."""
@@ -63,6 +84,10 @@ class TrainingLog:
                     for member, value in zip(self._members, values, strict=True):
                         self._board(f"{name}/{member}", value, line["step"])
 
+    def sync(self) -> dict[str, Any]:
+        """As `Lines.sync`."""
+        return self._lines.sync()
+
     def close(self) -> None:
         """Closes the files."""
         self._lines.close()
@@ -70,17 +95,61 @@ class TrainingLog:
             self._board.close()
 
 
+def require(path: str | Path, stamp: Mapping[str, Any]) -> None:
+    """Refuses a log that no longer begins with what it held when it was stamped; a log that is not there is begun anew.
+
+    Args:
+      path: of the log; stamp: what `Lines.sync` gave.
+
+    Raises:
+      InputError: its beginning has changed, or it is shorter.
+    """
+    if not Path(path).exists():
+        return
+    with open(path, "rb") as file:
+        begin = file.read(stamp["bytes"])
+    if len(begin) != stamp["bytes"] or hashlib.sha256(begin).hexdigest() != stamp["sha256"]:
+        raise InputError(
+            f"{path}: damaged, or changed by hand: it does not begin with what it held at the last checkpoint; restore it, or "
+            "delete it to go on without its earlier lines"
+        )
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The first line of a log.
+
+    Raises:
+      InputError: it is not as it was written.
+    """
+    try:
+        header = json.loads(Path(path).read_bytes().partition(b"\n")[0])
+        if not isinstance(header, dict):
+            raise ValueError("no header")
+        return header
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}, line 1: damaged ({error}); restore the file or delete it") from error
+
+
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a log, without its header; a line that a kill cut short is left out."""
+    """The whole lines of a log, without its header; a last line that a kill cut short is left out.
+
+    Raises:
+      InputError: another line is not as it was written.
+    """
+    if not Path(path).exists():
+        return []
+    *whole, last = Path(path).read_bytes().split(b"\n")
     lines = []
-    if Path(path).exists():
-        for text in Path(path).read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break
-            if "step" in line:
+    for number, text in enumerate([*whole, last], 1):
+        try:
+            line = json.loads(text)
+            if number > 1 or "step" in line:
                 lines.append(line)
+                if not isinstance(line["step"], int):
+                    raise TypeError("its step is no number")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number <= len(whole):
+                raise InputError(f"{path}, line {number}: damaged ({error}); restore the file or delete it") from error
     return lines
 
 
@@ -108,6 +177,22 @@ def _board(folder: Path, resumed_step: int) -> _Board | None:
     except ImportError:
         return None
     return _Board(folder, resumed_step, EventFileWriter, event_pb2, summary_pb2.Summary)
+
+
+class Silent:
+    """In place of a log or of progress where another process writes it."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Writes nothing."""
+
+    def sync(self) -> None:
+        """Nothing is there to be stamped."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Progress:

@@ -31,9 +31,10 @@ def fit(
     save: Callable[[int, TrainState], None],
     progress: Callable[[int, str], None] = lambda done, note: None,
     hooks: Sequence[Hook] = (),
+    stop: Callable[[int], bool] = lambda step: False,
     fetch: Callable[[Any], Any] = jax.device_get,
 ) -> TrainState:
-    """Trains from `first_step` to `total_steps`.
+    """Trains from `first_step` to `total_steps`, or until it is told to stop.
 
     Nothing is fetched from the device but through `fetch`, and that one step late, so that dispatch never waits; before
     a checkpoint the meters are fetched too, so no state that is not finite is ever saved.
@@ -43,12 +44,13 @@ def fit(
       first_step, total_steps, steps_per_epoch, log_every, save_every: counts of steps.
       names: of the members, for messages.
       log: receives {"step", "epoch", "loss": [m], "accuracy": [m]}.
-      save: receives (step, state) every `save_every` steps and at the end.
+      save: receives (step, state) every `save_every` steps, at the end, and where it stops.
       progress: receives (steps done, note); hooks: called as (step, state) after each step, injected by a door.
+      stop: asked after each step, with its number, whether to save and return.
       fetch: device → host; the one place where the loop waits.
 
     Returns:
-      The state at `total_steps`.
+      The state at `total_steps`, or at the step after which it stopped.
 
     Raises:
       DivergedError: names the step and the members.
@@ -80,10 +82,13 @@ def fit(
             pending = (step, meters)
         for hook in hooks:
             hook(step, state)
-        if step % save_every == 0 or last:
+        stopping = stop(step)
+        if step % save_every == 0 or last or stopping:
             settle()
             _require_finite(fetch(meters), names)
             save(step, state)
+        if stopping:
+            break
     return state
 
 

@@ -52,6 +52,7 @@ def make_step(
     mesh: parallel.Mesh,
     *,
     log_every: int,
+    sharding: str = "replicated",
     sam: float = 0.0,
     ignore_label: int | None = None,
     objectives: Sequence[Named] = (),
@@ -64,6 +65,7 @@ def make_step(
       transform: a seed's raw inputs and labels → what the model takes and its targets (`sc_jax.data.pipelines`).
       mesh: the devices; a batch is divided over them.
       log_every: meters start anew after this many steps.
+      sharding: of parameters and optimiser state, of `parallel.place`. Divided ones are put together for the gradient.
       sam: ρ of sharpness-aware minimisation, 0 for none.
       ignore_label: of segmentation, the label of pixels that do not count.
       objectives: that members may have beside label smoothing; total_steps: of the training, for those that change on the way.
@@ -124,14 +126,17 @@ def make_step(
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
         if sam:
             value_and_grad = sam_gradient(value_and_grad, sam)
+        whole = parallel.keep_member(params, mesh, "replicated") if sharding == "fsdp" else params
         (loss, (model_state, correct, target)), grads = value_and_grad(
-            params, model_state, one, inputs, targets, known, target
+            whole, model_state, one, inputs, targets, known, target
         )
+        if sharding == "fsdp":
+            grads = parallel.keep_member(grads, mesh, sharding)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite, target
 
-    all_members = map_members(member_step, model.member_mapping)
+    all_members = parallel.over_members(map_members(member_step, model.member_mapping), mesh)
     batch_of = _batches(transform, mesh, objectives)
 
     def step(
@@ -163,7 +168,7 @@ def make_step(
             bad_step=jnp.where((state.meters.bad_step == 0) & ~finite, state.step + 1, state.meters.bad_step),
         )
         state = TrainState(state.step + 1, params, model_state, opt_state, meters, target)
-        return parallel.keep_whole(state, mesh), parallel.keep_whole(meters, mesh)
+        return parallel.keep(state, mesh, sharding), parallel.keep_whole(meters, mesh)
 
     return step
 
@@ -183,7 +188,7 @@ def make_measurement(model: Model, transform: Transform, mesh: parallel.Mesh, ob
     Source: Izmailov et al. (2018), "Averaging weights leads to wider optima and better generalization", section 3.2, the pass
     over the data that averaged weights need.
     """
-    all_members = map_members(model.statistics, model.member_mapping)
+    all_members = parallel.over_members(map_members(model.statistics, model.member_mapping), mesh)
     batch_of = _batches(transform, mesh, objectives)
 
     def measure(
@@ -198,7 +203,7 @@ def make_measurement(model: Model, transform: Transform, mesh: parallel.Mesh, ob
         found = all_members(measured.params, measured.model_state, batch, keys)
         taken = measured.taken + 1
         mean = jax.tree.map(lambda old, new: old + (new - old) / taken, measured.model_state, found)
-        return parallel.keep_whole(Measured(measured.step + 1, taken, measured.params, mean), mesh), None
+        return parallel.keep(Measured(measured.step + 1, taken, measured.params, mean), mesh), None
 
     return measure
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import CONFIG, ROOT, run_door
 
 from sc_jax import config as config_lib
-from sc_jax import data, ops, predictions
+from sc_jax import data, files, ops, predictions
 from sc_jax.training.logs import read_log
 
 MEMBERS = [f"alpha={alpha:g}-seed={seed}" for alpha in (0.0, 0.2) for seed in (0, 1)]
@@ -50,7 +50,7 @@ def test_every_stage_left_its_files(smoke_run: Path) -> None:
     ):
         assert (smoke_run / name).stat().st_size > 0
     assert sorted(path.name for path in (smoke_run / "predictions").iterdir()) == sorted(MEMBERS)
-    timings = json.loads((smoke_run / "timings.json").read_text())
+    timings = files.read_json(smoke_run / "timings.json", sealed=True)
     assert set(timings) == {"train", "predict", "evaluate", "report"}
     assert not list(smoke_run.rglob("*.tmp"))
 

@@ -8,7 +8,7 @@ import made_up
 import numpy as np
 import pytest
 
-from sc_jax import ops
+from sc_jax import files, ops
 from sc_jax.files import InputError
 from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.selector import FittedOn, Promise, Selector
@@ -142,7 +142,7 @@ def test_it_survives_the_disk(tmp_path, threshold):
 def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "selector.json"
     selector_lib.save(path, made())
-    document = json.loads(path.read_text())
+    document = files.read_json(path)  # without its seal
     for change in ({"schema": 2}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
         path.write_text(json.dumps(document | change))
         with pytest.raises(InputError, match=r"selector\.json"):
@@ -185,3 +185,27 @@ def test_promises_that_cannot_be_made(arguments, message):
 def test_rules_that_cannot_be_followed(rule, by, message):
     with pytest.raises(ValueError, match=message):
         made(rule, by=by)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": 3},
+        {"score": "no such score"},
+        {"score": ["msp"]},
+        {"score": "max_logit_pnorm", "state": {}},
+        {"score": "max_logit_pnorm", "state": {"p": "3"}},
+        {"rule": "singleton", "score": "raps", "state": {"penalty": 0.1}},
+        {"thresholds": {"all": 10**400}},
+        {"about": None},
+        {"fitted_on": {"source": 1, "dataset": None, "split": None, "n": 3, "fingerprint": ""}},
+        {"fitted_on": {"source": "", "dataset": None, "split": None, "n": "3", "fingerprint": ""}},
+    ],
+    ids=str,
+)
+def test_a_file_that_no_fit_writes_is_refused(tmp_path, change):
+    path = tmp_path / "selector.json"
+    selector_lib.save(path, made())
+    files.write_json(path, files.read_json(path) | change)
+    with pytest.raises(InputError, match=r"selector\.json: is not a selector"):
+        selector_lib.load(path)

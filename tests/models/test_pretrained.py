@@ -671,3 +671,20 @@ def test_a_torch_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
     torch.save(found, tmp_path / "endless.pt")
     with pytest.raises(InputError, match="no table of named tensors"):
         pretrained.read_tensors(tmp_path / "endless.pt")
+
+
+def test_weights_of_ours_are_refused_once_a_bit_has_changed(tmp_path):
+    """The format has no checksum."""
+    path = tmp_path / "w.safetensors"
+    params = {"a": {"kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "bias": np.zeros(4, np.float32)}}
+    pretrained.save(path, params, {})
+    found = pretrained.read_tensors(path)
+    whole = path.read_bytes()
+    for place in range(len(whole) - 64, len(whole)):  # all of the data
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"w\.safetensors: damaged"):
+            pretrained.read_tensors(path)
+    path.write_bytes(whole)
+    assert pretrained.read_tensors(path).keys() == found.keys()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,112 @@ def test_leaf_hashes_see_dtype_shape_and_content() -> None:
     assert base != leaf_hashes({"a": np.zeros((2, 2), np.float32)})
     assert base != leaf_hashes({"a": -np.zeros(4, np.float32)})
     assert base == leaf_hashes({"a": jnp.zeros(4)})
+
+
+def damage(folder: Path, step: int) -> None:
+    """Flips a bit of the largest file of a checkpoint."""
+    largest = max((folder / str(step) / "state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    flip(largest, largest.stat().st_size // 2, 0)
+
+
+def test_a_damaged_newest_one_gives_way_to_the_one_before_and_is_kept(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5, 6)
+    damage(tmp_path / "c", 6)
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        step, state, said = saved.restore_newest(tree())
+        assert step == 5
+        assert leaf_hashes(state) == leaf_hashes(tree(5))
+        assert len(said) == 1
+        assert str(tmp_path / "c/6") in said[0]
+        assert saved.latest_step() == 5
+        saved.save(6, tree(6))
+        assert saved.restore_newest(tree())[::2] == (6, [])
+    assert sorted(path.name for path in (tmp_path / "c-damaged").iterdir()) == ["6"]
+    damage(tmp_path / "c", 6)
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        assert saved.restore_newest(tree())[0] == 5
+    assert sorted(path.name for path in (tmp_path / "c-damaged").iterdir()) == ["6", "6.1"]
+
+
+def test_where_none_is_whole_all_are_left_and_the_newest_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5, 6)
+    for step in (5, 6):
+        damage(tmp_path / "c", step)
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved, pytest.raises(InputError, match="c/6: checkpoint damaged"):
+        saved.restore_newest(tree())
+    assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.name.isdigit()) == ["5", "6"]
+    assert not (tmp_path / "c-damaged").exists()
+
+
+def test_checkpoints_of_another_config_are_not_set_aside(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5, 6)
+    with Checkpoints(tmp_path / "c", {"a": 2}) as saved, pytest.raises(InputError, match="another config"):
+        saved.restore_newest(tree())
+    assert not (tmp_path / "c-damaged").exists()
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, {"a": 1}) as saved:
+        assert saved.restore_newest(tree()) is None
+
+
+def test_what_goes_with_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, {"a": 1}) as saved:
+        saved.save(1, tree(), {"train.jsonl": {"bytes": 3, "sha256": "0"}})
+        assert saved.meta(1)["logs"] == {"train.jsonl": {"bytes": 3, "sha256": "0"}}
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_ones(tmp_path: Path) -> None:
+    """Files of at most 3,000 bytes, in a process of its own; Orbax logs nothing beside."""
+    save(tmp_path, 5)
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from test_checkpoints import Checkpoints, InputError, tree\n"
+        "with Checkpoints(sys.argv[1], {'a': 1}) as saved:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "    try:\n"
+        "        saved.save(6, tree(6))\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "cannot write checkpoint 6" in done.stdout
+    assert "Traceback" not in done.stderr
+    with Checkpoints(tmp_path, {"a": 1}) as saved:
+        assert saved.restore_newest(tree())[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("qualities", "kept", "best"),
+    [
+        ([0.1, 0.9, 0.3, 0.2, 0.4], [2, 4, 5], 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], [1, 4, 5], 1),
+        ([None, 0.1, None, None, 0.0], [2, 4, 5], 2),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], [4, 5], 5),
+        ([None] * 5, [4, 5], None),
+    ],
+)
+def test_the_best_stay_beside_the_newest(tmp_path: Path, qualities: list, kept: list[int], best: int | None) -> None:
+    """Also where every one is saved by another process."""
+    for step, quality in enumerate(qualities, 1):
+        with Checkpoints(tmp_path, {"a": 1}, keep=2, best=1) as saved:
+            saved.save(step, tree(step), quality=quality)
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == kept
+    with Checkpoints(tmp_path, {"a": 1}, keep=2, best=1) as saved:
+        assert saved.best_step() == best
+        assert saved.latest_step() == 5
+
+
+def test_metadata_are_sealed(tmp_path: Path) -> None:
+    """A quality of another digit is damage, and the checkpoint no longer among the best."""
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path, {"a": 1}) as saved:
+        saved.save(2, tree(2), quality=0.25)
+        path = tmp_path / "2/meta/metadata"
+        text = path.read_text()
+        assert text.count("0.25") == 1
+        path.write_text(text.replace("0.25", "0.75"))
+        with pytest.raises(InputError, match="2: checkpoint damaged: its metadata"):
+            saved.meta(2)
+        assert saved.best_step() is None

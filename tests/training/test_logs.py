@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sc_jax.files import InputError
 from sc_jax.training import logs
 from sc_jax.training.logs import Progress, TrainingLog, read_log
 
@@ -180,3 +181,50 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.text)
     for part in ("training", "35/50", "/s", "loss 0.5"):
         assert part in shown
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stamp_holds_for_what_was_there_and_allows_more(tmp_path):
+    path = tmp_path / "train.jsonl"
+    log = TrainingLog(tmp_path, MEMBERS, 0)
+    log.write(line(1))
+    stamp = log.sync()
+    assert stamp["bytes"] == path.stat().st_size
+    log.write(line(2))
+    log.close()
+    logs.require(path, stamp)
+    whole = path.read_bytes()
+    for place in range(stamp["bytes"]):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"train\.jsonl: damaged"):
+            logs.require(path, stamp)
+    path.write_bytes(whole[: stamp["bytes"] - 1])
+    with pytest.raises(InputError, match=r"train\.jsonl: damaged"):
+        logs.require(path, stamp)
+    path.unlink()
+    logs.require(path, stamp)
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"[]", b'{"epoch": 1}', b'{"step": "1"}', b"\xff", b"[" * 5000])
+def test_a_line_in_the_middle_that_is_none_is_refused(tmp_path, damaged):
+    write(tmp_path, [1, 2, 3])
+    path = tmp_path / "train.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], damaged, *lines[3:]]))
+    with pytest.raises(InputError, match=r"train\.jsonl, line 3: damaged"):
+        read_log(path)
+    path.write_bytes(damaged + b"\n")
+    if damaged not in (b'{"epoch": 1}', b'{"step": "1"}'):
+        with pytest.raises(InputError, match=r"train\.jsonl, line 1: damaged"):
+            logs.read_header(path)
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    log = logs.Lines(tmp_path / "x.jsonl", {}, 0)
+    log._file.close()
+    with open("/dev/full", "wb", buffering=0) as log._file, pytest.raises(InputError, match="No space left"):
+        log.write({"step": 1})

@@ -109,3 +109,20 @@ def test_nothing_to_do() -> None:
     recorder = Recorder()
     assert recorder.run(first=12) == 12
     assert recorder.events == []
+
+
+@pytest.mark.parametrize("at", [4, 6, 12])
+def test_told_to_stop_it_saves_what_it_has_and_returns(at: int) -> None:
+    """Between checkpoints, at one, and at the end: one checkpoint of the step, and its lines before it."""
+    recorder = Recorder()
+    assert recorder.run(stop=lambda step: step == at) == at
+    saves = [value for name, value in recorder.events if name == "save"]
+    assert saves == [(s, s) for s in (6, 12) if s < at] + [(at, at)]
+    assert [line["step"] for line in recorder.lines] == [s for s in (3, 6, 9, 12) if s <= at]
+
+
+def test_a_state_that_is_not_finite_is_not_saved_where_it_stops() -> None:
+    recorder = Recorder(bad={1: 4})
+    with pytest.raises(DivergedError, match="step 4"):
+        recorder.run(stop=lambda step: step == 5)
+    assert not [name for name, _ in recorder.events if name == "save"]

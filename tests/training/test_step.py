@@ -263,7 +263,7 @@ def test_a_checkpoint_is_restored_to_the_shapes_of_the_initial_state() -> None:
     model = models.build("mlp", input_shape=(6, 6, 1), num_classes=3, hidden=(7, 5))
     members, mesh = state.make_members(MemberGrid(ALPHAS, SEEDS).tags), parallel.data_mesh()
     drawn = parallel.replicate(state.initial_state(model, optimizer(), members), mesh)
-    shapes = parallel.replicated(state.shape_of_state(model, optimizer(), members), mesh)
+    shapes = parallel.placed(state.shape_of_state(model, optimizer(), members), mesh)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), drawn) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes
     )

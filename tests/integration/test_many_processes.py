@@ -1,0 +1,194 @@
+"""Several processes as one job, through the doors: killed, stopped, restarted with another number, and refused.
+
+What they compute is compared with one process of one device; `test_many_devices.py` does so step by step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CONFIG, ROOT
+
+from sc_jax import files, predictions
+from sc_jax.training.logs import read_log
+
+STEPS = 30
+TOLERANCE = 2e-4
+"""Of losses and logits after 30 steps of Adam, since sums over a batch are added in another order."""
+
+UNOPTIMISED = "--xla_backend_optimization_level=0"  # each process compiles every program
+MLP = [
+    f"--config={CONFIG}:smoke",
+    "--config.model.hidden=(24,)",
+    "--config.model.dropout=0.1",
+    "--config.training.batch_size=2000",
+    "--config.training.epochs=5",
+    "--config.training.log_every=4",
+    "--config.training.checkpoint_every=2",
+    "--config.prediction.splits=('test','validation')",
+    "--config.prediction.batch_size=768",  # 10,000 and 2,000 examples: the last batches are padded
+]
+TRAIN_AND_PREDICT = """
+import sys
+from sc_jax import cli
+from sc_jax.predict import predict
+from sc_jax.train import train
+def door(argv):
+    config, workdir = cli.study_arguments("train", "", sys.argv[1:], devices=True)
+    with cli.open_workdir(workdir, config):
+        train(config, workdir)
+        predict(config, workdir)
+cli.main(door)
+"""
+ENTER_TWICE = """
+import sys
+from sc_jax import cli
+from sc_jax.files import InputError
+def door(argv):
+    config, workdir = cli.study_arguments("train", "", sys.argv[2:], devices=True)
+    other = cli.study_arguments("train", "", [*sys.argv[2:4], f"--config.training.batch_size={1000 + int(sys.argv[1])}"])[0]
+    try:
+        with cli.open_workdir(workdir, other):
+            raise AssertionError("they differ")
+    except InputError as error:
+        print("first", error)
+    with cli.open_workdir(workdir, config):
+        raise AssertionError("it is held")
+cli.main(door)
+"""
+
+
+class Job:
+    """Processes that run `code` as one job on this machine; a heartbeat of 5 s."""
+
+    def __init__(self, folder: Path, code: str, processes: int, devices: int, arguments: Callable[[int], list[str]]):
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        join = [f"--processes={processes}", f"--coordinator=127.0.0.1:{port}", "--heartbeat=5"] if processes > 1 else []
+        self.out = [folder / f"{number}-{time.monotonic_ns()}.out" for number in range(processes)]
+        self.processes = []
+        for number, out in enumerate(self.out):
+            own = [f"--process={number}"] if processes > 1 else []
+            with out.open("wb") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", code, *arguments(number), *join, *own],
+                        cwd=ROOT,
+                        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": UNOPTIMISED},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def ended(self, seconds: float) -> list[int]:
+        """Exit statuses, when all have ended."""
+        deadline = time.monotonic() + seconds
+        return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+
+    def said(self, number: int) -> str:
+        """What a process has printed."""
+        return self.out[number].read_text(errors="replace")
+
+
+def latest(workdir: Path) -> int:
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def wait_for_step(job: Job, workdir: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while latest(workdir) < step:
+        for number, process in enumerate(job.processes):
+            assert process.poll() is None, job.said(number)
+        assert time.monotonic() < deadline, "no checkpoint within five minutes"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of one process with one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    with Job(folder, TRAIN_AND_PREDICT, 1, 1, lambda _: [*MLP, f"--workdir={folder / 'run'}"]) as job:
+        assert job.ended(300) == [0], job.said(0)
+    return folder / "run"
+
+
+def assert_same_run(workdir: Path, alone: Path) -> None:
+    """The same loss curve, the same ids in the same order, and the same predictions within the tolerance."""
+    ours, theirs = (read_log(folder / "train.jsonl") for folder in (workdir, alone))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], atol=TOLERANCE)
+    assert np.mean(theirs[0]["loss"]) > np.mean(theirs[-1]["loss"]) + 0.1, "something is learned"
+    paths = sorted(path.relative_to(alone) for path in alone.glob("predictions/*/*.npz"))
+    assert len(paths) == 8
+    assert paths == sorted(path.relative_to(workdir) for path in workdir.glob("predictions/**/*.npz"))
+    for path in paths:
+        one, many = predictions.load(alone / path), predictions.load(workdir / path)
+        np.testing.assert_array_equal(many.example_id, one.example_id)
+        np.testing.assert_array_equal(many.label, one.label)
+        np.testing.assert_allclose(many.logits, one.logits, atol=10 * TOLERANCE)
+
+
+def test_processes_that_are_stopped_or_killed_end_the_job_and_another_number_goes_on(
+    tmp_path: Path, alone: Path
+) -> None:
+    workdir = tmp_path / "run"
+    arguments = [*MLP, f"--workdir={workdir}"]
+    with Job(tmp_path, TRAIN_AND_PREDICT, 2, 1, lambda _: arguments) as job:
+        wait_for_step(job, workdir, 2)
+        job.processes[1].send_signal(signal.SIGTERM)
+        assert job.ended(60) == [143, 143], "SIGTERM to one stops both: " + job.said(0) + job.said(1)
+        step = latest(workdir)
+        assert f"train: stopped at step {step} of {STEPS}, with a checkpoint" in job.said(0)
+    for victim in (1, 0):
+        with Job(tmp_path, TRAIN_AND_PREDICT, 2, 2, lambda _: arguments) as job:
+            wait_for_step(job, workdir, step + 2)
+            job.processes[victim].kill()
+            start = time.monotonic()
+            assert 0 not in job.ended(60), job.said(1 - victim)
+            while "was ended" not in job.said(1 - victim) and time.monotonic() < start + 60:
+                time.sleep(0.1)  # the helper that says it outlives the process by a moment
+            last = job.said(1 - victim).strip().splitlines()[-1]
+            assert last.startswith(f"error: process {1 - victim} of 2 was ended"), last
+            assert "goes on from the last checkpoint" in last
+            print(f"process {victim} killed: the other ended after {time.monotonic() - start:.1f} s")
+            assert f"resuming from step {step} of {STEPS}" in job.said(0)
+        step = latest(workdir)
+    assert 6 <= step < STEPS
+    with Job(tmp_path, TRAIN_AND_PREDICT, 4, 1, lambda _: [*arguments, "--config.devices.member_rows=2"]) as job:
+        assert job.ended(300) == [0] * 4, "\n".join(map(job.said, range(4)))
+        assert f"resuming from step {step} of {STEPS}" in job.said(0)
+        assert all("train:" not in job.said(other) for other in (1, 2, 3)), "the first process speaks for all"
+    assert_same_run(workdir, alone)
+    assert not (workdir / "predictions/.shares").exists()
+
+
+def test_different_configs_and_a_workdir_in_use_are_refused_by_all(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    with (
+        files.lock(workdir),
+        Job(tmp_path, ENTER_TWICE, 2, 1, lambda i: [str(i), MLP[0], f"--workdir={workdir}"]) as job,
+    ):
+        assert job.ended(60) == [2, 2], job.said(0) + job.said(1)
+        for number in (0, 1):
+            assert "first the config differs between processes ([1] from the first)" in job.said(number)
+            assert "another run is using this workdir" in job.said(number)
+    assert [path.name for path in workdir.iterdir()] == [".lock"]
