@@ -242,3 +242,15 @@ def test_metadata_are_sealed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="2: checkpoint damaged: its metadata"):
             saved.meta(2)
         assert saved.best_step() is None
+
+
+def test_damage_that_orbax_cannot_open_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / "1/_CHECKPOINT_METADATA"
+    text = path.read_text()
+    assert text.count("commit_timestamp_nsecs") == 1
+    path.write_text(text.replace("commit_timestamp_nsecs", "comp_nsecs"))
+    try:
+        save(tmp_path, 2)
+    except InputError as error:
+        assert str(tmp_path) in str(error)
