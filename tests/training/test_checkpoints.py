@@ -250,7 +250,5 @@ def test_damage_that_orbax_cannot_open_is_refused(tmp_path: Path) -> None:
     text = path.read_text()
     assert text.count("commit_timestamp_nsecs") == 1
     path.write_text(text.replace("commit_timestamp_nsecs", "comp_nsecs"))
-    try:
+    with pytest.raises(InputError, match="cannot be used for checkpoints"):
         save(tmp_path, 2)
-    except InputError as error:
-        assert str(tmp_path) in str(error)
