@@ -572,7 +572,7 @@ def chaos() -> str:
     rows = []
     for kind, label in _INJECTED.items():
         if kind not in f:
-            rows.append([label, "not measured", *[""] * 5])
+            rows.append([label, "not measured", *[""] * 6])
             continue
         counts = Counter(row["outcome"] for row in f[kind])
         unclear = counts["crashed"] + counts["refused without the name"]

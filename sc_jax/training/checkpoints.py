@@ -60,9 +60,10 @@ class Checkpoints:
                 ),
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             )
-        except OSError as error:
+        except Exception as error:  # of a damaged `_CHECKPOINT_METADATA` Orbax raises a ValueError
             raise InputError(
-                f"{self.folder}: cannot be used for checkpoints ({error}); name another --workdir"
+                f"{self.folder}: cannot be used for checkpoints ({_first_line(error)}); move the newest away if it is damaged, "
+                "or name another --workdir"
             ) from error
 
     def __enter__(self) -> Checkpoints:

@@ -144,9 +144,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             if number > 1 or "step" in line:
-                lines.append(line)
                 if not isinstance(line["step"], int):
                     raise TypeError("its step is no number")
+                lines.append(line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number <= len(whole):
                 raise InputError(f"{path}, line {number}: damaged ({error}); restore the file or delete it") from error

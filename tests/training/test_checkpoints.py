@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -242,3 +243,14 @@ def test_metadata_are_sealed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="2: checkpoint damaged: its metadata"):
             saved.meta(2)
         assert saved.best_step() is None
+
+
+def test_damage_that_orbax_cannot_open_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / "1/_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    metadata["custom_metadata"] = {"a": 1}
+    metadata["comp_nsecs"] = metadata.pop("commit_timestamp_nsecs")
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="cannot be used for checkpoints"):
+        save(tmp_path, 2)

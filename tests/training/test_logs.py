@@ -228,3 +228,10 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     log._file.close()
     with open("/dev/full", "wb", buffering=0) as log._file, pytest.raises(InputError, match="No space left"):
         log.write({"step": 1})
+
+
+def test_a_last_line_without_a_step_is_left_out(tmp_path):
+    write(tmp_path, [1, 2])
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"epoch": 1}')
+    assert read_log(path) == [line(1), line(2)]
