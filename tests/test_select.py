@@ -117,7 +117,7 @@ def test_what_is_wrong_is_refused():
     assert "risk must lie" in refusal("--method=sgr", "--risk=1.5", "--delta=0.1")
     assert "leave the score out" in refusal("--method=singleton_lac", "--risk=0.1", "--score=msp")
     assert "did you mean 'msp'" in refusal("--method=sgr", "--score=mps", *CERTAIN)
-    assert "fitted to arrays" in refusal("--method=sgr", "--score=mahalanobis", *CERTAIN)
+    assert "needs features" in refusal("--method=sgr", "--score=mahalanobis", *CERTAIN)
     assert "one path" in refusal("--method=sgr", "--within=label", *CERTAIN)
     for name in ("val", "test"):
         assert "tuning file is of the same split" in refusal(

@@ -308,7 +308,10 @@ def fit(
             how, values[mine], error[mine], classes, tuned.get(str(name), np.zeros(0))
         )
     fitted_on = selector_lib.fitted_on(calibration, len(known), whole)
-    return Selector(method, promise, "threshold", score, state, by, thresholds, fitted_on, about)
+    tuned_on = None
+    if tuning is not None and (state or method.startswith("ltt")):
+        tuned_on = selector_lib.fitted_on(tuning, len(Split.of(tuning).known.combined))
+    return Selector(method, promise, "threshold", score, state, by, thresholds, fitted_on, tuned_on, about)
 
 
 class _How(NamedTuple):

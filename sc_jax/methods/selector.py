@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,12 @@ from sc_jax.files import InputError
 from sc_jax.methods import logit_norm, temperature
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import Split
+from sc_jax.ops.activation_scores import React
+from sc_jax.ops.feature_scores import KnnBank, Mahalanobis, Residual, Vim
+from sc_jax.ops.scores import SircParameters
 from sc_jax.predictions import Predictions, by_id
 
-SCHEMA = 1
+SCHEMA = 2
 
 KINDS = ("pac", "marginal", "time-uniform")
 QUANTITIES = ("selective risk", "accepted and wrong")
@@ -107,11 +111,12 @@ class Selector:
     Attributes:
       method: its name; promise: what holds.
       rule: "threshold": accept iff score ≥ threshold; "singleton": accept iff exactly one class has a nonconformity ≤ threshold.
-      score: name in `methods.scores`, or of the nonconformity score; state: numbers that the score was fitted to.
+      score: name in `methods.scores`, or of the nonconformity score; state: numbers and arrays that the score was fitted to, by dotted name.
       by: which threshold an example has: "all", one; "group" or "predicted_class", that of its group or predicted class; "label" (of
         singletons), each class its own.
       thresholds: stratum → threshold, in the unit of the score; NaN accepts nothing. A stratum that is not there accepts nothing.
-      fitted_on: the calibration split; what else is fitted, is fitted on examples that are not in it.
+      fitted_on: the calibration split; tuned_on: the examples that the score was fitted on, or candidate thresholds taken from; None where
+        nothing was.
       about: what the fit saw: coverage, errors, the certified bound.
     """
 
@@ -119,10 +124,11 @@ class Selector:
     promise: Promise
     rule: str
     score: str
-    state: Mapping[str, float]
+    state: Mapping[str, float | np.ndarray]
     by: str
     thresholds: Mapping[str, float]
     fitted_on: FittedOn
+    tuned_on: FittedOn | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -151,12 +157,15 @@ class Selector:
 
     def _refuse_own(self, p: Predictions) -> None:
         split, dataset = p.provenance.get("split"), p.provenance.get("dataset")
-        same_split = split is not None and (dataset, split) == (self.fitted_on.dataset, self.fitted_on.split)
-        if same_split or fingerprint(p) == self.fitted_on.fingerprint:
-            raise InputError(
-                f"{p.source}: holds the examples that this selector was fitted on ({self.fitted_on.source}); "
-                "what is fitted on a split is not reported on it: give another split of the same model"
-            )
+        for on in (self.fitted_on, self.tuned_on):
+            if on is None:
+                continue
+            same_split = split is not None and (dataset, split) == (on.dataset, on.split)
+            if same_split or fingerprint(p) == on.fingerprint:
+                raise InputError(
+                    f"{p.source}: holds the examples that this selector was fitted on ({on.source}); "
+                    "what is fitted on a split is not reported on it: give another split of the same model"
+                )
 
     def _of_stratum(self, names: np.ndarray) -> np.ndarray:
         unique, index = np.unique(names, return_inverse=True)
@@ -176,8 +185,8 @@ class Selector:
         return Decision(accept, runner_up, np.where(accept, members.argmax(axis=-1), likeliest))
 
 
-def score_of(name: str, state: Mapping[str, float], predictions: Predictions) -> np.ndarray:
-    """A score [n] by name, with the numbers it was fitted to; see `fit_score`.
+def score_of(name: str, state: Mapping[str, float | np.ndarray], predictions: Predictions) -> np.ndarray:
+    """A score [n] by name, with what it was fitted to; see `fit_score`.
 
     Raises:
       InputError: what the score needs is not there.
@@ -193,32 +202,40 @@ def score_of(name: str, state: Mapping[str, float], predictions: Predictions) ->
         return score.of_features(split.combined)
     if score.tuned:
         return logit_norm.apply(logit_norm.LogitNorm(int(state["p"]), {}), split.combined)
-    return score.apply(_STATES[name](**state), split.combined)
+    try:
+        return score.apply(_assembled(_STATES[name], state), split.combined)
+    except ValueError as error:  # other features than it was fitted to
+        raise InputError(f"{predictions.source}: score {name!r}: {error}") from error
 
 
-_STATES = {"msp_temperature": temperature.Temperature, "msp_pnorm": scores_lib.MspPnorm}
-"""The states that are numbers, by score; a selector keeps no arrays."""
+_STATES = {
+    "msp_temperature": temperature.Temperature,
+    "msp_pnorm": scores_lib.MspPnorm,
+    "mahalanobis": Mahalanobis,
+    "knn_distance": KnnBank,
+    "residual": Residual,
+    "vim": Vim,
+    "sirc": (Residual, SircParameters),
+    "react": React,
+}
+"""What each fitted score is fitted to: a named tuple of numbers, arrays and named tuples, or a tuple of such."""
 
 P_GRID = tuple(range(1, 11))
 """The p that logit norms choose from."""
 
 
-def fit_score(name: str, tuning: Predictions | None) -> dict[str, float]:
-    """The numbers that the score is fitted to; none for most.
+def fit_score(name: str, tuning: Predictions | None) -> dict[str, float | np.ndarray]:
+    """The numbers and arrays that the score is fitted to, by dotted name ("residual.origin"); none for most.
 
     Args:
       name: in `methods.scores`; tuning: examples that are in neither the calibration nor the test split.
 
     Raises:
-      InputError: the score cannot be fitted here, or to arrays alone.
+      InputError: the score cannot be fitted here.
     """
     score = scores_lib.named([name])[name]
     if not score.needs_calibration:
         return {}
-    if not score.tuned and name not in _STATES:
-        raise InputError(
-            f"score {name!r}: is fitted to arrays, which a selector does not keep; choose a score that is not"
-        )
     if tuning is None:
         raise InputError(
             f"score {name!r}: needs fitting on examples that the threshold is not certified on: give --tuning=FILE.npz, "
@@ -228,8 +245,30 @@ def fit_score(name: str, tuning: Predictions | None) -> dict[str, float]:
     combined = Split.of(tuning).known.combined
     if score.tuned:
         return {"p": logit_norm.fit(combined, P_GRID, fallback=score.fallback).p}
-    fitted = score.fit(combined)._asdict()
-    return {key: int(value) if isinstance(value, (int, np.integer)) else float(value) for key, value in fitted.items()}
+    try:
+        return _taken_apart(score.fit(combined))
+    except ValueError as error:  # what it is fitted to does not allow it, such as features without a residual space
+        raise InputError(f"{tuning.source}: score {name!r}: {error}") from error
+
+
+def _taken_apart(state: typing.Any, at: str = "") -> dict[str, float | np.ndarray]:
+    if isinstance(state, tuple):
+        names = getattr(state, "_fields", range(len(state)))
+        parts = [_taken_apart(part, f"{at}.{name}") for name, part in zip(names, state, strict=True)]
+        return {name: value for part in parts for name, value in part.items()}
+    value = np.asarray(state)
+    whole = np.issubdtype(value.dtype, np.integer)
+    return {at.removeprefix("."): value if value.ndim else int(value) if whole else float(value)}
+
+
+def _assembled(form: typing.Any, state: Mapping[str, float | np.ndarray], at: str = "") -> typing.Any:
+    """The inverse of `_taken_apart`, by a form of `_STATES`."""
+    if isinstance(form, tuple):
+        return tuple(_assembled(part, state, f"{at}.{i}") for i, part in enumerate(form))
+    if hasattr(form, "_fields"):
+        kinds = typing.get_type_hints(form)
+        return form(*(_assembled(kinds[name], state, f"{at}.{name}") for name in form._fields))
+    return state[at.removeprefix(".")]
 
 
 def _require(name: str, score: scores_lib.Score, p: Predictions, tuning: Predictions) -> None:
@@ -242,7 +281,7 @@ NONCONFORMITY = ("lac", "aps", "raps", "saps", "top_k")
 
 
 def nonconformity_of(
-    name: str, state: Mapping[str, float], probabilities: np.ndarray, u: np.ndarray | float = 0.0
+    name: str, state: Mapping[str, float | np.ndarray], probabilities: np.ndarray, u: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """A nonconformity score by name.
 
@@ -306,29 +345,59 @@ def fitted_on(calibration: Predictions, n: int, whole: Predictions | None = None
 
 
 def save(path: str | Path, selector: Selector) -> None:
-    """Writes a selector as JSON, whole or not at all; infinite thresholds and NaN are kept, as words."""
-    document = dataclasses.asdict(selector)
-    document["fitted_on"] = selector.fitted_on._asdict()
+    """Writes a selector as JSON, and beside it, as .npz, the arrays that its score was fitted to, if there are any.
+
+    Each file is written whole or not at all, the JSON last; it names the arrays and their fingerprint. Infinite thresholds and NaN are kept, as
+    words.
+    """
+    path = Path(path)
+    arrays = {name: value for name, value in selector.state.items() if isinstance(value, np.ndarray)}
+    document = {field.name: getattr(selector, field.name) for field in dataclasses.fields(selector)}
+    document["promise"] = dataclasses.asdict(selector.promise)
+    document["state"] = {name: value for name, value in selector.state.items() if name not in arrays}
+    for name in ("fitted_on", "tuned_on"):
+        document[name] = None if document[name] is None else document[name]._asdict()
     document["thresholds"] = {
         name: float(value) if math.isfinite(value) else str(float(value)) for name, value in selector.thresholds.items()
     }
+    if arrays:
+        files.write_npz(path.with_suffix(".npz"), arrays)
+        document["arrays"] = files.fingerprint(arrays)
     files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)})
 
 
 def load(path: str | Path) -> Selector:
-    """Reads what `save` wrote.
+    """Reads what `save` wrote. Nothing in the files is run.
 
     Raises:
-      InputError: it is no selector, or one of another schema.
+      InputError: it is no selector, or one of another schema; its arrays are missing, damaged or another selector's.
     """
+    path = Path(path)
     document = files.read_json(path)
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise InputError(f"{path}, field 'schema': is not {SCHEMA}; fit the selector again with this version")
+    arrays = _arrays_of(path, document["arrays"]) if "arrays" in document else {}
     try:
         document = {field.name: document[field.name] for field in dataclasses.fields(Selector)}
         document["promise"] = Promise(**document["promise"])
+        document["state"] = {**document["state"], **arrays}
         document["fitted_on"] = FittedOn(**document["fitted_on"])
+        document["tuned_on"] = None if document["tuned_on"] is None else FittedOn(**document["tuned_on"])
         document["thresholds"] = {name: float(value) for name, value in document["thresholds"].items()}
-        return Selector(**document)
+        chosen = Selector(**document)
+        if chosen.rule == "threshold" and chosen.score in _STATES:
+            _assembled(_STATES[chosen.score], chosen.state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: is not a selector ({error}); fit it again") from error
+    return chosen
+
+
+def _arrays_of(path: Path, fingerprint: str) -> dict[str, np.ndarray]:
+    """The arrays beside a selector."""
+    beside = path.with_suffix(".npz")
+    if not beside.exists():
+        raise InputError(f"{beside}: no such file; {path.name} has its arrays there: keep both, or fit it again")
+    arrays = files.read_npz(beside)
+    if files.fingerprint(arrays) != fingerprint:
+        raise InputError(f"{beside}: holds other arrays than {path.name} was written with; fit the selector again")
+    return arrays
