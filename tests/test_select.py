@@ -51,7 +51,7 @@ def test_what_is_written_is_what_the_selector_decides(method, capsys):
     assert about["fingerprint"] == files.fingerprint(written)
     accept, wrong = decision.accept, decision.prediction != test.label
     assert accept.any() or method.startswith("singleton_")
-    found = about["test"]
+    (found,) = about["test"]
     assert found["coverage"] == accept.mean()
     assert found["errors"] == (accept & wrong).sum()
     assert found["accepted_and_wrong"] == (accept & wrong).mean()
@@ -104,7 +104,7 @@ def test_ood_rows_are_decided_and_not_counted(capsys):
     run("--method=crc", "--risk=0.07", "--workdir=out")
     accept = files.read_npz("out/decisions.npz")["accept"]
     assert len(accept) == 800
-    assert files.read_json("out/decisions.json")["test"]["accepted"] == accept[~odd].sum()
+    assert files.read_json("out/decisions.json")["test"][0]["accepted"] == accept[~odd].sum()
 
 
 @pytest.mark.parametrize("method", ["crc", "singleton_lac"])
