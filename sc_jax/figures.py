@@ -331,6 +331,46 @@ def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def severities(rows: Sequence[dict[str, Any]], risk: float) -> Figure:
+    """Frozen rejectors under corruptions: coverage, risk and joint risk against severity, a row of panels for each.
+
+    Args:
+      rows: with "rejector", "corruption" ("clean" at severity 0, "mean" over all families), "severity", and "coverage", "risk" and
+        "joint_risk" with their intervals; risk: the target that is drawn, a share.
+    """
+    names = list(dict.fromkeys(row["rejector"] for row in rows))
+    families = [name for name in dict.fromkeys(row["corruption"] for row in rows) if name not in ("clean", "mean")]
+    shades = dict(zip(families, mpl.colormaps["viridis"](np.linspace(0, 0.92, len(families))), strict=True))
+    titles = {
+        "coverage": "inliers accepted (%)",
+        "risk": "risk of accepted inliers (%)",
+        "joint_risk": "joint risk (%)",
+    }
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(11, 3.1 * len(names) + 0.6), layout="constrained")
+        panels = np.atleast_2d(figure.subplots(len(names), 3, sharex=True))
+    for name, line in zip(names, panels, strict=True):
+        own = [row for row in rows if row["rejector"] == name]
+        for (metric, title), axes in zip(titles.items(), line, strict=True):
+            for family in [*families, "mean"]:
+                drawn = [row for row in own if row["corruption"] in ("clean", family)]
+                x, y = [row["severity"] for row in drawn], [100 * row[metric] for row in drawn]
+                if family != "mean":
+                    axes.plot(x, y, color=shades[family], lw=1, label=family.replace("_", " "))
+                    continue
+                low, high = 100 * np.array([row[f"{metric}_interval"] for row in drawn], float).T
+                axes.plot(x, y, color="black", lw=2.2, label="mean")
+                axes.fill_between(x, low, high, color="black", alpha=0.2, lw=0)
+            axes.set(title=f"{name}: {title}", ylim=(0, None))
+        line[1].axhline(100 * risk, color=GREY, lw=1, ls="--")
+        line[1].annotate(f"{100 * risk:g} %", (0, 100 * risk), (2, 2), textcoords="offset points", color=GREY)
+    for axes in panels[-1]:
+        axes.set_xlabel("severity (0: clean)")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
 def _tail(path: str, most: int = 40) -> str:
     return path if len(path) <= most else "…" + path[1 - most :]
 
