@@ -27,6 +27,7 @@ DOCUMENTS = [
     "docs/scod.md",
     "experiments/label_smoothing/README.md",
     "experiments/cascades/README.md",
+    "experiments/scod/README.md",
 ]
 
 
