@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sc_jax import cli
+from sc_jax import cli, ops
 from sc_jax.config import Config
 from sc_jax.methods import logit_statistics
 from sc_jax.models import member_logits
@@ -71,9 +71,10 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
     splits = (job.config.data.train_split, job.config.evaluation.calibration_split)
     batches = [job_lib.first_examples(job, split, t.statistics_examples, mesh) for split in splits]
 
-    def measured(weights: Any, inputs: jax.Array, label: jax.Array, where: jax.Array) -> logit_statistics.Sums:
+    def measured(weights: Any, inputs: jax.Array, label: jax.Array, where: jax.Array) -> tuple[Any, ...]:
         logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
-        return logit_statistics.measure(logits, label, job.members.alpha, where)
+        sums = logit_statistics.measure(logits, label, job.members.alpha, where)
+        return sums, ops.msp(logits), ops.predicted_class(logits) != label[None], where
 
     measure = jax.jit(measured)
     alphas = [tag["alpha"] for tag in job.tags]
@@ -82,8 +83,11 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
     pending: list[tuple[int, Any]] = []
 
     def settle() -> None:
-        for step, sums in pending:
-            told = {split: logit_statistics.means(one) for split, one in zip(splits, jax.device_get(sums), strict=True)}
+        for step, found in pending:
+            told = {}
+            for split, (one, score, wrong, where) in zip(splits, jax.device_get(found), strict=True):
+                ranking = logit_statistics.ranking(score[:, where], wrong[:, where])
+                told[split] = {**logit_statistics.means(one), "ranking": ranking}
             lines.write({"step": step, "epoch": step / job.steps_per_epoch, **told})
         pending.clear()
 
