@@ -355,7 +355,7 @@ def severities(rows: Sequence[dict[str, Any]], risk: float) -> Figure:
         for (metric, title), axes in zip(titles.items(), line, strict=True):
             for family in [*families, "mean"]:
                 drawn = [row for row in own if row["corruption"] in ("clean", family)]
-                x, y = [row["severity"] for row in drawn], [100 * row[metric] for row in drawn]
+                x, y = [row["severity"] for row in drawn], 100 * np.array([row[metric] for row in drawn], float)
                 if family != "mean":
                     axes.plot(x, y, color=shades[family], lw=1, label=family.replace("_", " "))
                     continue

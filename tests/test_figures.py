@@ -137,9 +137,9 @@ def shifted():
             (0, "clean"),
             *((s, c) for s in (1, 2) for c in ("contrast", "shot_noise", "mean")),
         ):
-            risk = np.nan if (rejector, severity) == ("b", 2) else 0.02 * (1 + severity)
+            risk = None if (rejector, severity) == ("b", 2) else 0.02 * (1 + severity)
             values = {"coverage": 0.9 - 0.2 * severity, "risk": risk, "joint_risk": risk}
-            ends = {f"{name}_interval": [value * 0.9, value * 1.1] for name, value in values.items()}
+            ends = {f"{name}_interval": [value, value] for name, value in values.items()}
             rows.append({"rejector": rejector, "corruption": corruption, "severity": severity, **values, **ends})
     return rows
 
