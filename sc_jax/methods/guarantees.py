@@ -15,6 +15,7 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.files import InputError
+from sc_jax.methods import scod
 from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.evaluation import Split
 from sc_jax.methods.selector import Decision, Promise, Selector
@@ -247,7 +248,7 @@ def independent(calibration: Predictions) -> Predictions:
 def fit(
     calibration: Predictions,
     method: str,
-    score: str = "msp",
+    score: str | scod.Plugin | scod.Sirc = "msp",
     *,
     risk: float,
     delta: float | None = None,
@@ -260,7 +261,8 @@ def fit(
     """A threshold on a score, certified on a calibration split.
 
     Args:
-      calibration: the split that certifies; method: of `METHODS`; score: name in `methods.scores`.
+      calibration: the split that certifies; method: of `METHODS`; score: name in `methods.scores`, or a fitted rejector of
+        `methods.scod`, whose `tuning` is then what it was fitted on; promises are of the examples that are not OOD.
       risk: r of the selective risk; for "crc" α of P(accepted and wrong). delta: δ; not for "crc", which has none.
       tuning: a third split. Scores that are fitted, and the thresholds of learn-then-test, are taken from it.
       within: "all"; "group" or "predicted_class", a threshold for each, at δ/strata so that all hold at once; "label", one threshold under
@@ -284,7 +286,12 @@ def fit(
         if within == "label":
             raise ValueError("sgr searches along one path, which true classes do not share; take ltt_fixed_sequence")
     known = independent(calibration)
-    state = selector_lib.fit_score(score, tuning)
+    if isinstance(score, str):
+        state = selector_lib.fit_score(score, tuning)
+    elif tuning is None:
+        raise InputError("a rejector of `methods.scod` was fitted on a split of its own: give it as tuning")
+    else:
+        score, state = selector_lib.of_rejector(score)
     kept = calibration if calibration.is_ood is None else select(calibration, ~calibration.is_ood)
     values = selector_lib.score_of(score, state, kept)
     if np.isnan(values).any():
@@ -322,7 +329,9 @@ class _How(NamedTuple):
     p_value: str
 
 
-def _tuned(tuning: Predictions | None, score: str, state: Mapping[str, float], by: str) -> dict[str, np.ndarray]:
+def _tuned(
+    tuning: Predictions | None, score: str, state: Mapping[str, float | str | np.ndarray], by: str
+) -> dict[str, np.ndarray]:
     """The scores of the tuning split by stratum."""
     if tuning is None:
         raise InputError(

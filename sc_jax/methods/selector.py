@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from sc_jax import files, ops
 from sc_jax.files import InputError
-from sc_jax.methods import logit_norm, temperature
+from sc_jax.methods import logit_norm, scod, temperature
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import Split
 from sc_jax.ops.activation_scores import React
@@ -111,7 +112,7 @@ class Selector:
     Attributes:
       method: its name; promise: what holds.
       rule: "threshold": accept iff score ≥ threshold; "singleton": accept iff exactly one class has a nonconformity ≤ threshold.
-      score: name in `methods.scores`, or of the nonconformity score; state: numbers and arrays that the score was fitted to, by dotted name.
+      score: name in `methods.scores`, of `REJECTORS`, or of the nonconformity score; state: what the score was fitted to, by dotted name.
       by: which threshold an example has: "all", one; "group" or "predicted_class", that of its group or predicted class; "label" (of
         singletons), each class its own.
       thresholds: stratum → threshold, in the unit of the score; NaN accepts nothing. A stratum that is not there accepts nothing.
@@ -124,7 +125,7 @@ class Selector:
     promise: Promise
     rule: str
     score: str
-    state: Mapping[str, float | np.ndarray]
+    state: Mapping[str, float | str | np.ndarray]
     by: str
     thresholds: Mapping[str, float]
     fitted_on: FittedOn
@@ -185,12 +186,14 @@ class Selector:
         return Decision(accept, runner_up, np.where(accept, members.argmax(axis=-1), likeliest))
 
 
-def score_of(name: str, state: Mapping[str, float | np.ndarray], predictions: Predictions) -> np.ndarray:
+def score_of(name: str, state: Mapping[str, float | str | np.ndarray], predictions: Predictions) -> np.ndarray:
     """A score [n] by name, with what it was fitted to; see `fit_score`.
 
     Raises:
       InputError: what the score needs is not there.
     """
+    if name in REJECTORS:
+        return scod.apply(_assembled(REJECTORS[name], state), predictions)
     score = scores_lib.named([name])[name]
     _require(name, score, predictions, predictions)
     split = Split.of(predictions)
@@ -220,11 +223,11 @@ _STATES = {
 }
 """What each fitted score is fitted to: a named tuple of numbers, arrays and named tuples, or a tuple of such."""
 
-P_GRID = tuple(range(1, 11))
-"""The p that logit norms choose from."""
+REJECTORS: dict[str, typing.Any] = {"scod_plugin": scod.Plugin, "scod_sirc": scod.Sirc}
+"""Scores that are fitted rejectors of `methods.scod`; their states name the scores that they are made of."""
 
 
-def fit_score(name: str, tuning: Predictions | None) -> dict[str, float | np.ndarray]:
+def fit_score(name: str, tuning: Predictions | None) -> dict[str, float | str | np.ndarray]:
     """The numbers and arrays that the score is fitted to, by dotted name ("residual.origin"); none for most.
 
     Args:
@@ -244,14 +247,25 @@ def fit_score(name: str, tuning: Predictions | None) -> dict[str, float | np.nda
     _require(name, score, tuning, tuning)
     combined = Split.of(tuning).known.combined
     if score.tuned:
-        return {"p": logit_norm.fit(combined, P_GRID, fallback=score.fallback).p}
+        return {"p": logit_norm.fit(combined, logit_norm.P_GRID, fallback=score.fallback).p}
     try:
         return _taken_apart(score.fit(combined))
     except ValueError as error:  # what it is fitted to does not allow it, such as features without a residual space
         raise InputError(f"{tuning.source}: score {name!r}: {error}") from error
 
 
-def _taken_apart(state: typing.Any, at: str = "") -> dict[str, float | np.ndarray]:
+def of_rejector(rejector: scod.Plugin | scod.Sirc) -> tuple[str, dict[str, float | str | np.ndarray]]:
+    """A fitted rejector as the name of a score and its state."""
+    return next((name, _taken_apart(rejector)) for name, kind in REJECTORS.items() if isinstance(rejector, kind))
+
+
+def _taken_apart(state: typing.Any, at: str = "") -> dict[str, float | str | np.ndarray]:
+    if isinstance(state, logit_norm.LogitNorm):
+        return {f"{at}.p".removeprefix("."): state.p}
+    if isinstance(state, str):
+        return {at.removeprefix("."): state}
+    if state is None:
+        return {}
     if isinstance(state, tuple):
         names = getattr(state, "_fields", range(len(state)))
         parts = [_taken_apart(part, f"{at}.{name}") for name, part in zip(names, state, strict=True)]
@@ -261,8 +275,22 @@ def _taken_apart(state: typing.Any, at: str = "") -> dict[str, float | np.ndarra
     return {at.removeprefix("."): value if value.ndim else int(value) if whole else float(value)}
 
 
-def _assembled(form: typing.Any, state: Mapping[str, float | np.ndarray], at: str = "") -> typing.Any:
-    """The inverse of `_taken_apart`, by a form of `_STATES`."""
+def _assembled(form: typing.Any, state: Mapping[str, float | str | np.ndarray], at: str = "") -> typing.Any:
+    """The inverse of `_taken_apart`, by a form of `_STATES` or `REJECTORS`; of several forms that whose first field is there, or None."""
+    if form is scod.Named:
+        name = state[f"{at}.name".removeprefix(".")]
+        own = logit_norm.LogitNorm if scores_lib.named([name])[name].tuned else _STATES.get(name)
+        return scod.Named(name, None if own is None else _assembled(own, state, f"{at}.state"))
+    if form is logit_norm.LogitNorm:
+        return logit_norm.LogitNorm(int(state[f"{at}.p".removeprefix(".")]), {})
+    if isinstance(form, types.UnionType):
+        fitting = (
+            one
+            for one in typing.get_args(form)
+            if f"{at}.{getattr(one, '_fields', [''])[0]}".removeprefix(".") in state
+        )
+        one = next(fitting, None)
+        return None if one is None else _assembled(one, state, at)
     if isinstance(form, tuple):
         return tuple(_assembled(part, state, f"{at}.{i}") for i, part in enumerate(form))
     if hasattr(form, "_fields"):
@@ -281,7 +309,7 @@ NONCONFORMITY = ("lac", "aps", "raps", "saps", "top_k")
 
 
 def nonconformity_of(
-    name: str, state: Mapping[str, float | np.ndarray], probabilities: np.ndarray, u: np.ndarray | float = 0.0
+    name: str, state: Mapping[str, float | str | np.ndarray], probabilities: np.ndarray, u: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """A nonconformity score by name.
 
@@ -385,8 +413,9 @@ def load(path: str | Path) -> Selector:
         document["tuned_on"] = None if document["tuned_on"] is None else FittedOn(**document["tuned_on"])
         document["thresholds"] = {name: float(value) for name, value in document["thresholds"].items()}
         chosen = Selector(**document)
-        if chosen.rule == "threshold" and chosen.score in _STATES:
-            _assembled(_STATES[chosen.score], chosen.state)
+        forms = {**_STATES, **REJECTORS}
+        if chosen.rule == "threshold" and chosen.score in forms:
+            _assembled(forms[chosen.score], chosen.state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: is not a selector ({error}); fit it again") from error
     return chosen

@@ -10,7 +10,7 @@ import pytest
 
 from sc_jax import ops
 from sc_jax.files import InputError
-from sc_jax.methods import guarantees
+from sc_jax.methods import guarantees, scod
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.selector import FittedOn, Promise, Selector
@@ -137,6 +137,43 @@ def test_a_fitted_score_decides_the_same_from_disk(tmp_path, name):
     for split in (tuning, calibration):
         with pytest.raises(InputError, match="was fitted on"):
             again(dataclasses.replace(split, source="copy.npz"))
+
+
+RULES = (scod.JointRisk(0.5, 0.5, 0.2), ops.ScodCosts(0.2, 0.3))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["mix", "costs"])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda tuning, rule: scod.fit_black_box(tuning, rule, ood="vim"),
+        lambda tuning, rule: scod.fit_black_box(tuning, rule, selective="max_logit_pnorm", ood="knn_distance"),
+        lambda tuning, rule: scod.fit_loss_based(tuning, made_up.with_head(9), rule, mixing=0.5),
+        lambda tuning, rule: scod.fit_sirc(tuning),
+        lambda tuning, rule: scod.fit_sirc(tuning, second="residual"),
+    ],
+    ids=["black-box", "of fitted scores", "loss-based", "SIRC", "SIRC of a fitted score"],
+)
+def test_a_scod_rejector_gets_a_promise_and_survives_the_disk(tmp_path, fit, rule):
+    tuning, calibration, test = (made_up.with_head(seed, example_id=100 * seed + np.arange(60)) for seed in (5, 6, 7))
+    rejector = fit(tuning, rule)
+    chosen = guarantees.fit(calibration, "crc", rejector, risk=0.2, tuning=tuning)
+    selector_lib.save(tmp_path / "selector.json", chosen)
+    again = selector_lib.load(tmp_path / "selector.json")
+    decision = again(test)
+    np.testing.assert_array_equal(decision.score, scod.apply(rejector, test))
+    np.testing.assert_array_equal(decision.accept, chosen(test).accept)
+    assert 0 < decision.accept.sum() < 60
+    for split in (tuning, calibration):
+        with pytest.raises(InputError, match="was fitted on"):
+            again(split)
+    with pytest.raises(InputError, match="give it as tuning"):
+        guarantees.fit(calibration, "crc", rejector, risk=0.2)
+    document = json.loads((tmp_path / "selector.json").read_text())
+    kept = {name: value for name, value in document["state"].items() if not name.endswith((".name", "first"))}
+    (tmp_path / "selector.json").write_text(json.dumps({**document, "state": kept}))
+    with pytest.raises(InputError, match="is not a selector"):
+        selector_lib.load(tmp_path / "selector.json")
 
 
 def test_arrays_lie_beside_the_selector(tmp_path):
