@@ -14,6 +14,7 @@ RUNS = {
     "cascades": ("cascade_run", "window", 3),
     "scod": ("scod_run", "near outliers", 4),
     "guarantees": (None, "refused: split 1", 4),
+    "abstention": ("abstention_run", "Chow accepts", 3),
 }
 """Notebook → the run it reads (None: none), something that it prints, and how many pictures it shows at least."""
 
@@ -52,5 +53,14 @@ def scod_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smoke_of(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir: Path = tmp_path_factory.mktemp(study) / "run"
     result = run_door("run", f"--config={ROOT}/experiments/{study}/config.py:smoke", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def abstention_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the `:smoke` of classifiers that are trained to abstain, run through the door from data to report."""
+    workdir: Path = tmp_path_factory.mktemp("abstention") / "run"
+    result = run_door("run", f"--config={ROOT}/experiments/abstention/config.py:smoke", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir
