@@ -992,6 +992,7 @@ def scod_plane(
         labels.append(name)
     axes.set(xlabel="ln doubt, 1 − P(right | x)", ylabel="ln outlier ratio, P_out(x)/P_in(x)")
     axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, markerscale=2.5)
+    return figure
 
 
 def cascade_shift(document: dict[str, Any]) -> Figure:
