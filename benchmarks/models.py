@@ -19,6 +19,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "mlp": {"input_shape": (28, 28, 1), "num_classes": 10},
     "cnn": {"input_shape": (28, 28, 1), "num_classes": 10},
     "tabular_mlp": {"input_shape": (62,), "num_classes": 2},
+    "bag_of_words": {"input_shape": (40,), "num_classes": 150, "vocabulary_size": 2_820},
     "lstm": {"input_shape": (256,), "num_classes": 2, "vocabulary_size": 25_000},
     "densenet_bc_100": CIFAR,
     "msdnet": CIFAR,
@@ -42,7 +43,7 @@ def main() -> None:
     rows = {}
     for name in models.BACKBONES:
         built = models.build(name, **size(name))
-        dtype = jnp.int32 if name == "lstm" else jnp.float32
+        dtype = jnp.int32 if "vocabulary_size" in size(name) else jnp.float32
         macs = costs.macs(built, size(name)["input_shape"], dtype)
         rows[name] = {**size(name), "parameters": costs.parameters(built), "macs": macs}
         print(f"{name:24} {rows[name]['parameters']:>11,} parameters  {rows[name]['macs']:>15,} MACs", flush=True)

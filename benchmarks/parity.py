@@ -42,6 +42,7 @@ WITHOUT = {
     "mlp": "no published weights",
     "tabular_mlp": "no published weights",
     "cnn": "no published weights",
+    "bag_of_words": "no published weights",
     "lstm": "not in timm",
     "resnet110_cifar": "not in timm; ResNetCIFAR is checked by the weights of depths 20 to 56",
     "wide_resnet16_4": "not in timm: not done",

@@ -2,8 +2,8 @@
 
     make docs
 
-Copies what the runs under `runs/label_smoothing-*`, `runs/cascades-*` and `runs/abstention-*` left into `experiments/<study>/results/`, executes the notebooks whose
-default run is there, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
+Copies what the runs under `runs/label_smoothing-*`, `runs/cascades-*`, `runs/scod*-*` and `runs/abstention-*` left into `experiments/<study>/results/`, executes the notebooks whose
+default run is there or that read none, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
 skipped: their last results stay.
 """
 
@@ -28,12 +28,13 @@ from sc_jax.methods import abstention_table  # noqa: E402
 from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
-STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
-ABSTENTION = ROOT / "experiments/abstention"
+STUDY, CASCADES, SCOD, ABSTENTION = (
+    ROOT / "experiments" / name for name in ("label_smoothing", "cascades", "scod", "abstention")
+)
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
     *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md"),
-    *(STUDY / "README.md", CASCADES / "README.md", ABSTENTION / "README.md"),
+    *(STUDY / "README.md", CASCADES / "README.md", SCOD / "README.md", ABSTENTION / "README.md"),
 )
 
 
@@ -636,6 +637,52 @@ def fuzz() -> str:
     )
 
 
+SCOD_CELLS = (((0.5, 0.5), 0.05), ((0.5, 0.5), 0.2), ((0.5, 0.5), 0.5), ((0.75, 0.25), 0.2), ((0.25, 0.75), 0.2))
+"""((cost of an outlier, of a wrong answer), share of outliers) of the columns."""
+
+
+def scod(variant: str, kind: str) -> str:
+    """AUC-RC of every rejector in some cells, of one kind of outliers."""
+    path = SCOD / "results" / variant / "scod.json"
+    if not path.exists():
+        return "Not run."
+    tables = files.read_json(path)["tables"][kind]
+    first, area = tables[0], np.array([table["area"] for table in tables])
+    places = [(first["costs"].index(list(cost)), first["ood_shares"].index(share)) for cost, share in SCOD_CELLS]
+    lines = []
+    for s, name in enumerate(first["scores"]):
+        cells = []
+        for c, p in places:
+            mean, ends = area[:, s, c, p].mean(), np.array(first["interval"])[:, s, c, p] - area[0, s, c, p]
+            cells.append(pages.number_with_interval(mean, mean + ends, 100))
+        lines.append([pages.SCORE_NAMES.get(name, name), *cells])
+    headings = [f"costs {ood:g}, {wrong:g}; {share:.0%} OOD" for (ood, wrong), share in SCOD_CELLS]
+    return pages.Table([f"{variant}, {kind}", *headings], lines).markdown()
+
+
+def scod_shifts() -> str:
+    """What frozen rejectors come to under corruptions, in the mean over families."""
+    path = SCOD / "results/default/shifts.json"
+    if not path.exists():
+        return "Not run."
+    lines = []
+    for row in files.read_json(path)["rows"]:
+        if row["corruption"] in ("clean", "mean"):
+            names = ("coverage", "risk", "outliers_accepted", "joint_risk")
+            cells = [pages.number_with_interval(row[name], row[f"{name}_interval"], 100) for name in names]
+            lines.append([row["rejector"], str(row["severity"]), *cells])
+    lines.sort(key=lambda line: line[0])
+    headings = [
+        "frozen rejector",
+        "severity",
+        "inliers accepted %",
+        "risk of these %",
+        "outliers accepted %",
+        "joint risk × 100",
+    ]
+    return pages.Table(headings, lines).markdown()
+
+
 def _abstention(variant: str) -> dict[str, Any] | None:
     path = ABSTENTION / "results" / variant / "metrics.json"
     return files.read_json(path) if path.exists() else None
@@ -761,6 +808,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cascade outputs": lambda: cascade_rows("stored"),
     "claims online_shoppers": lambda: claims("online_shoppers"),
     "claims adult": lambda: claims("adult"),
+    "scod near": lambda: scod("default", "near"),
+    "scod far": lambda: scod("default", "far"),
+    "scod mnist": lambda: scod("mnist", "far"),
+    "scod cnn": lambda: scod("cnn", "near"),
+    "scod clinc150": lambda: scod("clinc150", "outside"),
+    "scod shifts": scod_shifts,
     "abstention default": lambda: abstention("default"),
     "abstention cnn": lambda: abstention("cnn"),
     "abstention claims default": lambda: abstention_claims("default"),
@@ -800,6 +853,14 @@ def collect() -> None:
         if variant != "smoke" and (workdir / "report.md").exists():
             _copy(workdir, ABSTENTION / "results" / variant)
 
+    for workdir in sorted((ROOT / "runs").glob("scod*-*")):
+        row, _, variant = workdir.name.removeprefix("scod").removeprefix("_").partition("-")
+        if variant != "smoke" and (workdir / "scod.json").exists():
+            target = SCOD / "results" / _folder(row, variant)
+            target.mkdir(parents=True, exist_ok=True)
+            for source in [*workdir.glob("scod*.*"), *workdir.glob("shifts.*")]:
+                shutil.copy(source, target / source.name)
+
 
 def _copy(workdir: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
@@ -809,13 +870,17 @@ def _copy(workdir: Path, target: Path) -> None:
     files.write_text(target / "report.md", text)
 
 
+WITHOUT_RUN = ("guarantees",)
+"""The notebooks that read no run."""
+
+
 def execute_notebooks() -> None:
     """Runs the notebooks in place, so that they carry their pictures."""
     import nbformat
     from nbclient import NotebookClient
 
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        if not (ROOT / f"runs/{path.stem}-default/metrics.json").exists():
+        if path.stem not in WITHOUT_RUN and not (ROOT / f"runs/{path.stem}-default/metrics.json").exists():
             continue
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()

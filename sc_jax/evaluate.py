@@ -1,6 +1,6 @@
 """`python -m sc_jax.evaluate`: predictions files → metrics with intervals, for a study or for your own logits.
 
-python -m sc_jax.evaluate --predictions=test.npz [--calibration=validation.npz] [--workdir=DIR]
+python -m sc_jax.evaluate --predictions=test.npz [--calibration=validation.npz] [--selector=selector.json] [--workdir=DIR]
 python -m sc_jax.evaluate --config=experiments/label_smoothing/config.py [--workdir=DIR]
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from sc_jax import cli, files, ops, predictions
 from sc_jax import config as config_lib
 from sc_jax.config import Config
 from sc_jax.files import InputError
-from sc_jax.methods import cascade_study, evaluation, streaming, study
+from sc_jax.methods import cascade_study, evaluation, guarantees, streaming, study
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.cascade import Task
+from sc_jax.methods.selector import Selector
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
 
@@ -54,6 +56,14 @@ def evaluate_files(
         study.add_file(document, test, tuning, settings)
         progress(done)
     return document
+
+
+def _selected(path: str, chosen: Selector, test: Predictions) -> list[dict[str, Any]]:
+    """Rows of a selector on a file: one, and one more for each group or class that its promise is within."""
+    about = {"predictions": test.source, "selector": path, "method": chosen.method, "score": chosen.score}
+    about |= {"promise": str(chosen.promise), **dataclasses.asdict(chosen.promise)}
+    about |= {"fitted_on": chosen.fitted_on.split or chosen.fitted_on.source, "target": about.pop("risk")}
+    return [{**about, **row._asdict()} for row in guarantees.realised(chosen, chosen(test), test)]
 
 
 def evaluate_long(
@@ -269,6 +279,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--scores", default="all", help="all that can be computed, or some of " + ", ".join(scores_lib.SCORES)
     )
+    parser.add_argument(
+        "--selector",
+        metavar="S.json[,…]",
+        help="of `python -m sc_jax.select`, fitted on other examples: was its promise kept here?",
+    )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (at least 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument(
@@ -284,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--resamples={given.resamples}: at least 20")
     if given.seed < 0:
         parser.error(f"--seed={given.seed}: at least 0")
+    selectors = {path: selector_lib.load(path) for path in given.selector.split(",")} if given.selector else {}
     scores = tuple(scores_lib.SCORES) if given.scores == "all" else tuple(given.scores.split(","))
     scores_lib.named(scores)
     match_error = None
@@ -296,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--match-error={given.match_error}: a number in [0, 1]")
     settings = evaluation.Settings(scores, tuple(range(1, 11)), 15, given.resamples, 0.95, given.seed, match_error)
     paths = given.predictions.split(",")
-    work = _opened(paths, given.calibration, settings, given.scores != "all")
+    work = _opened(paths, given.calibration, settings, given.scores != "all", selectors)
     if not given.workdir:
         _print(work())
         return
@@ -311,7 +327,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _opened(
-    paths: Sequence[str], calibration: str | None, settings: evaluation.Settings, scores_chosen: bool
+    paths: Sequence[str],
+    calibration: str | None,
+    settings: evaluation.Settings,
+    scores_chosen: bool,
+    selectors: Mapping[str, Selector],
 ) -> Callable[[], dict[str, Any]]:
     """Reads and checks the files; the work itself is left to the caller. Long files and files of scores come alone."""
     twice = [path for i, path in enumerate(paths) if Path(path).resolve() in [Path(p).resolve() for p in paths[:i]]]
@@ -323,11 +343,21 @@ def _opened(
         tests, tuning = predictions.read_files(paths, calibration)
         if len(tests) > 1 and settings.match_error is None:
             settings = dataclasses.replace(settings, match_error=float(np.mean([_error_rate(test) for test in tests])))
-        return lambda: _watched(
-            lambda say: evaluate_files(tests, tuning, settings, lambda d: say(d, len(tests), "evaluating files"))
-        )
+        decided = [row for test in tests for path, chosen in selectors.items() for row in _selected(path, chosen, test)]
+
+        def work() -> dict[str, Any]:
+            found = _watched(
+                lambda say: evaluate_files(tests, tuning, settings, lambda d: say(d, len(tests), "evaluating files"))
+            )
+            return {**found, "selectors": decided} if selectors else found
+
+        return work
     if len(paths) > 1:
         raise InputError(f"{alone[0]}: files of scores, and files as long as this, are evaluated one at a time")
+    if selectors:
+        raise InputError(
+            f"{alone[0]}: a selector decides on files of logits that are held in memory; leave out --selector, or give a part of the file"
+        )
     if settings.match_error is not None:
         raise InputError(
             f"{alone[0]}: --match-error is not computed for files of scores, nor for files as long as this"
@@ -392,6 +422,12 @@ def _print(document: dict[str, Any]) -> None:
         for row in rows:
             cells = [pages.cell(row, name) if name in row["metrics"] else "" for name in shown]
             table.add_row(row["score"], *cells, *([_fitted(row["fitted"])] if chosen else []))
+        console.print(table)
+    if document.get("selectors"):
+        held = pages.selector_table(document["selectors"])
+        table = Table(*held.headings, title="selectors")
+        for row in held.rows:
+            table.add_row(*row)
         console.print(table)
     by_reason: dict[tuple[str, str], list[str]] = {}
     for row in document["left_out"]:

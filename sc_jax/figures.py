@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sc_jax import files
@@ -372,6 +373,45 @@ def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
         figure.legend(loc="outside right upper", fontsize=9)
     else:
         axes.legend(loc="upper left")
+    return figure
+
+
+def severities(rows: Sequence[dict[str, Any]], risk: float) -> Figure:
+    """Frozen rejectors under corruptions: coverage, risk and joint risk against severity, a row of panels for each.
+
+    Args:
+      rows: with "rejector", "corruption" ("clean" at severity 0, "mean" over all families), "severity", and "coverage", "risk" and
+        "joint_risk" with their intervals; risk: the target that is drawn, a share.
+    """
+    names = list(dict.fromkeys(row["rejector"] for row in rows))
+    families = [name for name in dict.fromkeys(row["corruption"] for row in rows) if name not in ("clean", "mean")]
+    shades = dict(zip(families, mpl.colormaps["viridis"](np.linspace(0, 0.92, len(families))), strict=True))
+    titles = {
+        "coverage": "inliers accepted (%)",
+        "risk": "risk of accepted inliers (%)",
+        "joint_risk": "joint risk (%)",
+    }
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(11, 3.1 * len(names) + 0.6), layout="constrained")
+        panels = np.atleast_2d(figure.subplots(len(names), 3, sharex=True))
+    for name, line in zip(names, panels, strict=True):
+        own = [row for row in rows if row["rejector"] == name]
+        for (metric, title), axes in zip(titles.items(), line, strict=True):
+            for family in [*families, "mean"]:
+                drawn = [row for row in own if row["corruption"] in ("clean", family)]
+                x, y = [row["severity"] for row in drawn], 100 * np.array([row[metric] for row in drawn], float)
+                if family != "mean":
+                    axes.plot(x, y, color=shades[family], lw=1, label=family.replace("_", " "))
+                    continue
+                low, high = 100 * np.array([row[f"{metric}_interval"] for row in drawn], float).T
+                axes.plot(x, y, color="black", lw=2.2, label="mean")
+                axes.fill_between(x, low, high, color="black", alpha=0.2, lw=0)
+            axes.set(xlabel="severity (0: clean)", ylabel=title, ylim=(0, None))
+        line[0].set_title(name, fontsize=10.5, loc="left")
+        line[1].axhline(100 * risk, color=GREY, lw=1, ls="--")
+        line[1].annotate(f"{100 * risk:g} %", (0, 100 * risk), (2, 2), textcoords="offset points", color=GREY)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -841,6 +881,117 @@ def cascade_search(document: dict[str, Any]) -> Figure:
     left.set_title("The best of many policies", fontsize=10.5, loc="left")
     right.set_title("looks better where it was chosen", fontsize=10.5, loc="left")
     right.legend(loc="lower right")
+    return figure
+
+
+def promises(rows: Sequence[dict[str, Any]], target: float, oracle: float) -> Figure:
+    """What methods chose over many calibration sets: the population's risk, and the coverage, of each.
+
+    Lines hold 90 % of the sets, bars half of them, dots are medians, of those sets in which something is accepted; in words, how often the risk is above the
+    target.
+
+    Args:
+      rows: with "name", "risk" and "coverage" [draws] (a risk of NaN where nothing is accepted) and "broken", drawn in red.
+      target: r; oracle: the largest coverage at which the population's risk is r.
+    """
+    figure, (left, right) = _axes(2, 11, 0.9 + 0.42 * len(rows))
+    for place, row in zip(range(len(rows))[::-1], rows, strict=True):
+        colour = RED if row["broken"] else BLUE
+        risk, coverage = (np.asarray(row[name], float) for name in ("risk", "coverage"))
+        above, kept = np.mean(risk > target), ~np.isnan(risk)
+        for axes, values in ((left, risk), (right, coverage)):
+            if not kept.any():
+                continue
+            ends = 100 * np.quantile(values[kept], [0.05, 0.25, 0.5, 0.75, 0.95])
+            axes.plot(ends[[0, 4]], [place] * 2, color=colour, lw=1.2)
+            axes.plot(ends[[1, 3]], [place] * 2, color=colour, lw=5, alpha=0.6, solid_capstyle="butt")
+            axes.plot(ends[2], place, "o", color=colour, ms=4.5)
+        told = f"{100 * above:.1f} % above" + (
+            f", {100 * np.mean(~kept):.0f} % accept nothing" if not kept.all() else ""
+        )
+        left.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
+    left.axvline(100 * target, color="black", lw=1, ls="--")
+    right.axvline(100 * oracle, color="black", lw=1, ls="--")
+    left.set_yticks(range(len(rows))[::-1], [row["name"] for row in rows])
+    right.set_yticks(range(len(rows))[::-1], [""] * len(rows))
+    for axes in (left, right):
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+    left.set(xlabel="risk of the population (%); dashed: the target", ylabel="method", xlim=(0, None))
+    right.set(xlabel="coverage (%); dashed: the oracle's", ylabel="method, as on the left", xlim=(0, 100))
+    return figure
+
+
+def conditional_coverage(coverage: np.ndarray, alpha: float, quantile: int, n: int) -> Figure:
+    """Coverage of conformal sets over calibration sets, each the share of the population, beside its law.
+
+    For continuous scores it is Beta(k, n + 1 − k) with mean k/(n + 1), k = ⌈(n + 1)(1 − α)⌉ the order of the quantile.
+
+    Args:
+      coverage: [draws]; alpha: α; quantile: k; n: calibration examples.
+    """
+    figure, (axes,) = _axes(1, 7, 3.4)
+    axes.hist(100 * coverage, bins=40, density=True, color=BLUE, alpha=0.5, label="drawn")
+    x = np.linspace(coverage.min(), coverage.max(), 300)
+    a, b = quantile, n + 1 - quantile
+    constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    density = np.exp(constant + (a - 1) * np.log(x) + (b - 1) * np.log1p(-x))
+    axes.plot(100 * x, density / 100, color="black", lw=1.4, label=f"Beta({a}, {b})")
+    axes.axvline(100 * coverage.mean(), color=BLUE, lw=3, alpha=0.7, label="mean of the draws")
+    axes.axvline(100 * (1 - alpha), color=RED, ls="--", lw=1.2, label="1 − α")
+    axes.set(xlabel="coverage of the population (%)", ylabel="density")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def monitored(streams: Sequence[dict[str, Any]], risk: float) -> Figure:
+    """Watches over streams of losses: mean so far, its confidence sequence, and the alarm.
+
+    Args:
+      streams: with "title", "n", "mean", "low" and "high" [t], "changed_at" (None if nothing changes) and "alarm_at" (0 for none).
+      risk: what was promised.
+    """
+    figure, panels = _axes(len(streams), 4.2 * len(streams), 3.4)
+    for axes, stream in zip(panels, streams, strict=True):
+        mean, low, high = (100 * np.asarray(stream[name], float) for name in ("mean", "low", "high"))
+        axes.plot(stream["n"], mean, color=BLUE, lw=1.4)
+        axes.fill_between(stream["n"], low, high, color=BLUE, alpha=0.2, lw=0)
+        axes.axhline(100 * risk, color="black", lw=1, ls="--")
+        if stream["changed_at"] is not None:
+            axes.axvline(stream["changed_at"], color=GREY, lw=1, ls=":")
+            at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "color": GREY, "va": "top"}
+            axes.annotate("changes", (stream["changed_at"], 0.97), (3, 0), **at)
+        if stream["alarm_at"]:
+            axes.axvline(stream["alarm_at"], color=RED, lw=1.4)
+        told = f"alarm after {stream['alarm_at']:,}" if stream["alarm_at"] else "no alarm"
+        axes.set_title(f"{stream['title']}: {told}", fontsize=10.5, loc="left")
+        axes.set(xlabel="accepted examples with a label", ylabel="risk so far (%)", ylim=(0, 300 * risk))
+    return figure
+
+
+def scod_plane(
+    log_doubt: np.ndarray,
+    log_ratio: np.ndarray,
+    kind: np.ndarray,
+    rules: Sequence[tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray], float]],
+) -> Figure:
+    """Examples by estimated doubt and outlier ratio, and the lines above and to the right of which rules stop accepting.
+
+    Args:
+      log_doubt, log_ratio: [n], finite, of examples, natural logs; kind: [n], 0 right, 1 wrong, 2 outlier.
+      rules: name, (log doubt, log ratio) → score of any shape, threshold: accepted where the score is at least this.
+    """
+    figure, (axes,) = _axes(1, 9, 4.8)
+    for value, colour, label in ((0, GREY, "right"), (2, RED, "outlier"), (1, BLUE, "wrong")):
+        mine = kind == value
+        axes.plot(log_doubt[mine], log_ratio[mine], ".", color=colour, ms=3.5, alpha=0.5, label=label, rasterized=True)
+    grid = np.meshgrid(*(np.linspace(values.min(), values.max(), 300) for values in (log_doubt, log_ratio)))
+    handles, labels = axes.get_legend_handles_labels()
+    for (name, score, threshold), style in zip(rules, ("-", "--", ":", "-."), strict=False):
+        axes.contour(*grid, score(*grid), levels=[threshold], colors="black", linestyles=style, linewidths=1.6)
+        handles.append(Line2D([], [], color="black", ls=style, lw=1.6))
+        labels.append(name)
+    axes.set(xlabel="ln doubt, 1 − P(right | x)", ylabel="ln outlier ratio, P_out(x)/P_in(x)")
+    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, markerscale=2.5)
     return figure
 
 

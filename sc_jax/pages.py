@@ -817,6 +817,43 @@ def _file_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str
     return Table(["predictions"] * several + ["score", *headings] + ["fitted"] * fitted, lines)
 
 
+SELECTOR_NOTE = (
+    "Of thresholds that were fitted and frozen on other examples. Brackets: exact 95 % intervals. Held: the interval of what was promised lies at "
+    "or below the target; did not hold: above it; open: on both sides. A promise with δ may fail with that probability, and a marginal one is an "
+    "average over calibration sets: one selector on one file refutes neither."
+)
+
+
+def selector_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What selectors came to on files, and whether their promises held."""
+    lines = []
+    several = len({row["predictions"] for row in rows}) > 1
+    for row in rows:
+        where = "" if row["stratum"] == "all" else f", {row['within'].replace('_', ' ')} {row['stratum']}"
+        parts = [
+            number_with_interval(row[name], row[f"{name}_interval"] or (None, None), 100)
+            for name in ("risk", "accepted_and_wrong")
+        ]
+        lines.append(
+            [
+                f"{row['selector']}{where}" + (f" on {row['predictions']}" if several else ""),
+                row["method"],
+                row["score"],
+            ]
+            + [row["promise"], number(row["coverage"], 100), *parts, row["verdict"]]
+        )
+    headings = [
+        "selector",
+        "method",
+        "score",
+        "promise",
+        "coverage %",
+        "risk of the accepted %",
+        "accepted and wrong %",
+    ]
+    return Table([*headings, "the promise"], lines)
+
+
 def _group_table(rows: Sequence[dict[str, Any]]) -> Table | None:
     several, lines = len({row["predictions"] for row in rows}) > 1, []
     for row in rows:
@@ -875,6 +912,8 @@ def of_files(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
         "would have if as many right and wrong predictions were accepted whatever their group."
     )
     tables = [(title, note, _file_table(rows, columns)) for title, note, columns in FILES_TABLES]
+    chosen = document.get("selectors")
+    tables.append(("Selectors", SELECTOR_NOTE, selector_table(chosen) if chosen else None))
     for title, note, table in [*tables, ("Groups", group_note, _group_table(rows))]:
         if table is None:
             continue

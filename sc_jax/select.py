@@ -8,47 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from sc_jax import cli, files, ops, predictions
+from sc_jax import cli, files, predictions
 from sc_jax.files import InputError
 from sc_jax.methods import conformal, guarantees
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods import selector as selector_lib
-from sc_jax.methods.selector import Decision, Selector
+from sc_jax.methods.guarantees import Realised
+from sc_jax.methods.selector import Selector
 from sc_jax.predictions import Predictions
 
 METHODS = (*guarantees.METHODS, *(f"singleton_{score}" for score in selector_lib.NONCONFORMITY))
 
 SEED = 0
 """Of the draw of examples to tune on, where no file of them is given."""
-
-
-def realised(decision: Decision, test: Predictions) -> dict[str, Any]:
-    """What the decisions came to on the test split: a description of it. The promise is of the population.
-
-    Args:
-      decision, test: row by row.
-
-    Returns:
-      Counts of examples that are not OOD; coverage; `risk` of the accepted (NaN where there are none) with its exact 95 % interval, and
-      `accepted_and_wrong`, their share of all.
-    """
-    known = np.ones(len(test), bool) if test.is_ood is None else ~test.is_ood
-    accept = decision.accept & known
-    errors = int((accept & (decision.prediction != test.label)).sum())
-    n, accepted = int(known.sum()), int(accept.sum())
-    return {
-        "n": n,
-        "accepted": accepted,
-        "errors": errors,
-        "coverage": accepted / n,
-        "risk": errors / accepted if accepted else math.nan,
-        "risk_interval": [float(end) for end in ops.clopper_pearson_interval(errors, accepted)],
-        "accepted_and_wrong": errors / n,
-    }
 
 
 def fit(
@@ -96,7 +69,7 @@ def fit(
         raise InputError(f"--method={method}: {error}") from error
 
 
-def _print(chosen: Selector, found: dict[str, Any]) -> None:
+def _print(chosen: Selector, found: Sequence[Realised]) -> None:
     print(f"{chosen.method}: {chosen.promise}")
     print(f"  if {chosen.promise.assumption}")
     print(f"  fitted on {chosen.fitted_on.source}, n = {chosen.fitted_on.n}")
@@ -111,12 +84,14 @@ def _print(chosen: Selector, found: dict[str, Any]) -> None:
             continue
         seen = f"{about['errors']} errors in {about['accepted']} accepted of {about['n']}"
         print(f"  {where}threshold {chosen.score} ≥ {threshold:.6g}, certified bound {about['bound']:.4g} ({seen})")
-    low, high = found["risk_interval"]
-    risk = f"risk {found['risk']:.4f} [{low:.4f}, {high:.4f}]" if found["accepted"] else "no risk"
-    print(
-        f"test: coverage {found['coverage']:.4f} ({found['accepted']} of {found['n']}), realised {risk}, "
-        f"accepted and wrong {found['accepted_and_wrong']:.4f}"
-    )
+    for row in found:
+        low, high = row.risk_interval
+        risk = f"risk {row.risk:.4f} [{low:.4f}, {high:.4f}]" if row.accepted else "no risk"
+        where = "" if row.stratum == "all" else f", {chosen.promise.within.replace('_', ' ')} {row.stratum}"
+        print(
+            f"test{where}: coverage {row.coverage:.4f} ({row.accepted} of {row.n}), realised {risk}, "
+            f"accepted and wrong {row.accepted_and_wrong:.4f}: {row.verdict}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -176,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         starts=starts,
     )
     decision = chosen(test)
-    found = realised(decision, test)
+    found = guarantees.realised(chosen, decision, test)
     _print(chosen, found)
     if given.workdir is None:
         return
@@ -188,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arrays = {"example_id": test.example_id, **decision._asdict()}
         files.write_npz(folder / "decisions.npz", arrays)
         about = {"predictions": test.source, "selector": "selector.json", "promise": str(chosen.promise)}
-        about |= {"test": found, "fingerprint": files.fingerprint(arrays)}
+        about |= {"test": [row._asdict() for row in found], "fingerprint": files.fingerprint(arrays)}
         files.write_json(folder / "decisions.json", about, seal=True)  # last: it says that all is there
     print(f"decisions: {folder / 'decisions.npz'}, selector: {folder / 'selector.json'}")
 

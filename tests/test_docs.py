@@ -31,6 +31,7 @@ DOCUMENTS = [
     "experiments/abstention/README.md",
     "experiments/label_smoothing/README.md",
     "experiments/cascades/README.md",
+    "experiments/scod/README.md",
 ]
 
 
@@ -79,15 +80,16 @@ def test_the_code_of_the_guarantees_runs_as_it_stands(tmp_path: Path) -> None:
     """Files are made, commands run, then the Python."""
     text = (ROOT / "docs/guarantees.md").read_text(encoding="utf-8")
     files, code = re.findall(r"```python\n(.*?)```", text, re.S)
-    commands = re.findall(r"^    \.venv/bin/python (-m sc_jax\.select .*)$", text, re.M)
-    assert len(commands) == 4
+    commands = re.findall(r"^    \.venv/bin/python (-m sc_jax\..*)$", text, re.M)
+    assert [command.split()[1] for command in commands] == ["sc_jax.select"] * 4 + ["sc_jax.evaluate", "sc_jax.report"]
     run = [["-c", files], *(command.split() for command in commands), ["-c", code]]
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
     for arguments in run:
         done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=here, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         print(done.stdout)
-    decided = json.loads((tmp_path / "runs/sgr/decisions.json").read_text())["test"]
+    (decided,) = json.loads((tmp_path / "runs/sgr/decisions.json").read_text())["test"]
+    assert "## Selectors" in (tmp_path / "runs/kept/report.md").read_text()
     assert 0 < decided["coverage"] <= 1
     assert decided["risk"] < 0.1
 

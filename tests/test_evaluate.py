@@ -9,10 +9,10 @@ import pytest
 from conftest import CONFIG, run_door
 from made_up import CLASSES, best_p, errors, metrics_of, predictions, with_head
 
-from sc_jax import evaluate, files, ops
+from sc_jax import evaluate, files, ops, report
 from sc_jax import predictions as predictions_lib
 from sc_jax.files import InputError
-from sc_jax.methods import streaming
+from sc_jax.methods import guarantees, selector, streaming
 from sc_jax.methods.scores import SCORES
 from sc_jax.ops import resampling
 
@@ -756,3 +756,54 @@ def test_a_study_without_predictions_names_the_command(tmp_path):
     with pytest.raises(InputError, match=r"not predicted yet; run `python -m sc_jax\.predict`"):
         evaluate.main([f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'study'}"])
     assert not (tmp_path / "study" / "metrics.json").exists()
+
+
+def ranked(seed, n=400, **changes):
+    return predictions(seed, n, signal=2.6, example_id=seed * 10_000 + np.arange(n), **changes)
+
+
+@pytest.fixture
+def selectors():
+    """Two selectors on disk, one within groups and one whose score is fitted to arrays, and the splits behind them."""
+    group = np.arange(400) % 2
+    calibration, tuning = ranked(1, group=group), with_head(2, 400, example_id=20_000 + np.arange(400))
+    chosen = guarantees.fit(calibration, "sgr", risk=0.2, delta=0.1, within="group")
+    selector.save("groups.json", chosen)
+    of_features = with_head(1, 400, example_id=10_000 + np.arange(400))
+    selector.save("vim.json", guarantees.fit(of_features, "crc", "vim", risk=0.2, tuning=tuning))
+    for name, given in (("calibration", calibration), ("tuning", tuning)):
+        predictions_lib.save(f"{name}.npz", given)
+
+
+def test_a_selector_is_judged_on_other_examples(selectors, capsys):
+    test = ranked(3, group=np.arange(400) % 2)
+    predictions_lib.save("test.npz", test)
+    rows = run("--predictions=test.npz", "--scores=msp", "--selector=groups.json")["selectors"]
+    chosen = selector.load("groups.json")
+    expected = guarantees.realised(chosen, chosen(test), test)
+    assert [row["stratum"] for row in rows] == ["all", "0", "1"]
+    for row, by_hand in zip(rows, expected, strict=True):
+        assert {name: row[name] for name in ("accepted", "risk", "verdict")} == {
+            name: getattr(by_hand, name) for name in ("accepted", "risk", "verdict")
+        }
+        assert (row["promise"], row["target"], row["delta"]) == (str(chosen.promise), 0.2, 0.1)
+        assert (row["selector"], row["predictions"]) == ("groups.json", "test.npz")
+    printed = capsys.readouterr().out
+    assert rows[0]["verdict"] in printed
+    assert str(chosen.promise) in printed
+    report.report(Path("out"))
+    text = Path("out/report.md").read_text()
+    assert "## Selectors" in text
+    assert "groups.json, group 1" in text
+    assert f"{100 * rows[1]['risk']:.2f} [" in text
+
+
+def test_a_selector_refuses_what_it_was_fitted_on(selectors, monkeypatch):
+    monkeypatch.setattr(evaluate.evaluation, "evaluate", lambda *_, **__: pytest.fail("work began"))
+    for name, path in (("calibration", "groups.json"), ("tuning", "vim.json")):
+        assert "was fitted on" in refusal(f"--predictions={name}.npz", f"--selector={path}")
+    predictions_lib.save("test.npz", ranked(3))
+    assert "needs features" in refusal("--predictions=test.npz", "--selector=vim.json")
+    assert "none.json" in refusal("--predictions=test.npz", "--selector=none.json")
+    np.savez("scored.npz", loss=[0.0, 1.0], score_mine=[0.5, 0.2])
+    assert "leave out --selector" in refusal("--predictions=scored.npz", "--selector=groups.json")

@@ -92,8 +92,57 @@ DRAWN = {
     "cascade_trade_off": lambda d: figures.cascade_trade_off(cascades()),
     "cascade_changes": lambda d: figures.cascade_changes(cascades()),
     "cascade_search": lambda d: figures.cascade_search(cascades()),
+    "promises": lambda d: figures.promises(choices(), 0.05, 0.8),
+    "conditional_coverage": lambda d: figures.conditional_coverage(
+        np.random.default_rng(0).beta(90, 10, 500), 0.1, 90, 99
+    ),
+    "monitored": lambda d: figures.monitored(streams(), 0.05),
+    "scod_plane": lambda d: figures.scod_plane(*plane()),
+    "severities": lambda d: figures.severities(shifted(), 0.05),
     "cascade_shift": lambda d: figures.cascade_shift(cascades()),
 }
+
+
+def choices():
+    """A method that is above 5 % in a quarter of its sets, one that accepts nothing in half of them, and one that never does."""
+    some = {"risk": [0.02, 0.03, 0.04, 0.06], "coverage": [0.5, 0.6, 0.7, 0.9]}
+    half = {"risk": [np.nan, np.nan, 0.02, 0.03], "coverage": [0, 0, 0.4, 0.5]}
+    none = {"risk": [np.nan] * 4, "coverage": [0] * 4}
+    return [
+        {"name": name, "broken": name == "some", **row}
+        for name, row in (("some", some), ("half", half), ("none", none))
+    ]
+
+
+def streams():
+    """One that changes and alarms, one that does neither."""
+    n = np.arange(1, 101)
+    line = {"n": n, "mean": np.full(100, 0.05), "low": np.full(100, 0.02), "high": np.full(100, 0.09)}
+    return [
+        {"title": "a", "changed_at": 40, "alarm_at": 80, **line},
+        {"title": "b", "changed_at": None, "alarm_at": 0, **line},
+    ]
+
+
+def plane():
+    """Three kinds of examples, and a rule that accepts below the diagonal."""
+    rng = np.random.default_rng(0)
+    return *rng.normal(size=(2, 60)), np.arange(60) % 3, [("sum", lambda d, r: -d - r, 0.0)]
+
+
+def shifted():
+    """Two rejectors under two corruptions at two severities; one accepts nothing at the last."""
+    rows = []
+    for rejector in ("a", "b"):
+        for severity, corruption in (
+            (0, "clean"),
+            *((s, c) for s in (1, 2) for c in ("contrast", "shot_noise", "mean")),
+        ):
+            risk = None if (rejector, severity) == ("b", 2) else 0.02 * (1 + severity)
+            values = {"coverage": 0.9 - 0.2 * severity, "risk": risk, "joint_risk": risk}
+            ends = {f"{name}_interval": [value, value] for name, value in values.items()}
+            rows.append({"rejector": rejector, "corruption": corruption, "severity": severity, **values, **ends})
+    return rows
 
 
 @functools.cache
@@ -553,3 +602,36 @@ def test_a_search_is_drawn_on_its_three_splits():
             expected = [100 * row[f"{split}_{what}"] for row in rows]
             np.testing.assert_allclose(line.get_ydata(), expected)
     assert right.lines[-1].get_ydata()[0] == 20  # the risk that was asked for
+
+
+def test_choices_say_how_often_they_are_above_and_accept_nothing():
+    left, right = figures.promises(choices(), 0.05, 0.8).axes
+    told = [text.get_text() for text in left.texts]
+    assert told == ["25.0 % above", "0.0 % above, 50 % accept nothing", "0.0 % above, 100 % accept nothing"]
+    assert left.lines[2].get_xdata()[0] == pytest.approx(3.5)  # the median of those that accept something
+    assert right.lines[-1].get_xdata()[0] == 80
+
+
+def test_streams_name_their_alarms():
+    first, second = figures.monitored(streams(), 0.05).axes
+    assert (first.get_title("left"), second.get_title("left")) == ("a: alarm after 80", "b: no alarm")
+    assert [text.get_text() for text in first.texts] == ["changes"]
+
+
+def test_rules_are_drawn_where_they_stop_accepting():
+    axes = figures.scod_plane(*plane()).axes[0]
+    (contour,) = [one for one in axes.collections if hasattr(one, "get_paths") and one.get_paths()]
+    vertices = np.concatenate([path.vertices for path in contour.get_paths()])
+    np.testing.assert_allclose(vertices.sum(axis=1), 0, atol=1e-6)
+    assert legend(axes) == ["right", "outlier", "wrong", "sum"]
+
+
+def test_severities_begin_at_the_clean_images():
+    figure = figures.severities(shifted(), 0.05)
+    assert len(figure.axes) == 6
+    coverage, risk = figure.axes[:2]
+    for line in coverage.lines:
+        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2])
+        np.testing.assert_allclose(line.get_ydata(), [90, 70, 50])
+    assert risk.lines[-1].get_ydata()[0] == 5
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["contrast", "shot noise", "mean"]

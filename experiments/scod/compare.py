@@ -1,15 +1,17 @@
-"""Rejectors compared on the predictions of `config.py`: AUC-RC by cost and mix with intervals, and joint risk curves.
+"""Rejectors compared on the predictions of a run: AUC-RC by cost and mix with intervals, and joint risk curves.
 
-    .venv/bin/python experiments/scod/compare.py --workdir=runs/scod-default     # scod.json, scod.md, scod_near.png, scod_far.png there
+    .venv/bin/python experiments/scod/compare.py --workdir=runs/scod-default     # scod.json, scod.md and a picture for each kind of outliers there
 
-What is fitted is fitted on `validation`, which has inliers alone. Of `test` every other example by id is the unlabelled wild mixture, whose share of
-inliers is taken as known; the other half is reported on.
+What is fitted is fitted on `validation`, which has inliers alone, and on the `outliers` of CLINC150. Of `test` every other example by id is the
+unlabelled wild mixture, whose share of inliers is taken as known; the other half is reported on. Plug-in rules are made for the costs and the share of each cell.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,26 +20,71 @@ from sc_jax.methods import scod
 from sc_jax.methods.scod_table import joint_risk_band, scod_table
 from sc_jax.predictions import Predictions, select
 
-COSTS = ((0.5, 0.5), (0.75, 0.25))
+COSTS = ((0.5, 0.5), (0.75, 0.25), (0.25, 0.75))
 SHARES = (0.05, 0.2, 0.5)
-SHOWN = scod.JointRisk(0.5, 0.5, 0.2)  # of the curves, and what plug-in rules are made for
+SHOWN = scod.JointRisk(0.5, 0.5, 0.2)
+"""Of the curves."""
+
+DRAWN = ("msp", "vim", "sirc", "black-box (ViM)", "loss-based (features)")
 RESAMPLES = 200
 COVERAGES = [round(0.05 * i, 2) for i in range(1, 21)]
+PLAIN = ("msp", "max_logit", "energy", "react", "ash_scale", "gradnorm", "mahalanobis", "knn_distance", "vim")
+
+Rejector = Callable[[scod.JointRisk], np.ndarray]
+"""A rule → the score [n] of what is reported on; those without a rule do not look at it."""
 
 
-def rejectors(calibration: Predictions, wild: Predictions, test: Predictions) -> dict[str, np.ndarray]:
-    """Name → score [n] of `test`."""
-    names = ("msp", "max_logit", "energy", "react", "ash_scale", "gradnorm", "mahalanobis", "knn_distance", "vim")
-    scores = {name: scod.score_of(scod.fit_score(name, calibration), test) for name in names}
-    scores["sirc"] = scod.apply(scod.fit_sirc(calibration, second="residual"), test)
+def rejectors(
+    calibration: Predictions, wild: Predictions, test: Predictions, outliers: Predictions | None
+) -> dict[str, Rejector]:
+    """Name → rejector, fitted."""
+
+    def fixed(score: np.ndarray) -> Rejector:
+        return lambda rule: score
+
+    def plugin(state: scod.Plugin) -> Rejector:
+        return lambda rule: scod.apply(state._replace(rule=rule), test)
+
+    found = {name: fixed(scod.score_of(scod.fit_score(name, calibration), test)) for name in PLAIN}
+    found["sirc"] = fixed(scod.apply(scod.fit_sirc(calibration, second="residual"), test))
     for ood in ("energy", "vim"):
-        state = scod.fit_black_box(calibration, SHOWN, ood=ood)
-        scores[f"black-box ({figures.SCORE_NAMES[ood]})"] = scod.apply(state, test)
+        name = figures.SCORE_NAMES[ood]
+        found[f"black-box ({name})"] = plugin(scod.fit_black_box(calibration, SHOWN, ood=ood))
+        if outliers is not None:
+            with_them = scod.fit_black_box(calibration, SHOWN, ood=ood, outliers=outliers)
+            found[f"black-box ({name}, {len(outliers)} outliers)"] = plugin(with_them)
     mixing = float(np.mean(~wild.is_ood))
     for on in ("features", "vim"):
         state = scod.fit_loss_based(calibration, wild, SHOWN, on=on, mixing=mixing)
-        scores[f"loss-based ({figures.SCORE_NAMES.get(on, on)})"] = scod.apply(state, test)
-    return scores
+        found[f"loss-based ({figures.SCORE_NAMES.get(on, on)})"] = plugin(state)
+    return found
+
+
+def kinds(study: str, test: Predictions) -> dict[str, np.ndarray]:
+    """Kind of outliers → bool [n], these and all inliers."""
+    if study == "scod_clinc150":
+        return {"outside": np.ones(len(test), bool)}
+    added = test.example_id >= 70_000  # what follows the 70,000 of Fashion-MNIST
+    return {"near": ~added, "far": ~test.is_ood | added}
+
+
+def table(
+    found: Mapping[str, Rejector], keep: np.ndarray, error: np.ndarray, is_ood: np.ndarray, resamples: int
+) -> dict[str, Any]:
+    """AUC-RC of every rejector in every cell: area [s, c, p], with resamples interval [2, s, c, p]."""
+    cells = []
+    for cost in COSTS:
+        for share in SHARES:
+            scores = {name: of(scod.JointRisk(*cost, share))[keep] for name, of in found.items()}
+            cells.append(scod_table(scores, error[keep], is_ood[keep], [cost], [share], resamples=resamples))
+
+    def joined(parts: list[np.ndarray]) -> list[Any]:
+        whole = np.stack([part[..., 0, 0] for part in parts], axis=-1)
+        return whole.reshape(*whole.shape[:-1], len(COSTS), len(SHARES)).tolist()
+
+    made = {"scores": list(found), "costs": COSTS, "ood_shares": SHARES, "area": joined([cell.area for cell in cells])}
+    made["interval"] = joined([cell.interval for cell in cells]) if resamples else None
+    return made
 
 
 def main() -> None:
@@ -45,59 +92,50 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--workdir", required=True, type=Path)
     workdir = arguments.parse_args().workdir
+    study = files.read_json(workdir / "config.json")["study"]
     folders = sorted(path for path in (workdir / "predictions").iterdir() if path.is_dir())
-    tables: dict[str, list] = {"near": [], "far": []}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
     for m, folder in enumerate(folders):
         calibration, test = (predictions.by_id(predictions.load(folder / f"{s}.npz")) for s in ("validation", "test"))
+        more = folder / "outliers.npz"
+        outliers = predictions.load(more) if more.exists() else None
         wild, reported = (select(test, np.arange(len(test)) % 2 == half) for half in (0, 1))
-        scores = rejectors(calibration, wild, reported)
+        found = rejectors(calibration, wild, reported, outliers)
         error = ops.predicted_class(reported.logits) != reported.label
-        added = reported.example_id >= 70_000  # what follows the 70,000 of Fashion-MNIST
-        for kind, left_out in (("near", added), ("far", reported.is_ood & ~added)):
-            keep, resamples = ~left_out, RESAMPLES if m == 0 else 0
-            of_kind = {name: score[keep] for name, score in scores.items()}
-            given = error[keep], reported.is_ood[keep]
-            tables[kind].append(scod_table(of_kind, *given, COSTS, SHARES, resamples=resamples))
+        for kind, keep in kinds(study, reported).items():
+            made = table(found, keep, error, reported.is_ood, RESAMPLES if m == 0 else 0)
+            tables.setdefault(kind, []).append(made)
             if m == 0:
-                drawn = ("msp", "vim", "sirc", "black-box (ViM)", "loss-based (features)")
+                given = error[keep], reported.is_ood[keep], COVERAGES
                 bands = {
-                    name: joint_risk_band(of_kind[name], *given, COVERAGES, **SHOWN._asdict(), resamples=RESAMPLES)
-                    for name in drawn
+                    name: joint_risk_band(found[name](SHOWN)[keep], *given, **SHOWN._asdict(), resamples=RESAMPLES)
+                    for name in DRAWN
                 }
-                rows = [{"score": name, "predictions": str(folder), **band._asdict()} for name, band in bands.items()]
-                picture = figures.risk_coverage(rows)
+                curves[kind] = [
+                    {"score": name, "predictions": folder.name, **{k: v.tolist() for k, v in band._asdict().items()}}
+                    for name, band in bands.items()
+                ]
+                picture = figures.risk_coverage(curves[kind])
                 picture.axes[0].set_ylabel("joint risk (%), 20 % OOD, costs ½ and ½")
                 figures.save_png(picture, workdir / f"scod_{kind}.png")
-    files.write_json(
-        workdir / "scod.json", {kind: [table._asdict() for table in of] for kind, of in _plain(tables).items()}
-    )
+    files.write_json(workdir / "scod.json", {"tables": tables, "curves": curves})
     files.write_text(workdir / "scod.md", _markdown(tables))
     print(f"{workdir / 'scod.md'}")
 
 
-def _plain(tables: dict[str, list]) -> dict[str, list]:
-    return {
-        kind: [
-            table._replace(
-                area=table.area.tolist(), interval=None if table.interval is None else table.interval.tolist()
-            )
-            for table in of
-        ]
-        for kind, of in tables.items()
-    }
-
-
-def _markdown(tables: dict[str, list]) -> str:
+def _markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
     text = []
     for kind, of in tables.items():
-        mean, (low, high) = np.mean([table.area for table in of], axis=0), of[0].interval - of[0].area
+        area = np.array([one["area"] for one in of])
+        low, high = np.array(of[0]["interval"]) - area[0]
         text.append(
             f"## {kind} OOD: AUC-RC × 100, mean of {len(of)} seeds, with the 95 % interval over examples (width of the first seed's)\n"
         )
         cells = [f"costs {ood:g}, {wrong:g}; {share:.0%} OOD" for ood, wrong in COSTS for share in SHARES]
         text.append("| rejector | " + " | ".join(cells) + " |\n|---|" + "---|" * len(cells))
-        for s, name in enumerate(of[0].scores):
-            parts = zip(mean[s].ravel(), low[s].ravel(), high[s].ravel(), strict=True)
+        for s, name in enumerate(of[0]["scores"]):
+            parts = zip(area.mean(axis=0)[s].ravel(), low[s].ravel(), high[s].ravel(), strict=True)
             row = " | ".join(f"{100 * a:.2f} [{100 * (a + b):.2f}, {100 * (a + c):.2f}]" for a, b, c in parts)
             text.append(f"| {figures.SCORE_NAMES.get(name, name)} | {row} |")
         text.append("")

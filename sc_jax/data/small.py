@@ -29,6 +29,7 @@ SMALL = {
     "imdb": "sc_jax.data.text:write_small_imdb",
     "sst2": "sc_jax.data.text:write_small_sst2",
     "trec": "sc_jax.data.text:write_small_trec",
+    "clinc150": "sc_jax.data.clinc150:write_small",
     "adult": "sc_jax.data.tabular:write_small_adult",
     "bank_marketing": "sc_jax.data.tabular:write_small_bank_marketing",
     "online_shoppers": "sc_jax.data.tabular:write_small_online_shoppers",

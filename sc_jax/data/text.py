@@ -58,6 +58,9 @@ SPECIAL = ("<padding>", "<unknown>")
 Texts = list[tuple[str, int]]
 """Pairs of text and class."""
 
+OUTSIDE = -1
+"""The class of a text that is of none."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -346,7 +349,20 @@ def _verified(corpus: Corpus, content: dict[str, Texts], source: Path | None) ->
 
 
 def _write(corpus: Corpus, content: Mapping[str, Texts], directory: Path) -> Path:
-    name = corpus.origin.dataset
+    return write(corpus.origin.dataset, corpus.class_names, corpus.length, content, directory)
+
+
+def write(name: str, class_names: tuple[str, ...], length: int, content: Mapping[str, Texts], directory: Path) -> Path:
+    """Writes `directory`/<name>.npz of texts as rows of tokens; returns the path.
+
+    Args:
+      name, class_names: of the data set; length: tokens of a row.
+      content: split → texts; with "train" and "test", and the tenth of "train" for "validation" where that is not given. Texts of
+        the class `OUTSIDE` are OOD.
+
+    Raises:
+      InputError: a text is empty, or `directory` cannot be written.
+    """
     for split, texts in content.items():
         if not all(text for text, _ in texts):
             raise InputError(f"{name}: {split} has an empty text; get the files again")
@@ -355,20 +371,21 @@ def _write(corpus: Corpus, content: Mapping[str, Texts], directory: Path) -> Pat
         train = content["train"]
         cut = len(train) // 10
         content = {"train": train[cut:], "validation": train[:cut], "test": content["test"]}
-    tokenizer = fit_tokenizer((text for text, _ in content["train"]), corpus.length)
+    tokenizer = fit_tokenizer((text for text, _ in content["train"]), length)
     splits, first = {}, 0
-    for split in ("train", "validation", "test"):
-        texts = content[split]
+    for split, texts in content.items():
         encodings = tokenizer.encode_batch_fast([text for text, _ in texts])
+        label = np.array([label for _, label in texts], np.int32)
         splits[split] = Split(
-            np.array([encoding.ids for encoding in encodings], np.int32).reshape(-1, corpus.length),
-            np.array([label for _, label in texts], np.int32),
+            np.array([encoding.ids for encoding in encodings], np.int32).reshape(-1, length),
+            np.where(label == OUTSIDE, 0, label).astype(np.int32),
             first + np.arange(len(texts), dtype=np.int64),
+            is_ood=label == OUTSIDE if (label == OUTSIDE).any() else None,
         )
         first += len(texts)
     found = tokenizer.get_vocab()
     vocabulary = tuple(sorted(found, key=found.__getitem__))
-    return sources.write_prepared(Dataset(name, corpus.class_names, splits, vocabulary=vocabulary), directory)
+    return sources.write_prepared(Dataset(name, class_names, splits, vocabulary=vocabulary), directory)
 
 
 def _content_key(example: tuple[str, int]) -> tuple[bytes, int]:

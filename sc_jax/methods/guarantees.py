@@ -15,9 +15,10 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.files import InputError
+from sc_jax.methods import scod
 from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.evaluation import Split
-from sc_jax.methods.selector import Promise, Selector
+from sc_jax.methods.selector import Decision, Promise, Selector
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.targets import as_fraction, floor_of_share
 from sc_jax.predictions import Predictions, select
@@ -247,7 +248,7 @@ def independent(calibration: Predictions) -> Predictions:
 def fit(
     calibration: Predictions,
     method: str,
-    score: str = "msp",
+    score: str | scod.Plugin | scod.Sirc = "msp",
     *,
     risk: float,
     delta: float | None = None,
@@ -260,7 +261,8 @@ def fit(
     """A threshold on a score, certified on a calibration split.
 
     Args:
-      calibration: the split that certifies; method: of `METHODS`; score: name in `methods.scores`.
+      calibration: the split that certifies; method: of `METHODS`; score: name in `methods.scores`, or a fitted rejector of
+        `methods.scod`, whose `tuning` is then what it was fitted on; promises are of the examples that are not OOD.
       risk: r of the selective risk; for "crc" α of P(accepted and wrong). delta: δ; not for "crc", which has none.
       tuning: a third split. Scores that are fitted, and the thresholds of learn-then-test, are taken from it.
       within: "all"; "group" or "predicted_class", a threshold for each, at δ/strata so that all hold at once; "label", one threshold under
@@ -284,7 +286,12 @@ def fit(
         if within == "label":
             raise ValueError("sgr searches along one path, which true classes do not share; take ltt_fixed_sequence")
     known = independent(calibration)
-    state = selector_lib.fit_score(score, tuning)
+    if isinstance(score, str):
+        state = selector_lib.fit_score(score, tuning)
+    elif tuning is None:
+        raise InputError("a rejector of `methods.scod` was fitted on a split of its own: give it as tuning")
+    else:
+        score, state = selector_lib.of_rejector(score)
     kept = calibration if calibration.is_ood is None else select(calibration, ~calibration.is_ood)
     values = selector_lib.score_of(score, state, kept)
     if np.isnan(values).any():
@@ -308,7 +315,10 @@ def fit(
             how, values[mine], error[mine], classes, tuned.get(str(name), np.zeros(0))
         )
     fitted_on = selector_lib.fitted_on(calibration, len(known), whole)
-    return Selector(method, promise, "threshold", score, state, by, thresholds, fitted_on, about)
+    tuned_on = None
+    if tuning is not None and (state or method.startswith("ltt")):
+        tuned_on = selector_lib.fitted_on(tuning, len(Split.of(tuning).known.combined))
+    return Selector(method, promise, "threshold", score, state, by, thresholds, fitted_on, tuned_on, about)
 
 
 class _How(NamedTuple):
@@ -319,7 +329,9 @@ class _How(NamedTuple):
     p_value: str
 
 
-def _tuned(tuning: Predictions | None, score: str, state: Mapping[str, float], by: str) -> dict[str, np.ndarray]:
+def _tuned(
+    tuning: Predictions | None, score: str, state: Mapping[str, float | str | np.ndarray], by: str
+) -> dict[str, np.ndarray]:
     """The scores of the tuning split by stratum."""
     if tuning is None:
         raise InputError(
@@ -369,6 +381,93 @@ def _threshold(
 def _p_values(ladder: np.ndarray, score: np.ndarray, error: np.ndarray, how: _How) -> np.ndarray:
     cells = Cells.between(ladder, score, error)
     return P_VALUES[how.p_value](np.cumsum(cells.errors), np.cumsum(cells.n), how.risk)
+
+
+class Realised(NamedTuple):
+    """What a selector's decisions came to on a split: a description of it. The promise is of the population.
+
+    Attributes:
+      stratum: "all", or a group or class of a promise within each.
+      n, accepted, errors: examples that are not OOD.
+      coverage: share accepted; risk: share of the accepted that are wrong, NaN where there are none; accepted_and_wrong: share of all.
+      risk_interval, accepted_and_wrong_interval: exact at 95 % (Clopper–Pearson), of the population behind this split; NaN where
+        examples have weights that differ, or come in clusters.
+      verdict: of `VERDICTS`.
+    """
+
+    stratum: str
+    n: int
+    accepted: int
+    errors: int
+    coverage: float
+    risk: float
+    risk_interval: tuple[float, float]
+    accepted_and_wrong: float
+    accepted_and_wrong_interval: tuple[float, float]
+    verdict: str
+
+
+VERDICTS = ("held", "did not hold", "open", "nothing accepted")
+"""Whether the interval of the promised quantity lies at or below the target, above it, or on both sides."""
+
+
+def realised(selector: Selector, decision: Decision, predictions: Predictions) -> list[Realised]:
+    """Coverage and risk of decisions with intervals, and whether the promise held here.
+
+    A promise with δ may fail with that probability, and a marginal one is an average over calibration sets; that one selector misses
+    its target on one population refutes neither.
+
+    Args:
+      selector: with its promise; decision, predictions: of the same rows.
+
+    Returns:
+      One of all examples; of a promise within each group or class also one for each that is there.
+    """
+    known = np.ones(len(predictions), bool) if predictions.is_ood is None else ~predictions.is_ood
+    within = selector.promise.within
+    rows = [_realised("all", known, selector.promise, decision, predictions)]
+    if within == "all":
+        return rows
+    names = selector_lib.strata(predictions, within, decision.prediction)
+    return rows + [
+        _realised(str(name), known & (names == name), selector.promise, decision, predictions)
+        for name in np.unique(names[known])
+    ]
+
+
+def _realised(stratum: str, mine: np.ndarray, promise: Promise, decision: Decision, p: Predictions) -> Realised:
+    accept = decision.accept & mine
+    wrong = accept & (decision.prediction != p.label)
+    n, accepted, errors = int(mine.sum()), int(accept.sum()), int(wrong.sum())
+    weight = np.ones(len(p)) if p.weight is None else p.weight
+    total, kept, lost = (float(weight[which].sum()) for which in (mine, accept, wrong))
+    alike = n == 0 or np.ptp(weight[mine]) == 0
+    single = p.cluster is None or len(np.unique(p.cluster[mine])) == n
+    missing = (math.nan, math.nan)
+    intervals = [
+        tuple(float(end) for end in ops.clopper_pearson_interval(errors, of)) if alike and single else missing
+        for of in (accepted, n)
+    ]
+    low, high = intervals[promise.quantity == "accepted and wrong"]
+    verdict = "open"
+    if not accepted:
+        verdict = "nothing accepted"
+    elif high <= promise.risk:
+        verdict = "held"
+    elif low > promise.risk:
+        verdict = "did not hold"
+    return Realised(
+        stratum,
+        n,
+        accepted,
+        errors,
+        kept / total if total else math.nan,
+        lost / kept if kept else math.nan,
+        intervals[0],
+        lost / total if total else math.nan,
+        intervals[1],
+        verdict,
+    )
 
 
 class Monitor(NamedTuple):

@@ -13,6 +13,9 @@ import numpy as np
 from sc_jax import ops
 from sc_jax.predictions import Predictions
 
+P_GRID = tuple(range(1, 11))
+"""The p that are chosen from where nothing else is said."""
+
 
 class LogitNorm(NamedTuple):
     """What was fitted.

@@ -23,7 +23,7 @@ from sc_jax import ops
 from sc_jax.files import InputError
 from sc_jax.methods import evaluation, logit_norm
 from sc_jax.methods import scores as scores_lib
-from sc_jax.methods.selector import P_GRID
+from sc_jax.methods.logit_norm import P_GRID
 from sc_jax.ops.targets import Target, as_fraction
 from sc_jax.predictions import Predictions, select
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +17,16 @@ import numpy as np
 
 from sc_jax import files, ops
 from sc_jax.files import InputError
-from sc_jax.methods import logit_norm, temperature
+from sc_jax.methods import logit_norm, scod, temperature
 from sc_jax.methods import scores as scores_lib
+from sc_jax.methods.confidence_head import ConfidenceHead
 from sc_jax.methods.evaluation import Split
+from sc_jax.ops.activation_scores import React
+from sc_jax.ops.feature_scores import KnnBank, Mahalanobis, Residual, Vim
+from sc_jax.ops.scores import SircParameters
 from sc_jax.predictions import Predictions, by_id
 
-SCHEMA = 1
+SCHEMA = 2
 
 KINDS = ("pac", "marginal", "time-uniform")
 QUANTITIES = ("selective risk", "accepted and wrong")
@@ -107,11 +113,12 @@ class Selector:
     Attributes:
       method: its name; promise: what holds.
       rule: "threshold": accept iff score ≥ threshold; "singleton": accept iff exactly one class has a nonconformity ≤ threshold.
-      score: name in `methods.scores`, or of the nonconformity score; state: numbers that the score was fitted to.
+      score: name in `methods.scores`, of `REJECTORS`, or of the nonconformity score; state: what the score was fitted to, by dotted name.
       by: which threshold an example has: "all", one; "group" or "predicted_class", that of its group or predicted class; "label" (of
         singletons), each class its own.
       thresholds: stratum → threshold, in the unit of the score; NaN accepts nothing. A stratum that is not there accepts nothing.
-      fitted_on: the calibration split; what else is fitted, is fitted on examples that are not in it.
+      fitted_on: the calibration split; tuned_on: the examples that the score was fitted on, or candidate thresholds taken from; None where
+        nothing was.
       about: what the fit saw: coverage, errors, the certified bound.
     """
 
@@ -119,10 +126,11 @@ class Selector:
     promise: Promise
     rule: str
     score: str
-    state: Mapping[str, float]
+    state: Mapping[str, float | str | np.ndarray]
     by: str
     thresholds: Mapping[str, float]
     fitted_on: FittedOn
+    tuned_on: FittedOn | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -151,12 +159,15 @@ class Selector:
 
     def _refuse_own(self, p: Predictions) -> None:
         split, dataset = p.provenance.get("split"), p.provenance.get("dataset")
-        same_split = split is not None and (dataset, split) == (self.fitted_on.dataset, self.fitted_on.split)
-        if same_split or fingerprint(p) == self.fitted_on.fingerprint:
-            raise InputError(
-                f"{p.source}: holds the examples that this selector was fitted on ({self.fitted_on.source}); "
-                "what is fitted on a split is not reported on it: give another split of the same model"
-            )
+        for on in (self.fitted_on, self.tuned_on):
+            if on is None:
+                continue
+            same_split = split is not None and (dataset, split) == (on.dataset, on.split)
+            if same_split or fingerprint(p) == on.fingerprint:
+                raise InputError(
+                    f"{p.source}: holds the examples that this selector was fitted on ({on.source}); "
+                    "what is fitted on a split is not reported on it: give another split of the same model"
+                )
 
     def _of_stratum(self, names: np.ndarray) -> np.ndarray:
         unique, index = np.unique(names, return_inverse=True)
@@ -176,12 +187,14 @@ class Selector:
         return Decision(accept, runner_up, np.where(accept, members.argmax(axis=-1), likeliest))
 
 
-def score_of(name: str, state: Mapping[str, float], predictions: Predictions) -> np.ndarray:
-    """A score [n] by name, with the numbers it was fitted to; see `fit_score`.
+def score_of(name: str, state: Mapping[str, float | str | np.ndarray], predictions: Predictions) -> np.ndarray:
+    """A score [n] by name, with what it was fitted to; see `fit_score`.
 
     Raises:
       InputError: what the score needs is not there.
     """
+    if name in REJECTORS:
+        return scod.apply(_assembled(REJECTORS[name], state), predictions)
     score = scores_lib.named([name])[name]
     _require(name, score, predictions, predictions)
     split = Split.of(predictions)
@@ -193,33 +206,41 @@ def score_of(name: str, state: Mapping[str, float], predictions: Predictions) ->
         return score.of_features(split.combined)
     if score.tuned:
         return logit_norm.apply(logit_norm.LogitNorm(int(state["p"]), {}), split.combined)
-    kind = _STATES[name]
-    return score.apply(kind(*(state[field] for field in kind._fields)), split.combined)
+    try:
+        return score.apply(_assembled(_STATES[name], state), split.combined)
+    except ValueError as error:  # other features than it was fitted to
+        raise InputError(f"{predictions.source}: score {name!r}: {error}") from error
 
 
-_STATES = {"msp_temperature": temperature.Temperature, "msp_pnorm": scores_lib.MspPnorm}
-"""The states that are numbers, by score; a selector keeps no arrays."""
+_STATES = {
+    "msp_temperature": temperature.Temperature,
+    "msp_pnorm": scores_lib.MspPnorm,
+    "mahalanobis": Mahalanobis,
+    "knn_distance": KnnBank,
+    "residual": Residual,
+    "vim": Vim,
+    "sirc": (Residual, SircParameters),
+    "react": React,
+    "confidnet": ConfidenceHead,
+}
+"""What each fitted score is fitted to: a named tuple of numbers, arrays and named tuples, or a tuple of such."""
 
-P_GRID = tuple(range(1, 11))
-"""The p that logit norms choose from."""
+REJECTORS: dict[str, typing.Any] = {"scod_plugin": scod.Plugin, "scod_sirc": scod.Sirc}
+"""Scores that are fitted rejectors of `methods.scod`; their states name the scores that they are made of."""
 
 
-def fit_score(name: str, tuning: Predictions | None) -> dict[str, float]:
-    """The numbers that the score is fitted to; none for most.
+def fit_score(name: str, tuning: Predictions | None) -> dict[str, float | str | np.ndarray]:
+    """The numbers and arrays that the score is fitted to, by dotted name ("residual.origin"); none for most.
 
     Args:
       name: in `methods.scores`; tuning: examples that are in neither the calibration nor the test split.
 
     Raises:
-      InputError: the score cannot be fitted here, or to arrays alone.
+      InputError: the score cannot be fitted here.
     """
     score = scores_lib.named([name])[name]
     if not score.needs_calibration:
         return {}
-    if not score.tuned and name not in _STATES:
-        raise InputError(
-            f"score {name!r}: is fitted to arrays, which a selector does not keep; choose a score that is not"
-        )
     if tuning is None:
         raise InputError(
             f"score {name!r}: needs fitting on examples that the threshold is not certified on: give --tuning=FILE.npz, "
@@ -228,9 +249,56 @@ def fit_score(name: str, tuning: Predictions | None) -> dict[str, float]:
     _require(name, score, tuning, tuning)
     combined = Split.of(tuning).known.combined
     if score.tuned:
-        return {"p": logit_norm.fit(combined, P_GRID, fallback=score.fallback).p}
-    fitted = score.fit(combined)._asdict()
-    return {key: int(value) if isinstance(value, (int, np.integer)) else float(value) for key, value in fitted.items()}
+        return {"p": logit_norm.fit(combined, logit_norm.P_GRID, fallback=score.fallback).p}
+    try:
+        return _taken_apart(score.fit(combined))
+    except ValueError as error:  # what it is fitted to does not allow it, such as features without a residual space
+        raise InputError(f"{tuning.source}: score {name!r}: {error}") from error
+
+
+def of_rejector(rejector: scod.Plugin | scod.Sirc) -> tuple[str, dict[str, float | str | np.ndarray]]:
+    """A fitted rejector as the name of a score and its state."""
+    return next((name, _taken_apart(rejector)) for name, kind in REJECTORS.items() if isinstance(rejector, kind))
+
+
+def _taken_apart(state: typing.Any, at: str = "") -> dict[str, float | str | np.ndarray]:
+    if isinstance(state, logit_norm.LogitNorm):
+        return {f"{at}.p".removeprefix("."): state.p}
+    if isinstance(state, str):
+        return {at.removeprefix("."): state}
+    if state is None:
+        return {}
+    if isinstance(state, tuple):
+        names = getattr(state, "_fields", range(len(state)))
+        parts = [_taken_apart(part, f"{at}.{name}") for name, part in zip(names, state, strict=True)]
+        return {name: value for part in parts for name, value in part.items()}
+    value = np.asarray(state)
+    whole = np.issubdtype(value.dtype, np.integer)
+    return {at.removeprefix("."): value if value.ndim else int(value) if whole else float(value)}
+
+
+def _assembled(form: typing.Any, state: Mapping[str, float | str | np.ndarray], at: str = "") -> typing.Any:
+    """The inverse of `_taken_apart`, by a form of `_STATES` or `REJECTORS`; of several forms that whose first field is there, or None."""
+    if form is scod.Named:
+        name = state[f"{at}.name".removeprefix(".")]
+        own = logit_norm.LogitNorm if scores_lib.named([name])[name].tuned else _STATES.get(name)
+        return scod.Named(name, None if own is None else _assembled(own, state, f"{at}.state"))
+    if form is logit_norm.LogitNorm:
+        return logit_norm.LogitNorm(int(state[f"{at}.p".removeprefix(".")]), {})
+    if isinstance(form, types.UnionType):
+        fitting = (
+            one
+            for one in typing.get_args(form)
+            if f"{at}.{getattr(one, '_fields', [''])[0]}".removeprefix(".") in state
+        )
+        one = next(fitting, None)
+        return None if one is None else _assembled(one, state, at)
+    if isinstance(form, tuple):
+        return tuple(_assembled(part, state, f"{at}.{i}") for i, part in enumerate(form))
+    if hasattr(form, "_fields"):
+        kinds = typing.get_type_hints(form)
+        return form(*(_assembled(kinds[name], state, f"{at}.{name}") for name in form._fields))
+    return state[at.removeprefix(".")]
 
 
 def _require(name: str, score: scores_lib.Score, p: Predictions, tuning: Predictions) -> None:
@@ -243,7 +311,7 @@ NONCONFORMITY = ("lac", "aps", "raps", "saps", "top_k")
 
 
 def nonconformity_of(
-    name: str, state: Mapping[str, float], probabilities: np.ndarray, u: np.ndarray | float = 0.0
+    name: str, state: Mapping[str, float | str | np.ndarray], probabilities: np.ndarray, u: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """A nonconformity score by name.
 
@@ -307,28 +375,44 @@ def fitted_on(calibration: Predictions, n: int, whole: Predictions | None = None
 
 
 def save(path: str | Path, selector: Selector) -> None:
-    """Writes a selector as JSON, whole or not at all; infinite thresholds and NaN are kept, as words."""
-    document = dataclasses.asdict(selector)
-    document["fitted_on"] = selector.fitted_on._asdict()
+    """Writes a selector as JSON, and beside it, as .npz, the arrays that its score was fitted to, if there are any.
+
+    Each file is written whole or not at all, the JSON last; it names the arrays and their fingerprint. Infinite thresholds and NaN are kept, as
+    words.
+    """
+    path = Path(path)
+    arrays = {name: value for name, value in selector.state.items() if isinstance(value, np.ndarray)}
+    document = {field.name: getattr(selector, field.name) for field in dataclasses.fields(selector)}
+    document["promise"] = dataclasses.asdict(selector.promise)
+    document["state"] = {name: value for name, value in selector.state.items() if name not in arrays}
+    for name in ("fitted_on", "tuned_on"):
+        document[name] = None if document[name] is None else document[name]._asdict()
     document["thresholds"] = {
         name: float(value) if math.isfinite(value) else str(float(value)) for name, value in selector.thresholds.items()
     }
+    if arrays:
+        files.write_npz(path.with_suffix(".npz"), arrays)
+        document["arrays"] = files.fingerprint(arrays)
     files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)}, seal=True)
 
 
 def load(path: str | Path) -> Selector:
-    """Reads what `save` wrote.
+    """Reads what `save` wrote. Nothing in the files is run.
 
     Raises:
-      InputError: it is no selector, or one of another schema.
+      InputError: it is no selector, or one of another schema; its arrays are missing, damaged or another selector's.
     """
+    path = Path(path)
     document = files.read_json(path)
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise InputError(f"{path}, field 'schema': is not {SCHEMA}; fit the selector again with this version")
+    arrays = _arrays_of(path, document["arrays"]) if "arrays" in document else {}
     try:
         document = {field.name: document[field.name] for field in dataclasses.fields(Selector)}
         document["promise"] = Promise(**document["promise"])
+        document["state"] = {**document["state"], **arrays}
         document["fitted_on"] = FittedOn(**document["fitted_on"])
+        document["tuned_on"] = None if document["tuned_on"] is None else FittedOn(**document["tuned_on"])
         document["thresholds"] = {name: float(value) for name, value in document["thresholds"].items()}
         return _checked(Selector(**document))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -343,16 +427,31 @@ def _checked(selector: Selector) -> Selector:
     for name, value in texts.items():
         if not isinstance(value, str):
             raise ValueError(f"{name} {value!r} is no text")
+    needed, forms = set(), {**_STATES, **REJECTORS}
     if selector.rule == "singleton":
         if selector.score not in NONCONFORMITY:
             raise ValueError(f"score {selector.score!r}: there are {', '.join(NONCONFORMITY)}")
         needed = {"raps": {"penalty", "free"}, "saps": {"weight"}}.get(selector.score, set())
+    elif selector.score in forms:
+        _assembled(forms[selector.score], selector.state)
     else:
-        tuned = scores_lib.named([selector.score])[selector.score].tuned
-        needed = {"p"} if tuned else set(_STATES[selector.score]._fields) if selector.score in _STATES else set()
-    numbers = all(isinstance(value, (int, float)) and abs(value) < 1e300 for value in selector.state.values())
-    if not needed <= set(selector.state) or not numbers:
-        raise ValueError(f"state {dict(selector.state)!r}: {selector.score} needs {sorted(needed)}")
+        needed = {"p"} if scores_lib.named([selector.score])[selector.score].tuned else set()
+    kinds = (str, np.ndarray) if selector.score in REJECTORS else np.ndarray
+    numbers = [value for value in selector.state.values() if not isinstance(value, kinds)]
+    finite = all(isinstance(value, (int, float)) and abs(value) < 1e300 for value in numbers)
+    if not needed <= set(selector.state) or not finite:
+        raise ValueError(f"state {sorted(selector.state)}: {selector.score} needs {sorted(needed)}, finite numbers")
     if not isinstance(selector.about, Mapping) or type(on.n) is not int:
         raise ValueError("what the fit saw is not there")
     return selector
+
+
+def _arrays_of(path: Path, fingerprint: str) -> dict[str, np.ndarray]:
+    """The arrays beside a selector."""
+    beside = path.with_suffix(".npz")
+    if not beside.exists():
+        raise InputError(f"{beside}: no such file; {path.name} has its arrays there: keep both, or fit it again")
+    arrays = files.read_npz(beside)
+    if files.fingerprint(arrays) != fingerprint:
+        raise InputError(f"{beside}: holds other arrays than {path.name} was written with; fit the selector again")
+    return arrays

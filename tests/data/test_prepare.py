@@ -16,7 +16,20 @@ import tensorflow_datasets as tfds
 from conftest import ROOT
 
 from sc_jax import data, files
-from sc_jax.data import cifar, cityscapes, fashion_mnist, idx, imagenet, mnist, prepare, small, sources, tabular, text
+from sc_jax.data import (
+    cifar,
+    cityscapes,
+    clinc150,
+    fashion_mnist,
+    idx,
+    imagenet,
+    mnist,
+    prepare,
+    small,
+    sources,
+    tabular,
+    text,
+)
 from sc_jax.files import InputError
 
 COMMAND = "python -m sc_jax.data.prepare fashion_mnist"
@@ -164,6 +177,7 @@ ORIGINS = {
     "cifar10": cifar.CIFAR10.origin,
     "cifar100": cifar.CIFAR100.origin,
     "imagenet": imagenet.ORIGIN,
+    "clinc150": clinc150.ORIGIN,
     "cityscapes": cityscapes.ORIGIN,
     **{name: corpus.origin for name, corpus in TEXTS.items()},
     **{
@@ -194,6 +208,7 @@ def test_the_docs_list_every_data_set_with_its_sizes():
         "cifar10": tuple(cifar.SIZES.values()),
         "imagenet": tuple(imagenet.OFFICIAL.values()),
         "cityscapes": tuple(cityscapes.OFFICIAL.values()),
+        "clinc150": (15_000, 3_000, 4_500 + 1_000),
         "fashion_mnist": tuple(len(splits[name]) for name in ("train", "validation", "test")),
     }
     for name, sizes in totals.items():

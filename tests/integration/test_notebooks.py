@@ -12,15 +12,18 @@ from nbclient import NotebookClient
 RUNS = {
     "label_smoothing": ("smoke_run", "α = 0.2", 4),
     "cascades": ("cascade_run", "window", 3),
+    "scod": ("scod_run", "near outliers", 4),
+    "guarantees": (None, "refused: split 1", 4),
     "abstention": ("abstention_run", "Chow accepts", 3),
 }
-"""Notebook → the run it reads, something that it prints, and how many pictures it shows at least."""
+"""Notebook → the run it reads (None: none), something that it prints, and how many pictures it shows at least."""
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_notebook_runs(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     fixture, told, shown = RUNS[name]
-    monkeypatch.setenv("SC_JAX_WORKDIR", str(request.getfixturevalue(fixture)))
+    if fixture is not None:
+        monkeypatch.setenv("SC_JAX_WORKDIR", str(request.getfixturevalue(fixture)))
     path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
@@ -38,8 +41,18 @@ def test_every_notebook_is_run() -> None:
 @pytest.fixture(scope="session")
 def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of the cascades' `:smoke`, run through the door from data to report."""
-    workdir: Path = tmp_path_factory.mktemp("cascades") / "run"
-    result = run_door("run", f"--config={ROOT}/experiments/cascades/config.py:smoke", f"--workdir={workdir}")
+    return smoke_of("cascades", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def scod_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of SCOD's `:smoke`, likewise."""
+    return smoke_of("scod", tmp_path_factory)
+
+
+def smoke_of(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir: Path = tmp_path_factory.mktemp(study) / "run"
+    result = run_door("run", f"--config={ROOT}/experiments/{study}/config.py:smoke", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir
 

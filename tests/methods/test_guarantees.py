@@ -14,7 +14,7 @@ from scipy import stats
 from sc_jax import ops
 from sc_jax.files import InputError
 from sc_jax.methods import guarantees, selector
-from sc_jax.predictions import select
+from sc_jax.predictions import Predictions, select
 
 LTT = ("ltt_fixed_sequence", "ltt_bonferroni", "ltt_holm")
 
@@ -420,3 +420,53 @@ def test_saved_and_loaded_it_decides_the_same(tmp_path):
     test = split(3, group=group)
     for a, b in zip(chosen(test), selector.load(tmp_path / "s.json")(test), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_what_decisions_came_to_is_counted(tmp_path):
+    calibration, test = split(1), split(3)
+    chosen = guarantees.fit(calibration, "sgr", risk=0.2, delta=0.1, within="predicted_class")
+    test = dataclasses.replace(test, is_ood=np.arange(len(test)) % 5 == 0)
+    decision = chosen(test)
+    whole, *classes = guarantees.realised(chosen, decision, test)
+    mine = decision.accept & ~test.is_ood
+    wrong = (decision.prediction != test.label)[mine]
+    assert (whole.stratum, whole.n, whole.accepted, whole.errors) == (
+        "all",
+        (~test.is_ood).sum(),
+        mine.sum(),
+        wrong.sum(),
+    )
+    assert (whole.coverage, whole.risk) == (mine.sum() / whole.n, wrong.mean())
+    assert whole.accepted_and_wrong == wrong.sum() / whole.n
+    np.testing.assert_array_equal(whole.risk_interval, ops.clopper_pearson_interval(wrong.sum(), mine.sum()))
+    assert [row.stratum for row in classes] == [str(k) for k in np.unique(decision.prediction[~test.is_ood])]
+    assert [sum(getattr(row, name) for row in classes) for name in ("n", "accepted", "errors")] == list(whole[1:4])
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"), [(0, "held"), (20, "open"), (60, "did not hold")], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("method", ["sgr", "crc"])
+def test_the_verdict_is_of_what_was_promised(method, errors, verdict):
+    label = np.zeros(200, int)
+    logits = np.tile([5.0, 0.0], (200, 1))
+    chosen = guarantees.fit(
+        Predictions(label, logits, np.arange(200)), method, risk=0.1, delta=0.1 if method == "sgr" else None
+    )
+    label[:errors] = 1
+    test = Predictions(label, logits, 1000 + np.arange(200))
+    half = chosen(test)._replace(accept=np.arange(200) < (200 if method == "sgr" else 100))
+    (row,) = guarantees.realised(chosen, half, test)
+    assert (
+        row.verdict == verdict
+    )  # of crc the denominator is all: that half is rejected does not raise what was promised
+    (none,) = guarantees.realised(chosen, half._replace(accept=np.zeros(200, bool)), test)
+    assert none.verdict == "nothing accepted"
+    assert np.isnan(none.risk)
+    weight = 1 + np.arange(200) % 2
+    (weighed,) = guarantees.realised(chosen, half, dataclasses.replace(test, weight=weight.astype(float)))
+    assert np.isnan(weighed.risk_interval).all()
+    assert weighed.verdict == "open"
+    assert weighed.risk == np.average(label[half.accept], weights=weight[half.accept])
+    (together,) = guarantees.realised(chosen, half, dataclasses.replace(test, cluster=np.arange(200) // 2))
+    assert np.isnan(together.accepted_and_wrong_interval).all()

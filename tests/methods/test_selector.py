@@ -10,6 +10,8 @@ import pytest
 
 from sc_jax import files, ops
 from sc_jax.files import InputError
+from sc_jax.methods import guarantees, scod
+from sc_jax.methods import scores as scores_lib
 from sc_jax.methods import selector as selector_lib
 from sc_jax.methods.selector import FittedOn, Promise, Selector
 from sc_jax.predictions import select
@@ -108,12 +110,101 @@ def test_a_fitted_score_is_its_numbers():
             np.testing.assert_array_equal(score, ops.max_logit_pnorm(test.logits, state["p"]))
     with pytest.raises(InputError, match="--tuning"):
         selector_lib.fit_score("msp_temperature", None)
-    with pytest.raises(InputError, match="fitted to arrays"):
+    with pytest.raises(InputError, match="needs features"):
         selector_lib.fit_score("mahalanobis", tuning)
     with pytest.raises(InputError, match="did you mean 'msp'"):
         selector_lib.fit_score("mps", None)
     with pytest.raises(InputError, match="needs two members"):
         selector_lib.score_of("disagreement", {}, test)
+
+
+FITTED = [name for name, score in scores_lib.SCORES.items() if score.needs_calibration]
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_fitted_score_decides_the_same_from_disk(tmp_path, name):
+    tuning, calibration, test = (made_up.with_head(seed, example_id=100 * seed + np.arange(60)) for seed in (5, 6, 7))
+    chosen = guarantees.fit(calibration, "crc", name, risk=0.2, tuning=tuning)
+    decision = chosen(test)
+    assert 0 < decision.accept.sum() < 60
+    score = scores_lib.SCORES[name]
+    if not score.tuned:  # the very score of `evaluate`
+        np.testing.assert_array_equal(decision.score, score.apply(score.fit(tuning), test))
+    selector_lib.save(tmp_path / "selector.json", chosen)
+    again = selector_lib.load(tmp_path / "selector.json")
+    for before, after in zip(decision, again(test), strict=True):
+        np.testing.assert_array_equal(before, after)
+    for split in (tuning, calibration):
+        with pytest.raises(InputError, match="was fitted on"):
+            again(dataclasses.replace(split, source="copy.npz"))
+
+
+RULES = (scod.JointRisk(0.5, 0.5, 0.2), ops.ScodCosts(0.2, 0.3))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["mix", "costs"])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda tuning, rule: scod.fit_black_box(tuning, rule, ood="vim"),
+        lambda tuning, rule: scod.fit_black_box(tuning, rule, selective="max_logit_pnorm", ood="knn_distance"),
+        lambda tuning, rule: scod.fit_loss_based(tuning, made_up.with_head(9), rule, mixing=0.5),
+        lambda tuning, rule: scod.fit_sirc(tuning),
+        lambda tuning, rule: scod.fit_sirc(tuning, second="residual"),
+    ],
+    ids=["black-box", "of fitted scores", "loss-based", "SIRC", "SIRC of a fitted score"],
+)
+def test_a_scod_rejector_gets_a_promise_and_survives_the_disk(tmp_path, fit, rule):
+    tuning, calibration, test = (made_up.with_head(seed, example_id=100 * seed + np.arange(60)) for seed in (5, 6, 7))
+    rejector = fit(tuning, rule)
+    chosen = guarantees.fit(calibration, "crc", rejector, risk=0.2, tuning=tuning)
+    selector_lib.save(tmp_path / "selector.json", chosen)
+    again = selector_lib.load(tmp_path / "selector.json")
+    decision = again(test)
+    np.testing.assert_array_equal(decision.score, scod.apply(rejector, test))
+    np.testing.assert_array_equal(decision.accept, chosen(test).accept)
+    assert 0 < decision.accept.sum() < 60
+    for split in (tuning, calibration):
+        with pytest.raises(InputError, match="was fitted on"):
+            again(split)
+    with pytest.raises(InputError, match="give it as tuning"):
+        guarantees.fit(calibration, "crc", rejector, risk=0.2)
+    document = files.read_json(tmp_path / "selector.json")  # without its seal
+    kept = {name: value for name, value in document["state"].items() if not name.endswith((".name", "first"))}
+    (tmp_path / "selector.json").write_text(json.dumps({**document, "state": kept}))
+    with pytest.raises(InputError, match="is not a selector"):
+        selector_lib.load(tmp_path / "selector.json")
+
+
+def test_arrays_lie_beside_the_selector(tmp_path):
+    tuning, calibration, test = (made_up.with_head(seed) for seed in (5, 6, 7))
+    path = tmp_path / "selector.json"
+    for name in ("vim", "mahalanobis"):
+        selector_lib.save(path, guarantees.fit(calibration, "crc", name, risk=0.2, tuning=tuning))
+        kept = (tmp_path / "selector.npz").read_bytes()
+        assert b"pickle" not in path.read_bytes() + kept
+        if name == "vim":
+            assert set(np.load(path.with_suffix(".npz"), allow_pickle=False)) == {
+                "residual.origin",
+                "residual.complement",
+            }
+            vim = kept
+    path.with_suffix(".npz").write_bytes(vim)
+    with pytest.raises(InputError, match="holds other arrays"):
+        selector_lib.load(path)
+    path.with_suffix(".npz").unlink()
+    with pytest.raises(InputError, match="keep both"):
+        selector_lib.load(path)
+    path.with_suffix(".npz").write_bytes(kept)
+    document = files.read_json(path)  # without its seal
+    path.write_text(json.dumps({**document, "score": "knn_distance"}))  # which needs other arrays
+    with pytest.raises(InputError, match="is not a selector"):
+        selector_lib.load(path)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="mahalanobis"):
+        selector_lib.load(path)(dataclasses.replace(test, features=test.features[:, :3]))
+    selector_lib.save(path, guarantees.fit(calibration, "crc", risk=0.2))
+    assert selector_lib.load(path)(test).accept.any()  # what lies beside it is another's
 
 
 def test_an_ensemble_is_one_classifier():
@@ -143,7 +234,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "selector.json"
     selector_lib.save(path, made())
     document = files.read_json(path)  # without its seal
-    for change in ({"schema": 2}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
+    for change in ({"schema": 1}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
         path.write_text(json.dumps(document | change))
         with pytest.raises(InputError, match=r"selector\.json"):
             selector_lib.load(path)

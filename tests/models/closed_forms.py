@@ -57,6 +57,13 @@ def cnn(side: int, widths: Sequence[int], classes: int) -> Tally:
     return t
 
 
+def bag_of_words(vocabulary: int, widths: Sequence[int], classes: int) -> Tally:
+    """The first layer is a look-up with a bias."""
+    t = mlp((*widths, classes))
+    t.parameters += vocabulary * widths[0] + widths[0]
+    return t
+
+
 def lstm(vocabulary: int, embedding: int, hidden: int, head: Sequence[int], classes: int, tokens: int) -> Tally:
     """Four gates of the input, of the state and a bias, in both directions; the embedding is a look-up."""
     t = Tally()

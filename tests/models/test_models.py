@@ -55,11 +55,14 @@ def cifar(features: int, form: Callable[[], closed_forms.Tally], parameters: str
     return Row((32, 32, 3), 10, features, form, parameters, macs)
 
 
+OF_TOKENS = ("bag_of_words", "lstm")
+
 f = closed_forms
 ROWS = {
     "mlp": Row((28, 28, 1), 10, 256, lambda: f.mlp((784, 256, 256, 10))),
     "tabular_mlp": Row((16,), 2, 32, lambda: f.mlp((16, 64, 32, 2))),
     "cnn": Row((28, 28, 1), 10, 7 * 7 * 64, lambda: f.cnn(28, (1, 32, 64), 10)),
+    "bag_of_words": Row((40,), 150, 256, lambda: f.bag_of_words(20_000, (256,), 150)),
     "lstm": Row((256,), 2, 128, lambda: f.lstm(20_000, 300, 256, (256, 128), 2, 256)),
     # He et al. 2016, table 6; FLOPs: He et al. 2019, arXiv:1811.00250, table 1
     "resnet20_cifar": cifar(64, lambda: f.resnet_cifar(20), "0.27M", "40.6M"),
@@ -107,10 +110,10 @@ def agrees(number: int, published: str) -> bool:
 def test_parameters_multiply_accumulates_and_shapes_at_the_published_size(name: str) -> None:
     """Computing in bfloat16, which leaves parameters, statistics and outputs float32."""
     row = ROWS[name]
-    options = {"vocabulary_size": 20_000} if name == "lstm" else {}
+    options = {"vocabulary_size": 20_000} if name in OF_TOKENS else {}
     model = models.build(name, input_shape=row.shape, num_classes=row.classes, dtype=jnp.bfloat16, **options)
     params, state = jax.eval_shape(model.init, jax.random.key(0))
-    inputs = jax.ShapeDtypeStruct((2, *row.shape), jnp.int32 if name == "lstm" else jnp.float32)
+    inputs = jax.ShapeDtypeStruct((2, *row.shape), jnp.int32 if name in OF_TOKENS else jnp.float32)
     program, (outputs, after) = jax.make_jaxpr(model.apply, return_shape=True)(params, state, inputs)
 
     parameters, macs = sum(leaf.size for leaf in jax.tree.leaves(params)), costs.count(program.jaxpr)
@@ -142,12 +145,15 @@ def test_results_in_the_docs_are_of_every_backbone_as_it_is(result: str) -> None
     assert list(found["models"]) == list(models.BACKBONES), "run `python -m benchmarks.models`"
     for name, row in found["models"].items():
         form, measured = ROWS[name].form(), (row["parameters"], row["macs"])
-        if (tuple(row["input_shape"]), row["num_classes"]) == (ROWS[name].shape, ROWS[name].classes) and name != "lstm":
+        if (tuple(row["input_shape"]), row["num_classes"]) == (
+            ROWS[name].shape,
+            ROWS[name].classes,
+        ) and name not in OF_TOKENS:
             assert measured == (form.parameters, form.macs), name
         elif name.startswith("deeplab"):  # 1024×2048 is eight times 512×512, but for the one mean of the whole image
             assert measured == (form.parameters, 8 * form.macs - 7 * 2048 * 256), name
         else:
-            assert name in ("tabular_mlp", "lstm")  # of another width, and another vocabulary
+            assert name in ("tabular_mlp", *OF_TOKENS)  # of another width, and another vocabulary
 
 
 # How it behaves: compiled, on small ones.
@@ -156,6 +162,7 @@ SMALL: dict[str, tuple[tuple[int, ...], str, dict[str, Any]]] = {
     "mlp": ((6, 6, 1), "head", {"hidden": (16, 12)}),
     "tabular_mlp": ((6,), "head", {}),
     "cnn": ((12, 12, 1), "head", {"hidden": (4, 8)}),
+    "bag_of_words": ((9,), "head", {"vocabulary_size": 20, "hidden": (8, 6)}),
     "lstm": ((9,), "head", {"vocabulary_size": 20, "embedding": 6, "hidden": 5, "head": (8, 6)}),
     "resnet20_cifar": ((16, 16, 3), "linear", {"depth": 8}),
     "wide_resnet16_4": ((16, 16, 3), "fc", {"depth": 10, "widen": 1}),
@@ -231,7 +238,7 @@ class Small:
 
     def inputs(self, seed: int = 0, n: int = 4) -> jax.Array:
         rng = np.random.default_rng([7, seed])
-        if self.name == "lstm":
+        if self.name in OF_TOKENS:
             return jnp.asarray(rng.integers(1, 20, (n, *self.shape)), jnp.int32)
         return jnp.asarray(rng.standard_normal((n, *self.shape)), jnp.float32)
 

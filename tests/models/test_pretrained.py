@@ -30,6 +30,7 @@ SMALL = {
     "mlp": {},
     "tabular_mlp": {},
     "cnn": {},
+    "bag_of_words": {"vocabulary_size": 20},
     "lstm": {"vocabulary_size": 20},
     "resnet20_cifar": {"depth": 8},
     "wide_resnet16_4": {"depth": 10, "widen": 1},
@@ -44,7 +45,7 @@ SMALL = {
 """One backbone of each family, and what makes it small."""
 
 HEADS = {
-    **dict.fromkeys(("mlp", "tabular_mlp", "cnn", "lstm", "vit_tiny_patch16"), r"head\."),
+    **dict.fromkeys(("mlp", "tabular_mlp", "cnn", "bag_of_words", "lstm", "vit_tiny_patch16"), r"head\."),
     **dict.fromkeys(("densenet121", "efficientnet_b0", "mobilenetv2_100"), r"classifier\."),
     **dict.fromkeys(("wide_resnet16_4", "resnet50"), r"fc\."),
     "resnet20_cifar": r"linear\.",
@@ -61,7 +62,11 @@ def _allow_flax_to_broadcast():
 
 
 def arguments(name: str) -> dict[str, object]:
-    return {"input_shape": (7,) if name in ("lstm", "tabular_mlp") else SHAPE, "num_classes": 5, **SMALL[name]}
+    return {
+        "input_shape": (7,) if name in ("bag_of_words", "lstm", "tabular_mlp") else SHAPE,
+        "num_classes": 5,
+        **SMALL[name],
+    }
 
 
 @functools.cache
