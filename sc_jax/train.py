@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,16 @@ def train(config: Config, workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int) -> Iterator[list[loop.Hook]]:
+def watching(
+    job: job_lib.Job,
+    mesh: parallel.Mesh,
+    workdir: Path,
+    first_step: int,
+    fetch: Callable[[Any], Any] = jax.device_get,
+) -> Iterator[list[loop.Hook]]:
     """The hook that writes statistics of the logits to `logit_statistics.jsonl`, if the config asks for them.
 
-    What is measured at a step is fetched when the next one is, so that dispatch does not wait for it.
+    What is measured at a step is fetched, by `fetch`, when the next one is, so that dispatch does not wait for it.
     """
     t = job.config.training
     if not t.statistics_every:
@@ -71,11 +77,13 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
     splits = (job.config.data.train_split, job.config.evaluation.calibration_split)
     batches = [job_lib.first_examples(job, split, t.statistics_examples, mesh) for split in splits]
 
-    def measured(weights: Any, inputs: jax.Array, label: jax.Array, where: jax.Array) -> logit_statistics.Sums:
+    def measured(
+        weights: Any, alpha: jax.Array, inputs: jax.Array, label: jax.Array, where: jax.Array
+    ) -> logit_statistics.Sums:
         logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
-        return logit_statistics.measure(logits, label, job.members.alpha, where)
+        return logit_statistics.measure(logits, label, alpha, where)
 
-    measure = jax.jit(measured)
+    measure, alpha = jax.jit(measured), parallel.replicate(job.members.alpha, mesh)
     alphas = [tag["alpha"] for tag in job.tags]
     header = {"members": job.names, "alphas": alphas, "splits": splits, "edges": logit_statistics.EDGES}
     lines = logs.Lines(workdir / "logit_statistics.jsonl", header, first_step)
@@ -83,7 +91,7 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
 
     def settle() -> None:
         for step, sums in pending:
-            told = {split: logit_statistics.means(one) for split, one in zip(splits, jax.device_get(sums), strict=True)}
+            told = {split: logit_statistics.means(one) for split, one in zip(splits, fetch(sums), strict=True)}
             lines.write({"step": step, "epoch": step / job.steps_per_epoch, **told})
         pending.clear()
 
@@ -92,7 +100,7 @@ def watching(job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: i
             return
         settle()
         weights = current.params, current.model_state
-        pending.append((step, [measure(weights, *batch) for batch in batches]))
+        pending.append((step, [measure(weights, alpha, *batch) for batch in batches]))
         if step == job.total_steps or step % t.checkpoint_every == 0:
             settle()  # what lies before a checkpoint is on disk when the checkpoint is
 
