@@ -61,6 +61,7 @@ def main() -> None:
         "seconds": seconds,
         "processor_seconds": processor,
         "peak_bytes": peak,
+        "load": os.getloadavg()[0],
         "aim": {"seconds": AIM_SECONDS, "bytes": AIM_BYTES, "met": seconds <= AIM_SECONDS and peak <= AIM_BYTES},
     }
     for name, value in figures.items():

@@ -2,7 +2,7 @@
 
     make bench        # or: python -m benchmarks.input
 
-Made-up photographs of 500×375 pixels, JPEG of about 110 KB as ImageNet's are on average, in an array_record file, read at random by Grain's threads
+Made-up photographs of 500×375 pixels, JPEG of about 90 KB (ImageNet's are about 110 on average, from memory), in an array_record file, read at random by Grain's threads
 (`sc_jax.data.streams`), random-resized-cropped to 224×224 and flipped (`sc_jax.data.images`). Measured with 1 and 2 threads. The number of cores a GPU needs is
 arithmetic: a rate of training that is given, over images/s of a core. On-device augmentation is what the host does not do: the rate of a batch through
 flips and RandAugment inside a compiled program is measured beside it.

@@ -25,6 +25,7 @@ DOCUMENTS = [
     "docs/ensembles.md",
     "docs/cascades.md",
     "docs/scod.md",
+    "docs/speed.md",
     "experiments/label_smoothing/README.md",
     "experiments/cascades/README.md",
 ]
