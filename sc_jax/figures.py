@@ -477,6 +477,31 @@ def logit_statistics(lines: Sequence[dict[str, Any]], splits: Sequence[str], alp
     return figure
 
 
+def training_ranking(lines: Sequence[dict[str, Any]], split: str, alphas: Sequence[float]) -> Figure:
+    """How a network ranks its errors while it learns, by α, mean over seeds: AURC, coverage at 5 % risk, risk at 80 % coverage.
+
+    Args:
+      lines: of `logit_statistics.jsonl`; split: one of the two in a line; alphas: of each member.
+    """
+    shown = (
+        ("aurc", "AURC ×100"),
+        ("coverage_at_risk_0.05", "coverage at 5 % risk, %"),
+        ("risk_at_coverage_0.8", "risk at 80 % coverage, %"),
+    )
+    figure, panels = _axes(3, 12, 3.6)
+    distinct = sorted(set(alphas))
+    shades = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(distinct)))
+    epoch = [line["epoch"] for line in lines]
+    for axes, (name, label) in zip(panels, shown, strict=True):
+        values = 100 * np.array([line[split]["ranking"][name] for line in lines])
+        for alpha, shade in zip(distinct, shades, strict=True):
+            axes.plot(epoch, values[:, np.array(alphas) == alpha].mean(axis=1), color=shade, label=f"α = {alpha:g}")
+        axes.set(xlabel="epoch", ylabel=label)
+    panels[0].set_title(split, fontsize=10.5, loc="left")
+    panels[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def norms(rows: Sequence[dict[str, Any]], alpha: float) -> Figure:
     """NAURC of logit normalisation against p, centred and not, beside MSP: for cross-entropy and for one α.
 

@@ -164,8 +164,8 @@ REPAIR_PICTURES = ("norms.png", "shifts.png", "learning_curve.png", "ensembles.p
 OBJECTIVE_PICTURES = ("objectives.png",)
 """The further one of a study of more objectives than label smoothing."""
 
-TRAINING_PICTURES = ("logit_statistics.png",)
-"""The further one of a study that watched its logits while it trained."""
+TRAINING_PICTURES = ("logit_statistics.png", "training_ranking.png")
+"""The further ones of a study that watched its logits while it trained."""
 
 _FACTOR = {name: factor for name, _, factor in (*TABLE, *(c for _, _, columns in FILES_TABLES for c in columns))}
 _HEADING = {name: heading for name, heading, _ in (*(c for _, _, columns in FILES_TABLES for c in columns), *TABLE)}
@@ -549,16 +549,18 @@ def of_training(workdir: Path) -> tuple[dict[str, Figure], str, str]:
     """The section of a study that left `logit_statistics.jsonl`; returns as `of_study`."""
     path = workdir / "logit_statistics.jsonl"
     header = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
-    picture = figures.logit_statistics(read_log(path), header["splits"], header["alphas"])
-    trained, held_out = header["splits"]
+    lines, (trained, held_out) = read_log(path), header["splits"]
+    gradient = figures.logit_statistics(lines, header["splits"], header["alphas"])
+    ranking = figures.training_ranking(lines, held_out, header["alphas"])
     note = (
         f"While training: means over the first examples of {trained} and {held_out}, without augmentation or dropout. Trained-on examples are "
         "soon nearly all right, so that smoothing pushes their max logits down alike; on held-out ones the push would be weaker, by α times the "
-        "error rate. Numbers by bin of confidence, with the norms, are in logit_statistics.jsonl."
+        f"error rate. Below, how the errors of {held_out} are ranked by MSP. Numbers by bin of confidence, with the norms, are in logit_statistics.jsonl."
     )
-    body = f"<h2>While training</h2>\n{figures.to_svg(picture)}\n{_note(note)}"
-    text = f"## While training\n\n![Extra gradient and max logit by epoch](figures/logit_statistics.png)\n\n{note}\n"
-    return {"logit_statistics.png": picture}, body, text
+    body = f"<h2>While training</h2>\n{figures.to_svg(gradient)}\n{_note(note)}\n{figures.to_svg(ranking)}"
+    text = f"## While training\n\n![Extra gradient and max logit by epoch](figures/logit_statistics.png)\n\n{note}\n\n"
+    text += "![AURC, coverage at 5 % risk and risk at 80 % coverage by epoch](figures/training_ranking.png)\n"
+    return dict(zip(TRAINING_PICTURES, (gradient, ranking), strict=True)), body, text
 
 
 _AVERAGES = {

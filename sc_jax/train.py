@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sc_jax import cli
+from sc_jax import cli, ops
 from sc_jax.config import Config
 from sc_jax.methods import logit_statistics
 from sc_jax.models import member_logits
@@ -79,9 +79,10 @@ def watching(
 
     def measured(
         weights: Any, alpha: jax.Array, inputs: jax.Array, label: jax.Array, where: jax.Array
-    ) -> logit_statistics.Sums:
+    ) -> tuple[Any, ...]:
         logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
-        return logit_statistics.measure(logits, label, alpha, where)
+        sums = logit_statistics.measure(logits, label, alpha, where)
+        return sums, ops.msp(logits), ops.predicted_class(logits) != label[None], where
 
     measure, alpha = jax.jit(measured), parallel.replicate(job.members.alpha, mesh)
     alphas = [tag["alpha"] for tag in job.tags]
@@ -90,8 +91,11 @@ def watching(
     pending: list[tuple[int, Any]] = []
 
     def settle() -> None:
-        for step, sums in pending:
-            told = {split: logit_statistics.means(one) for split, one in zip(splits, fetch(sums), strict=True)}
+        for step, found in pending:
+            told = {}
+            for split, (one, score, wrong, where) in zip(splits, fetch(found), strict=True):
+                ranking = logit_statistics.ranking(score[:, where], wrong[:, where])
+                told[split] = {**logit_statistics.means(one), "ranking": ranking}
             lines.write({"step": step, "epoch": step / job.steps_per_epoch, **told})
         pending.clear()
 

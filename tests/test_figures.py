@@ -55,7 +55,14 @@ STATISTICS = [
     {
         "epoch": epoch,
         "train": {name: [PLAIN[name], ALL_RIGHT[name]] for name in PLAIN},
-        "validation": {name: [PLAIN[name], SMOOTHED[name]] for name in PLAIN},
+        "validation": {
+            **{name: [PLAIN[name], SMOOTHED[name]] for name in PLAIN},
+            "ranking": {
+                "aurc": [0.03, 0.01 * epoch],
+                "coverage_at_risk_0.05": [0.7, 0.8],
+                "risk_at_coverage_0.8": [0.06, 0.07],
+            },
+        },
     }
     for epoch in (1.0, 2.0)
 ]
@@ -75,6 +82,7 @@ DRAWN = {
     "reliability": lambda d: figures.reliability([table(), table("b.npz")]),
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
     "logit_statistics": lambda d: figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]),
+    "training_ranking": lambda d: figures.training_ranking(STATISTICS, "validation", [0.0, 0.2]),
     "pixels": lambda d: figures.pixels(*pixel_maps()),
     "norms": lambda d: figures.norms(repaired()["norms"], 0.2),
     "shifts": lambda d: figures.shifts(repaired()["shifts"], 0.2),
@@ -314,6 +322,13 @@ def test_logit_statistics_weigh_bins_by_their_examples():
     np.testing.assert_allclose(right.get_ydata(), [(3 * 2 + 1 * 6) / 4] * 2)
     np.testing.assert_allclose(wrong.get_ydata(), [1.0] * 2)
     assert legend(top) == ["α = 0", "α = 0.2"]
+
+
+def test_training_ranking_averages_over_the_seeds_of_each_alpha():
+    aurc, coverage, risk = figures.training_ranking(STATISTICS, "validation", [0.0, 0.0]).axes
+    np.testing.assert_allclose(aurc.lines[0].get_ydata(), [2.0, 2.5])
+    np.testing.assert_allclose(coverage.lines[0].get_ydata(), [75.0, 75.0])
+    assert legend(risk) == ["α = 0"]
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""What happens to the logits while a network learns: means by confidence, apart for right and wrong predictions.
+"""What happens to the logits while a network learns: means by confidence, apart for right and wrong predictions, and the ranking.
 
 A stream: `measure` a batch, `merge` what was measured, `means` at the end. Everything is a sum, so that batches, devices and
-processes merge in any order.
+processes merge in any order. How errors are ranked is no sum: `ranking` takes a whole sample.
 """
 
 from __future__ import annotations
@@ -99,3 +99,27 @@ def means(sums: Sums) -> dict[str, Any]:
                 mean = np.asarray(total, np.float64) / count
             result[name] = np.where(count > 0, mean, None).tolist()
     return result
+
+
+def ranking(score: np.ndarray, wrong: np.ndarray) -> dict[str, list[float]]:
+    """How each member ranks its errors, as JSON values.
+
+    Args:
+      score: [m, n], of confidence; wrong: bool [m, n].
+
+    Returns:
+      {"error", "aurc", "naurc" (None without right or without wrong predictions), "coverage_at_risk_0.05", "risk_at_coverage_0.8": [m]}.
+    """
+    rows = [_ranking(*one) for one in zip(score, wrong, strict=True)]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _ranking(score: np.ndarray, wrong: np.ndarray) -> dict[str, float | None]:
+    naurc = float(ops.naurc(score, wrong)) if 0 < wrong.sum() < len(wrong) else None
+    return {
+        "error": float(np.mean(wrong)),
+        "aurc": float(ops.aurc(score, wrong)),
+        "naurc": naurc,
+        "coverage_at_risk_0.05": float(ops.coverage_at_risk(score, wrong, 0.05)),
+        "risk_at_coverage_0.8": float(ops.risk_at_coverage(score, wrong, 0.8)),
+    }

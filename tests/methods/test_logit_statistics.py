@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sc_jax import config as config_lib
-from sc_jax import predictions
+from sc_jax import ops, predictions
 from sc_jax.methods import logit_statistics
 from sc_jax.ops.losses import smoothed_cross_entropy
 from sc_jax.predict import predict
@@ -87,6 +87,22 @@ def test_means_leave_empty_bins_out(
     assert all(told["msp"][m][w][i] is None for m, w, i in np.argwhere(empty))
 
 
+def test_ranking_is_that_of_the_metrics() -> None:
+    rng = np.random.default_rng(1)
+    score, wrong = rng.normal(size=(3, 40)).round(1), rng.random((3, 40)) < [[0.1], [0.4], [0.0]]
+    told = logit_statistics.ranking(score, wrong)
+    assert json.loads(json.dumps(told)) == told
+    for m in range(2):
+        order = np.argsort(-score[m], kind="stable")
+        keep = np.concatenate([np.flatnonzero(np.diff(score[m][order])), [39]])  # ends of blocks of ties
+        cumulated = np.cumsum(wrong[m][order])[keep]
+        realised = (keep + 1)[cumulated <= 0.05 * (keep + 1)]
+        assert told["coverage_at_risk_0.05"][m] == (realised.max() / 40 if len(realised) else 0)
+        assert told["aurc"][m] == pytest.approx(float(ops.aurc(score[m], wrong[m])))
+        assert 0 < told["naurc"][m] < 2
+    assert [value[2] for value in told.values()] == [0.0, 0.0, None, 1.0, 0.0], "no errors: naurc is not defined"
+
+
 def test_training_leaves_what_the_predictions_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SC_JAX_DATA", str(tmp_path / "data"))
     more = {"training.statistics_every": "2", "training.statistics_examples": "17", "training.steps": "3"}
@@ -110,6 +126,11 @@ def test_training_leaves_what_the_predictions_say(tmp_path: Path, monkeypatch: p
     for name, values in told.items():
         found = np.array(lines[-1]["validation"][name], float)
         np.testing.assert_allclose(found, np.array(values, float), rtol=1e-4, atol=1e-5)
+    score, wrong = ops.msp(np.stack(logits)), np.stack(logits).argmax(-1) != label
+    for name, values in logit_statistics.ranking(score, wrong).items():
+        np.testing.assert_allclose(
+            np.array(lines[-1]["validation"]["ranking"][name], float), np.array(values, float), rtol=1e-4
+        )
     assert np.sum(lines[-1]["train"]["count"], axis=(1, 2)).tolist() == [17] * len(header["members"])
     whole = path.read_bytes()
     config = config_lib.load(f"{RECIPES}/bank_marketing.py:smoke", more)
