@@ -279,6 +279,9 @@ def sweep(
                 state = states[run.name]
                 if status == 0 or finished(run, workdir):
                     state["state"] = "done"
+                elif status == 2 and _taken(workdir, run):
+                    state["state"] = "waiting"
+                    queue.append(run)
                 elif status in PREEMPTED and tries[run.name] < retries:
                     state["kills"] += 1
                     tries[run.name] += 1
@@ -292,7 +295,10 @@ def sweep(
                         else f"failed: {_last_line(workdir, run)}"
                     )
                 done = sum(states[one.name]["state"] == "done" for one in runs)
-                what = "was killed; it goes on" if state["state"] == "waiting" else state["state"]
+                again = (
+                    "was killed; it goes on" if status in PREEMPTED else "is run by another process; it is waited for"
+                )
+                what = again if state["state"] == "waiting" else state["state"]
                 say(f"[{done}/{len(runs)}] {run.name}: {what}")
             time.sleep(pause)
             while running and not queue and all(process.poll() is None for _, process in running.values()):
@@ -330,6 +336,11 @@ def _held(workdir: Path) -> bool:
             return False
     except InputError:
         return True
+
+
+def _taken(workdir: Path, run: Run) -> bool:
+    """Whether the run was refused since another process has its workdir: one that an earlier sweep had just started when it was killed."""
+    return _held(workdir / "runs" / run.name) or "is using this workdir" in _last_line(workdir, run)
 
 
 def finished(run: Run, workdir: Path) -> bool:

@@ -151,6 +151,18 @@ def test_a_run_left_over_from_another_sweep_is_waited_for(runs, tmp_path):
         holder.wait()
 
 
+def test_a_run_that_another_process_took_first_is_waited_for(runs, tmp_path):
+    """A sweep that is killed leaves processes that do not hold their workdirs yet."""
+    script = Script(tmp_path, {runs[0].name: [2, 2]})
+    refused = "error: w: another run is using this workdir; wait for it to end, or name another --workdir"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / f"runs/{runs[0].name}.log").write_text(f"{refused}\n")
+    table, lines = go(runs, tmp_path, script)
+    assert [name for name, _ in script.starts].count(runs[0].name) == 3
+    assert (table[runs[0].name]["state"], table[runs[0].name]["kills"]) == ("done", 0)
+    assert any("is run by another process" in line for line in lines)
+
+
 def test_an_interruption_stops_the_children_and_keeps_the_table(runs, tmp_path):
     script = Script(tmp_path, {runs[1].name: ["never"], runs[2].name: ["never"]})
 
