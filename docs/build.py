@@ -2,7 +2,7 @@
 
     make docs
 
-Copies what the runs under `runs/label_smoothing-*` and `runs/cascades-*` left into `experiments/<study>/results/`, executes the notebooks whose
+Copies what the runs under `runs/label_smoothing-*`, `runs/cascades-*` and `runs/abstention-*` left into `experiments/<study>/results/`, executes the notebooks whose
 default run is there, and fills the blocks from those results and from `benchmarks/results/*.json`. Runs that are not there are
 skipped: their last results stay.
 """
@@ -23,14 +23,16 @@ import numpy as np  # noqa: E402
 
 from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
 from sc_jax import cascade_pages, files, ops, pages  # noqa: E402 (the docs are built from the checkout)
+from sc_jax.methods import abstention_table  # noqa: E402
 from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
 
 STUDY, CASCADES = ROOT / "experiments/label_smoothing", ROOT / "experiments/cascades"
+ABSTENTION = ROOT / "experiments/abstention"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
     ROOT / "docs/speed.md",
-    *(STUDY / "README.md", CASCADES / "README.md"),
+    *(STUDY / "README.md", CASCADES / "README.md", ABSTENTION / "README.md"),
 )
 
 
@@ -590,6 +592,46 @@ def cascade_search(name: str) -> str:
     return cascade_pages.search_table(_cascades(name)).markdown()
 
 
+def cascade_shift(name: str) -> str:
+    """What frozen and moved windows do on each shifted set, a row each, and on OOD examples."""
+    document = _cascades(name)
+    table: dict[str, dict[str, Any]] = {}
+    for row in document["shifts"]:
+        table.setdefault(row["set"], {})[row["policy"]] = row["metrics"]
+
+    def cell(metrics: dict[str, Any], metric: str, factor: float = 1) -> str:
+        return pages.number_with_interval(metrics[metric]["estimate"], metrics[metric]["interval"], factor)
+
+    rows = []
+    for set_name, of in table.items():
+        costs = [cell(of[policy], "cost_multiple") for policy in ("single_threshold", "window", "window, moved")]
+        passed = [cell(of[policy], "passed_on", 100) for policy in ("window", "window, moved")]
+        risks = [cell(of[policy], "decided_risk", 100) for policy in ("single", "ensemble", "window", "window, moved")]
+        rows.append([set_name, *costs, *passed, cell(of["window"], "decided_coverage", 100), *risks])
+    told = {row["policy"]: row for row in document["ood"]}
+    if told:
+
+        def outside(policy: str, metric: str, factor: float = 1) -> str:
+            row = told[policy]
+            return pages.number_with_interval(row[f"{metric}_ood"], row[f"{metric}_ood_interval"], factor)
+
+        costs = [outside(policy, "cost_multiple") for policy in ("single_threshold", "window", "window, moved")]
+        passed = [outside(policy, "passed_on", 100) for policy in ("window", "window, moved")]
+        accepted = pages.number(told["window"]["accepted_ood"], 100)
+        rows.append(["OOD", *costs, *passed, accepted, *["–"] * 4])
+    headings = [
+        "set",
+        "cost: single threshold",
+        "window",
+        "window, moved",
+        "passed on %: window",
+        "moved",
+        "accepted %",
+    ]
+    headings += ["risk of the accepted %: one network", "ensemble", "window", "window, moved"]
+    return pages.Table(headings, rows).markdown()
+
+
 def cascade_rows(prefix: str) -> str:
     """Cascades of files whose results begin with `prefix`, a row each."""
     rows, risk = [], 0.0
@@ -604,7 +646,10 @@ def cascade_rows(prefix: str) -> str:
         gain = of["ensemble"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
         kept = of["window"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
         more = [
-            " / ".join(pages.number(of[policy][metric]["estimate"], 100) for policy in ("single", "ensemble", "window"))
+            " / ".join(
+                pages.number_with_interval(of[policy][metric]["estimate"], of[policy][metric]["interval"], 100)
+                for policy in ("single", "ensemble", "window")
+            )
             for metric in ("risk_at_coverage", "aurc")
         ]
         verdicts = [document["claims"][i]["verdict"] for i in (0, 1)]
@@ -620,6 +665,90 @@ def cascade_rows(prefix: str) -> str:
     ]
     headings += ["gain; 80 % kept", "Risk@80 %: single / ensemble / window", "AURC %"]
     return pages.Table(headings, rows).markdown()
+
+
+def _abstention(variant: str) -> dict[str, Any] | None:
+    path = ABSTENTION / "results" / variant / "metrics.json"
+    return files.read_json(path) if path.exists() else None
+
+
+def abstention(variant: str) -> str:
+    """Selective error of every method by its own scores."""
+    document = _abstention(variant)
+    if document is None:
+        return "Not run."
+    plain, rows = {"alpha": 0.0, "score": "msp"}, []
+    against = {
+        (pages.treatment_name(row["treatment"]), row["treatment"]["score"]): row
+        for row in (*document["contrasts"], *document["objectives"]["contrasts"])
+        if row["metric"] == "aurc" and row["control"] == plain
+    }
+    for row in filter(abstention_table.of_interest, abstention_table.selective_errors(document)):
+        name = "cross-entropy" if "alpha" in row.treatment else pages.treatment_name(row.treatment)
+        cells = zip(row.risk, row.low, row.high, strict=True)
+        told = against.get((pages.treatment_name(row.treatment), row.score))
+        area = "" if told is None else pages.number_with_interval(told["estimate"], told["interval"], 100, signed=True)
+        shown = (pages.number_with_interval(r, (a, b), 100) for r, a, b in cells)
+        rows.append([name, pages.SCORE_NAMES[row.score], *shown, area])
+    coverages = (f"{coverage} %" for coverage in abstention_table.COVERAGES)
+    headings = ["trained with", "ranked by", *coverages, "AURC %, less that of the first"]
+    seeds = document["aggregates"][0]["seeds"]
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\nError in per cent among the accepted, mean of {seeds} seeds, "
+        f"{document['level']:.0%} intervals over seeds and test examples. Thresholds are quantiles of the test split. The last "
+        "column pairs by seed and example, is exploratory, and is not corrected for its many rows."
+    )
+
+
+def abstention_claims(variant: str) -> str:
+    """The primary contrasts of the study of abstention."""
+    document = _abstention(variant)
+    if document is None:
+        return "Not run."
+    primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
+    rows = [
+        [
+            row["claim"],
+            row["verdict"],
+            pages.number_with_interval(row["estimate"], row["interval"], 100, signed=True),
+            f"{row['p_holm']:.3f}",
+        ]
+        for row in primary
+    ]
+    return pages.Table(["claim", "verdict", "difference, points [95 %]", "p (Holm)"], rows).markdown()
+
+
+def abstention_published() -> str:
+    """Ours beside the published table."""
+    theirs, document = files.read_json(ABSTENTION / "published.json"), _abstention("default")
+    ours = {
+        "SR": ("", "msp"),
+        "SelectiveNet": ("selective_net=0.8", "model_confidence"),
+        "Deep Gamblers": ("deep_gamblers=2.2", "model_confidence"),
+        "self-adaptive": ("self_adaptive=0.9", "model_confidence"),
+    }
+    cells = (
+        {}
+        if document is None
+        else {
+            (row.treatment.get("objective", ""), row.score): row for row in abstention_table.selective_errors(document)
+        }
+    )
+    rows = []
+    for i, coverage in enumerate(theirs["coverage"]):
+        mine = [f"{100 * cells[key].risk[i]:.2f}" if key in cells else "not run" for key in ours.values()]
+        rows.append(
+            [
+                f"{coverage} %",
+                *mine,
+                *(f"{mean:.2f} ± {sd:.2f}" for mean, sd in (v[i] for v in theirs["methods"].values())),
+            ]
+        )
+    headings = ["coverage", *(f"{name}, here" for name in ours), *(f"{name}, published" for name in theirs["methods"])]
+    return (
+        f"{pages.Table(headings, rows).markdown()}\n\nPublished: {theirs['of']} ({theirs['source']}). Not comparable with what stands beside it: other "
+        "network, other data, another budget, and there one SelectiveNet for each coverage. What can be compared is the order of the methods."
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -659,10 +788,18 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cascade resnet20_resnet56": lambda: cascade("resnet20_resnet56"),
     "cascade speed": cascade_speed,
     "cascade search": lambda: cascade_search("resnet20_resnet56"),
+    "cascade shift": lambda: cascade_shift("default"),
+    "cascade search four": lambda: cascade_search("resnet20_resnet32_resnet44_resnet56"),
+    "cascade chosen": lambda: cascade_pages.chosen_table(_cascades("resnet20_resnet56")).markdown(),
     "cascade resnets": lambda: cascade_rows("resnet"),
     "cascade outputs": lambda: cascade_rows("stored"),
     "claims online_shoppers": lambda: claims("online_shoppers"),
     "claims adult": lambda: claims("adult"),
+    "abstention default": lambda: abstention("default"),
+    "abstention cnn": lambda: abstention("cnn"),
+    "abstention claims default": lambda: abstention_claims("default"),
+    "abstention claims cnn": lambda: abstention_claims("cnn"),
+    "abstention published": abstention_published,
 }
 
 
@@ -692,6 +829,10 @@ def collect() -> None:
         variant = workdir.name.removeprefix("cascades-")
         if not variant.endswith("smoke") and (workdir / "report.md").exists():
             _copy(workdir, CASCADES / "results" / variant)
+    for workdir in sorted((ROOT / "runs").glob("abstention-*")):
+        variant = workdir.name.removeprefix("abstention-")
+        if variant != "smoke" and (workdir / "report.md").exists():
+            _copy(workdir, ABSTENTION / "results" / variant)
 
 
 def _copy(workdir: Path, target: Path) -> None:

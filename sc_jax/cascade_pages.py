@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from sc_jax import figures
 from sc_jax.pages import Table, number, number_with_interval, of_grid
 
-PICTURES = ("cascade_trade_off.png", "cascade_changes.png", "cascade_search.png")
-"""The pictures of the section; the last where policies were searched."""
+PICTURES = ("cascade_trade_off.png", "cascade_changes.png", "cascade_shift.png", "cascade_search.png")
+"""The pictures of the section; the last two where there are shifted sets, and where policies were searched."""
 
 POLICY_NAMES = {
     "single": "first network alone",
@@ -37,7 +37,8 @@ _COLUMNS = (
 
 def pictures_of(document: dict[str, Any]) -> tuple[str, ...]:
     """The names of the pictures that the section has."""
-    return PICTURES if document["search"] else PICTURES[:2]
+    absent = {"cascade_shift.png": not document["shifts"], "cascade_search.png": not document["search"]}
+    return tuple(name for name in PICTURES if not absent.get(name))
 
 
 def claim(document: dict[str, Any]) -> str:
@@ -124,9 +125,57 @@ def search_table(document: dict[str, Any]) -> Table:
                 f"{row['certified_share'] * len(document['names']):.0f} of {len(document['names'])}",
             ]
     headings = ["budget", "searched half: coverage / risk %", "other half", "test split: coverage %", "risk %", "cost"]
-    if rows and len(rows[0]) > len(headings):
+    if "certified_share" in document["search"][0]:
         headings += ["certified by the other half: test split", "cost there", "found"]
+    if document["settings"]["task"]["kind"] in ("tpr", "scod"):
+        headings += ["test split: OOD accepted %", "risk, OOD at cost 1, %"]
+        for cells, row in zip(rows, document["search"], strict=True):
+            cells += [number(row["test_accepted_ood"], 100), number(row["test_scod_risk"], 100)]
     return Table(headings, rows)
+
+
+def chosen_table(document: dict[str, Any]) -> Table:
+    """The policies of the budget that was asked for: what runs, when an example goes on, and when it is accepted."""
+    rows = []
+    for one in document["chosen"]:
+        for name in ("best", "certified"):
+            policy = one[name]
+            if policy is None and name == "certified" and document["settings"]["task"]["kind"] != "risk":
+                continue
+            if policy is None:
+                rows.append([one["cascade"], f"{one['budget']:.4g}", name, "none found", "", ""])
+                continue
+            runs = " → ".join(policy["models"])
+            windows = "; ".join(_window(*window) if window else "nothing" for window in policy["windows"]) or "never"
+            rows.append([one["cascade"], f"{one['budget']:.4g}", name, runs, windows, f"{policy['threshold']:.4g}"])
+    return Table(["of the models", "budget", "policy", "runs", "goes on where the score is in", "accepts at ≥"], rows)
+
+
+def _window(low: float | None, high: float | None) -> str:
+    left = "(−∞" if low is None else f"[{low:.4g}"
+    return f"{left}, " + ("∞)" if high is None else f"{high:.4g}]")
+
+
+SHIFT_METRICS = (
+    ("cost_multiple", "cost, multiple of the first", 1),
+    ("passed_on", "passed on %", 100),
+    ("error", "error %", 100),
+    ("decided_coverage", "frozen τ: coverage %", 100),
+    ("decided_risk", "risk %", 100),
+)
+
+
+def shift_table(document: dict[str, Any]) -> Table:
+    """What the frozen policies, and the window moved to the examples, do on each shifted set."""
+    rows, last = [], None
+    for row in document["shifts"]:
+        cells = [
+            number_with_interval(row["metrics"][name]["estimate"], row["metrics"][name]["interval"], factor)
+            for name, _, factor in SHIFT_METRICS
+        ]
+        rows.append([row["set"] if row["set"] != last else "", POLICY_NAMES[row["policy"]], *cells])
+        last = row["set"]
+    return Table(["set", "policy", *(heading for _, heading, _ in SHIFT_METRICS)], rows)
 
 
 def ood_table(document: dict[str, Any]) -> Table:
@@ -135,6 +184,9 @@ def ood_table(document: dict[str, Any]) -> Table:
         ("cost_multiple", "cost, in-distribution", 1),
         ("cost_multiple_ood", "cost, OOD", 1),
         ("cost_multiple_all", "cost, all", 1),
+        ("passed_on", "passed on %, in-distribution", 100),
+        ("passed_on_ood", "OOD", 100),
+        ("passed_on_all", "all", 100),
         ("accepted_ood", "OOD accepted %", 100),
         ("ood_auroc", "OOD AUROC", 1),
         ("ood_fpr_at_tpr_0.95", "FPR at 95 % TPR, %", 100),
@@ -200,6 +252,16 @@ def section(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     if document["ood"]:
         body += ["<h2>Inputs from outside the training distribution</h2>", ood_table(document).html()]
         text += ["## Inputs from outside the training distribution", ood_table(document).markdown()]
+    if document["shifts"]:
+        pictures["cascade_shift.png"] = figures.cascade_shift(document)
+        note = (
+            "Labels are kept, so that a wrong answer is an error here too. Windows and τ are those of the calibration split; the moved window lies around the same τ, "
+            f"with the same share of this set on either side, labels unseen. Nothing is promised of the risk under shift. Brackets: {level} intervals over {document['intervals_cover']}."
+        )
+        body += ["<h2>Under shift</h2>", figures.to_svg(pictures["cascade_shift.png"])]
+        body += [shift_table(document).html(), f'<p class="note">{html.escape(note)}</p>']
+        text += ["## Under shift", "![Cost and risk on shifted sets](figures/cascade_shift.png)"]
+        text += [shift_table(document).markdown(), note]
     if document["search"]:
         pictures["cascade_search.png"] = figures.cascade_search(document)
         policies = document["search"][0]["policies"]
@@ -217,6 +279,9 @@ def section(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
         body += [search_table(document).html(), f'<p class="note">{html.escape(note)}</p>']
         text += ["## The best policy within a budget", "![On three splits](figures/cascade_search.png)"]
         text += [search_table(document).markdown(), note]
+    if document["chosen"]:
+        body += ["<h2>For the budget that was asked for</h2>", chosen_table(document).html(wrap=True)]
+        text += ["## For the budget that was asked for", chosen_table(document).markdown()]
     return pictures, "\n".join(body), "\n\n".join(text) + "\n"
 
 

@@ -184,12 +184,15 @@ IN_NETWORK = ("batch_ensemble", "packed", "masksembles")
 class Prediction:
     """Which named splits are predicted, how many examples at a time on all devices together, and, of segmentation, how many
     labelled pixels of each image are kept with their logits. With `features` the files also hold the input of the last layer,
-    d numbers for each example, and that layer where it is linear, for the scores that need them."""
+    d numbers for each example, and that layer where it is linear, for the scores that need them. Of the images of the test split copies under
+    each of the `corruptions` (families of `sc_jax.data.corruptions`) at five severities are predicted too, labels kept, OOD examples left out:
+    `<test split>_<family>_<severity>.npz`."""
 
     splits: tuple[str, ...]
     batch_size: int
     pixels: int = 1000
     features: bool = False
+    corruptions: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +263,13 @@ class Config:
     augmentation: Augmentation = Augmentation()
     cascade: Cascade = Cascade()
     ensemble: Ensemble = Ensemble()
+
+    @property
+    def corrupted(self) -> dict[str, tuple[str, int]]:
+        """The corrupted copies of the test split that are predicted: name of the split → family, severity."""
+        families = self.prediction.corruptions
+        test = self.evaluation.test_split
+        return {f"{test}_{family}_{level}": (family, level) for family in families for level in range(1, 6)}
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -550,6 +560,8 @@ def _checked_values(config: Config, path: str) -> Config:
         refuse_idle(path, "model", b, "weights_part", "model.weights names a file")
     _check_ensemble(config, path, require)
     require(config.prediction.pixels > 0, "prediction.pixels", config.prediction.pixels, "positive")
+    families = config.prediction.corruptions
+    require(len(set(families)) == len(families), "prediction.corruptions", families, "without repetition")
     require(config.prediction.batch_size > 0, "prediction.batch_size", config.prediction.batch_size, "positive")
     for name in ("test_split", "calibration_split"):
         require(

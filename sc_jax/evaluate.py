@@ -23,7 +23,6 @@ from sc_jax.files import InputError
 from sc_jax.methods import cascade_study, evaluation, streaming, study
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.cascade import Task
-from sc_jax.ops import resampling
 from sc_jax.predictions import Predictions
 from sc_jax.training.logs import Progress
 
@@ -50,33 +49,11 @@ def evaluate_files(
     Returns:
       What `metrics.json` holds, with the risk-coverage curves under "curves" and the reliability tables under "reliability".
     """
-    document = _document(settings)
+    document = study.document_of_files(settings)
     for done, test in enumerate(tests, 1):
-        known = evaluation.Split.of(test).known.combined
-        counts = evaluation.resampled(known, settings, settings.seed)
-        results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
-        document["runs"] += study.run_rows(known, results)
-        document["left_out"] += [study.left_out_row(test, *item) for item in left_out.items()]
-        for score, result in results.items():
-            low, high = resampling.percentile_interval(result.curve_replicates, settings.level)
-            document["curves"].append(_curve(test.source, score, result.curve, low, high))
-        document["reliability"].append({"predictions": test.source, **evaluation.reliability(known, settings.ece_bins)})
+        study.add_file(document, test, tuning, settings)
         progress(done)
     return document
-
-
-def _document(settings: evaluation.Settings) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "schema": evaluation.SCHEMA,
-        "level": settings.level,
-        "match_error": settings.match_error,
-    }
-    return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
-
-
-def _curve(source: str, score: str, risk: np.ndarray, low: Any, high: Any) -> dict[str, Any]:
-    curve = {"coverage": evaluation.COVERAGES, "risk": risk, "low": low, "high": high}
-    return {"predictions": source, "score": score, **curve}
 
 
 def evaluate_long(
@@ -94,7 +71,7 @@ def evaluate_long(
     Returns:
       As `evaluate_files`.
     """
-    document = _document(settings)
+    document = study.document_of_files(settings)
     with tempfile.TemporaryDirectory(prefix="sc_jax-scores-") as folder:
         if isinstance(opened, predictions.Scored):
             streamed = streaming.Streamed(opened, {}, {}, {}, {})
@@ -108,7 +85,7 @@ def evaluate_long(
     provenance, covered = opened.provenance, evaluation.covered(opened.cluster)
     for row in rows:
         score, fitted = row["score"], streamed.fitted.get(row["score"])
-        document["curves"].append(_curve(opened.source, score, row.pop("curve"), None, None))
+        document["curves"].append(study.curve_row(opened.source, score, row.pop("curve"), None, None))
         if score == "msp":
             row["metrics"] |= streamed.classifier
         about = {"predictions": opened.source, "split": provenance.get("split"), "tags": provenance.get("tags", {})}
@@ -151,12 +128,12 @@ def evaluate_study(config: Config, workdir: Path) -> None:
         )
     finally:
         progress.close()
-    document |= _segmented(config, workdir) | _cascades(config, runs)
+    document |= _segmented(config, workdir) | _cascades(config, workdir, runs)
     files.write_json(target, {"schema": evaluation.SCHEMA, "built_from": built_from, **document})
     print(f"evaluate: {len(document['runs'])} rows, {len(document['contrasts'])} contrasts → {target}")
 
 
-def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
+def _cascades(config: Config, workdir: Path, runs: Sequence[study.Run]) -> dict[str, Any]:
     """The study of cascades of the members, where the config asks for one."""
     if not config.cascade.stages:
         return {}
@@ -169,7 +146,14 @@ def _cascades(config: Config, runs: Sequence[study.Run]) -> dict[str, Any]:
         level=config.evaluation.level,
         seed=config.evaluation.seed,
     )
-    members = [(f"seed {run.seed}", run.calibration, run.test) for run in runs]
+    members = []
+    for run, tag in zip(runs, config.members.tags, strict=True):
+        folder = _paths(config, workdir, tag)[0].parent
+        shifted = {
+            f"{family} {severity}".replace("_", " "): predictions.by_id(predictions.load(folder / f"{name}.npz"))
+            for name, (family, severity) in config.corrupted.items()
+        }
+        members.append((f"seed {run.seed}", run.calibration, run.test, shifted))
     candidates = cascade_study.disjoint(members, how.stages)
     progress = Progress(len(candidates), 0, "evaluating cascades")
     try:
@@ -217,7 +201,10 @@ def _built_from(config: Config, workdir: Path) -> str:
     """One hash over the fingerprints of all predictions that an evaluation reads, and how it reads them."""
     found = {}
     for tag in config.members.tags:
-        for path in _paths(config, workdir, tag):
+        read = _paths(config, workdir, tag)
+        if config.cascade.stages:
+            read = (*read, *(read[0].with_name(f"{name}.npz") for name in config.corrupted))
+        for path in read:
             sidecar = path.with_suffix(".json")
             if not sidecar.exists():
                 raise InputError(

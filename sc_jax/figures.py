@@ -43,6 +43,10 @@ SCORE_NAMES = {
     "ash_binarise": "ASH-B",
     "ash_scale": "ASH-S",
     "gradnorm": "GradNorm",
+    "confidnet": "ConfidNet",
+    "model_confidence": "the model's own",
+    "sparsemax": "sparsemax",
+    "entmax15": "1.5-entmax",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
     "variation_ratio": "variation ratio",
@@ -69,6 +73,17 @@ OBJECTIVE_NAMES = {
     "equal_suppression": "equal suppression, α = {}",
     "error_smoothing": "smoothing by error, ᾱ = {}",
     "shuffled_error_smoothing": "the same α(x) of another x, ᾱ = {}",
+    "selective_net": "SelectiveNet, c = {}",
+    "selective_net_released": "SelectiveNet as released, c = {}",
+    "deep_gamblers": "Deep Gamblers, o = {}",
+    "self_adaptive": "self-adaptive, m = {}",
+    "selective_net_entropy": "SelectiveNet + entropy, β = {}",
+    "deep_gamblers_entropy": "Deep Gamblers + entropy, β = {}",
+    "self_adaptive_entropy": "self-adaptive + entropy, β = {}",
+    "entropy_minimisation": "cross-entropy + entropy, β = {}",
+    "aurc": "AURC, share {}",
+    "sele": "SELE, share {}",
+    "entmax": "entmax, α = {}",
 }
 """How objectives other than label smoothing are called, with their strengths."""
 
@@ -306,6 +321,35 @@ def objectives(aggregates: Sequence[dict[str, Any]]) -> Figure:
     axes.set(xlabel="NAURC (0 perfect, 1 random)", ylabel="trained with")
     axes.set_title("Quality of the ranking, by what was trained", fontsize=10.5, loc="left")
     axes.legend(loc="upper right")
+    return figure
+
+
+def selective_errors(
+    rows: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float]]], coverages: Sequence[int]
+) -> Figure:
+    """Selective error of several methods at given coverages: as it is, with the band of the first, and less that of the first.
+
+    Args:
+      rows: (name, risk, low, high), the last three [c], shares; the first is what others are compared with.
+      coverages: [c], in per cent.
+    """
+    figure, (left, right) = _axes(2, 12, 4.6)
+    shades = [*(mpl.colormaps["tab10"].colors[k] for k in (0, 1, 2, 4, 5, 6, 7, 8, 9)), "black"]  # red is the first
+    markers = "osv^D"
+    first = 100 * np.asarray(rows[0][1], float)
+    for i, (name, *parts) in enumerate(rows):
+        risk, low, high = (100 * np.asarray(part, float) for part in parts)
+        how = {"color": RED if i == 0 else shades[(i - 1) % len(shades)], "marker": markers[i % len(markers)]}
+        how |= {"ms": 4, "lw": 1.8 if i == 0 else 1.1}
+        left.plot(coverages, risk, **how)
+        if i == 0:
+            left.fill_between(coverages, low, high, color=RED, alpha=0.15, lw=0)
+        right.plot(coverages, risk - first, **how, label=_plain(name))
+    left.set(xlabel="coverage (%)", ylabel="error among the accepted (%)", ylim=(0, None))
+    right.set(xlabel="coverage (%)", ylabel=f"the same, less that of {_plain(rows[0][0])} (points)")
+    left.set_title("Selective error", fontsize=10.5, loc="left")
+    right.set_title("Below 0: better", fontsize=10.5, loc="left")
+    figure.legend(loc="outside right upper", fontsize=9)
     return figure
 
 
@@ -786,7 +830,8 @@ def cascade_search(document: dict[str, Any]) -> Figure:
     for axes, what in ((left, "coverage"), (right, "risk")):
         low, high = (100 * np.array([row[f"test_{what}_band"] for row in rows], float)).T
         axes.fill_between(budget, low, high, color=GREEN, alpha=0.15, lw=0)
-    right.axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
+    if document["settings"]["task"]["kind"] == "risk":
+        right.axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="budget (multiple of the first network, log scale)")
         axes.set_xticks(budget, [f"{multiple:.3g}" for multiple in budget])
@@ -796,4 +841,40 @@ def cascade_search(document: dict[str, Any]) -> Figure:
     left.set_title("The best of many policies", fontsize=10.5, loc="left")
     right.set_title("looks better where it was chosen", fontsize=10.5, loc="left")
     right.legend(loc="lower right")
+    return figure
+
+
+def cascade_shift(document: dict[str, Any]) -> Figure:
+    """Cost, what the frozen threshold accepts, and the risk of that, on each shifted set.
+
+    Args:
+      document: of `cascade_study.evaluate`.
+    """
+    sets = list(dict.fromkeys(row["set"] for row in document["shifts"]))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(max(7.0, 3.5 + 0.45 * len(sets)), 7.5), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True)
+    policies = {**_POLICIES, "window, moved": ("#8a5a9e", "^", "window, moved to these examples")}
+    panels_show = (
+        ("cost_multiple", 1, "cost (multiple of the first)", ("single_threshold", "window", "window, moved")),
+        ("decided_coverage", 100, "accepted (%)", ("single", "ensemble", "window", "window, moved")),
+        ("decided_risk", 100, "risk of the accepted (%)", ("single", "ensemble", "window", "window, moved")),
+    )
+    for axes, (metric, factor, label, shown) in zip(panels, panels_show, strict=True):
+        for i, name in enumerate(shown):
+            colour, marker, words = policies[name]
+            told = [row["metrics"][metric] for row in document["shifts"] if row["policy"] == name]
+            centre = factor * np.array([value["estimate"] for value in told])
+            low, high = factor * np.array([value["interval"] for value in told], float).T
+            ends = np.maximum([centre - low, high - centre], 0)
+            x = np.arange(len(sets)) + 0.18 * (i - (len(shown) - 1) / 2)
+            axes.errorbar(x, centre, yerr=ends, color=colour, fmt=marker, ms=5, capsize=2, lw=1, label=words)
+        axes.set(xlabel="set of examples", ylabel=label)
+    for axes in panels[:2]:
+        axes.xaxis.label.set_visible(False)  # the lowest panel's stands for all
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+    if document["settings"]["task"]["kind"] == "risk":
+        panels[2].axhline(100 * document["settings"]["task"]["target"], color="black", lw=0.8, ls=":")
+    panels[2].set_xticks(range(len(sets)), sets, rotation=60, ha="right", rotation_mode="anchor", fontsize=8.5)
+    panels[0].set_title("Windows and τ were frozen before, but for the moved window's place", fontsize=10.5, loc="left")
     return figure

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import sc_jax
-from sc_jax import cli, files, predictions
+from sc_jax import cli, files, ops, predictions
 from sc_jax.config import Config
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
@@ -43,11 +43,12 @@ def predict(config: Config, workdir: Path) -> None:
                 "run `python -m sc_jax.train` with the same config and workdir first"
             )
         content = saved.content(job.total_steps)
-        missing = [split for split in config.prediction.splits if not _done(job, workdir, split, content)]
+        missing = [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
         if not missing:
-            print(f"predict: done ({len(job.tags)} members × {len(config.prediction.splits)} splits)")
+            print(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
             return
-        like = parallel.replicated(state.shape_of_state(job.model, job.optimizer, job.members), mesh)
+        made = job.model, job.optimizer, job.members, job.examples_with_targets
+        like = parallel.replicated(state.shape_of_state(*made), mesh)
         trained = saved.restore(job.total_steps, like)
 
     networks = inference.networks(job, trained, mesh)
@@ -100,10 +101,11 @@ def _write(
     heads: tuple[np.ndarray, np.ndarray] | None,
 ) -> int:
     """Predicts a split and writes a file for each member, logits [n, k], or [m, n, k] of an ensemble; how many examples it has."""
-    examples, features = _outputs(job, split, outputs_of)
+    examples, further = _outputs(job, split, outputs_of)
     for i, (name, logits, provenance) in enumerate(zip(job.names, examples.logits, about, strict=True)):
         own: dict[str, Any] = {"logits": np.moveaxis(logits, 1, 0) if logits.ndim == 3 else logits}
-        own |= {} if features is None else {"features": features[i]}
+        own |= {"features": further["features"][i]} if "features" in further else {}
+        own |= _confidence(job, i, logits, further)
         own |= {} if heads is None else {"head_kernel": heads[0][i], "head_bias": heads[1][i]}
         predictions.save(
             _path(workdir, name, split),
@@ -111,6 +113,16 @@ def _write(
             expected_id=examples.example_id,
         )
     return len(examples)
+
+
+def _confidence(job: job_lib.Job, member: int, logits: np.ndarray, heads: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The confidence that a member's objective trained, from the head that has it; nothing where there is none."""
+    which = int(job.members.objective[member])
+    head = job.objectives[which - 1].objective.confidence if which else ""
+    if not head:
+        return {}
+    of_member = heads[head][member].astype(np.float64)
+    return {"confidence": ops.abstention_log_odds(logits, of_member) if head == "abstain_logit" else of_member}
 
 
 def _write_segmented(
@@ -178,19 +190,20 @@ def _write_segmented(
 
 def _outputs(
     job: job_lib.Job, split: str, outputs_of: Callable[[tuple[np.ndarray, np.ndarray]], dict[str, Any]]
-) -> tuple[predictions.Predictions, np.ndarray | None]:
-    """What all members say about a split, logits [M, n, k] or [M, n, m, k], and features [M, n, d] where they are asked for; whether
-    it lies in memory or is decoded on the way."""
-    examples = job.dataset.splits[split]
+) -> tuple[predictions.Predictions, dict[str, np.ndarray]]:
+    """What all members say about a split, logits [M, n, k] or [M, n, m, k], and what else was asked for, features [M, n, d] and heads
+    [M, n]; whether it lies in memory or is decoded on the way."""
     if not job.streamed:
+        examples = job.examples(split)
         batches = examples.inputs, examples.example_id
         outputs = parallel.in_batches(outputs_of, batches, job.config.prediction.batch_size, axis=1)
         names = getattr(job.dataset, "group_names", ())
         group = None if examples.group is None else np.asarray(names)[examples.group]
         label, is_ood = np.asarray(examples.label), examples.is_ood
         made = predictions.Predictions(label, outputs["logits"], examples.example_id, group=group, is_ood=is_ood)
-        return made, outputs.get("features")
+        return made, outputs
     parts = []
+    examples = job.dataset.splits[split]
     progress = Progress(len(examples), 0, f"predicting {split}")
     try:
         for batch in job_lib.evaluation_batches(job, split):
@@ -203,7 +216,7 @@ def _outputs(
     labels, found, ids = zip(*parts, strict=True)
     whole = {name: np.concatenate([one[name] for one in found], axis=1) for name in found[0]}
     made = predictions.Predictions(np.concatenate(labels), whole["logits"], np.concatenate(ids))
-    return made, whole.get("features")
+    return made, whole
 
 
 def versions() -> dict[str, str]:

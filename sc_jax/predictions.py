@@ -26,7 +26,7 @@ from sc_jax import files
 from sc_jax.files import InputError, Member
 
 _OPTIONAL = ("example_id", "group", "is_ood", "weight", "cluster")  # [n], in both forms
-_PER_EXAMPLE = ("label", "features", *_OPTIONAL)
+_PER_EXAMPLE = ("label", "features", "confidence", *_OPTIONAL)
 _KNOWN = (*_PER_EXAMPLE, "logits", "probs", "head_kernel", "head_bias")
 
 
@@ -40,6 +40,7 @@ class Predictions:
       example_id: int or str [n], unique. Names the example across files; the row number where a file gives none.
       features: float [n, d], input of the last layer.
       head_kernel, head_bias: float [d, k] and [k], the last layer (for scores that need it).
+      confidence: float [n], a score of the model's own, such as its head of selection: higher is more confident; infinities are ordered.
       group: int or str [n], for reports per group.
       is_ood: bool [n], true where the example is from outside the training distribution.
       weight: float [n], finite, ≥ 0 and not all 0: how many examples of the population this one stands for.
@@ -56,6 +57,7 @@ class Predictions:
     features: np.ndarray | None = None
     head_kernel: np.ndarray | None = None
     head_bias: np.ndarray | None = None
+    confidence: np.ndarray | None = None
     group: np.ndarray | None = None
     is_ood: np.ndarray | None = None
     weight: np.ndarray | None = None
@@ -230,9 +232,10 @@ def _check_columns(p: Predictions | Scored, names: tuple[str, ...], like: str, n
         ("group", "biuUS", "give n integers or strings"),
         ("is_ood", "b", "save booleans [n]"),
         ("weight", "f", "save floats [n]"),
+        ("confidence", "f", "save floats [n], higher = more confident"),
         ("cluster", "iuUS", "give n integers or strings"),
     ):
-        array = getattr(p, name)
+        array = getattr(p, name, None)
         if array is not None and (array.ndim != 1 or array.dtype.kind not in kinds):
             _refuse(p.source, name, f"has dtype {array.dtype} and shape {array.shape}", remedy)
 
@@ -248,6 +251,12 @@ def _check_outputs(p: Predictions) -> None:
 
 
 def _check_labels(p: Predictions) -> None:
+    """Labels, and the confidence beside them."""
+    if p.confidence is not None:
+        count, first = _count(p.confidence, np.isnan)
+        if count:
+            problem = f"{count} of {len(p)} are NaN, first at example_id {p.example_id[first]}"
+            _refuse(p.source, "confidence", problem, "find out why, or leave it out")
     k = p.num_classes
     count, first = _count(p.label, lambda label: (label < 0) | (label >= k))
     if count:
@@ -469,7 +478,7 @@ class Stream:
             if lazy.log_probabilities:
                 logits = _log_probabilities(logits, at)
             features = None if lazy.features is None else lazy.features.rows(start, stop)
-            columns = _taken(lazy, ("label", *_OPTIONAL), slice(start, stop))
+            columns = _taken(lazy, ("label", "confidence", *_OPTIONAL), slice(start, stop))
             chunk = dataclasses.replace(lazy, **columns, logits=logits, features=features, ids_given=True, source=at)
             _check_outputs(chunk)
             yield dataclasses.replace(chunk, source=self.source)

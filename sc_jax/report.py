@@ -7,8 +7,11 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from sc_jax import cascade_pages, cli, figures, files, pages
+from sc_jax import cascade_pages, cli, ensemble_pages, figures, files, pages
 from sc_jax.files import InputError
+
+SOURCES = ("pages.py", "cascade_pages.py", "ensemble_pages.py", "figures.py")
+"""What a report is made by."""
 
 
 def report(workdir: Path) -> None:
@@ -23,7 +26,7 @@ def report(workdir: Path) -> None:
     document = files.read_json(source)
     if not isinstance(document, dict) or document.get("schema") != 1 or not document.get("runs"):
         raise InputError(f"{source}: not a metrics.json of schema 1 with at least one run; evaluate again")
-    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources('pages.py', 'cascade_pages.py', 'figures.py')}"
+    built_from = f"{files.fingerprint_json(document)} by {files.fingerprint_sources(*SOURCES)}"
     page = workdir / "report.html"
     make, names = lambda: pages.of_files(document), pages.FILES_PICTURES
     if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
@@ -37,6 +40,7 @@ def report(workdir: Path) -> None:
     names = (*names, *pages.PIXEL_PICTURES) if segmentation else names
     sections = [("repair", pages.of_repair, pages.REPAIR_PICTURES)]
     sections += [("objectives", pages.of_objectives, pages.OBJECTIVE_PICTURES)]
+    sections += [("ensemble", ensemble_pages.section, ensemble_pages.PICTURES)]
     if "cascades" in document:
         sections += [("cascades", cascade_pages.section, cascade_pages.pictures_of(document["cascades"]))]
         sections += [("aggregates", functools.partial(cascade_pages.members, workdir), pages.GRID_PICTURES)]

@@ -27,7 +27,7 @@ def train(config: Config, workdir: Path) -> None:
             saved.meta(first)  # refuses a checkpoint that is damaged or of another config
             print(f"train: done ({job.total_steps} steps)")
             return
-        made = job.model, job.optimizer, job.members
+        made = job.model, job.optimizer, job.members, job.examples_with_targets
         if first:
             current = saved.restore(first, parallel.replicated(state.shape_of_state(*made), mesh))
             print(f"train: resuming from step {first} of {job.total_steps}")

@@ -26,6 +26,8 @@ DOCUMENTS = [
     "docs/cascades.md",
     "docs/scod.md",
     "docs/speed.md",
+    "docs/abstention.md",
+    "experiments/abstention/README.md",
     "experiments/label_smoothing/README.md",
     "experiments/cascades/README.md",
 ]
@@ -89,7 +91,7 @@ def test_the_code_of_the_guarantees_runs_as_it_stands(tmp_path: Path) -> None:
     assert decided["risk"] < 0.1
 
 
-@pytest.mark.parametrize("name", ["docs/ensembles.md", "docs/cascades.md", "docs/scod.md"])
+@pytest.mark.parametrize("name", ["docs/ensembles.md", "docs/cascades.md", "docs/scod.md", "docs/abstention.md"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(tmp_path: Path, name: str) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S))
     here = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -28,6 +28,8 @@ OF_LOGITS = (
     "doctor_beta",
     "max_logit",
     "energy",
+    "sparsemax",
+    "entmax15",
 )
 OF_MEMBERS = ("expected_entropy", "mutual_information", "variation_ratio", "disagreement", "mean_max_probability")
 TUNED = ("max_logit_pnorm", "max_logit_pnorm_or_msp")
@@ -215,7 +217,9 @@ def test_two_classes_leave_out_p_norm():
     write("test.npz", predictions(0, k=2))
     write("val.npz", predictions(1, k=2))
     document = run("--predictions=test.npz", "--calibration=val.npz")
-    assert [row["score"] for row in document["runs"]] == [*OF_LOGITS, "msp_temperature"]
+    assert [row["score"] for row in document["runs"]] == [
+        name for name in SCORES if name in (*OF_LOGITS, "msp_temperature")
+    ]
     assert {r["score"] for r in document["left_out"] if "k = 2" in r["reason"]} == {*TUNED, "msp_pnorm"}
     rows = {row["score"]: row["metrics"] for row in document["runs"]}
     for name in (*OF_LOGITS[1:7], "msp_temperature"):  # all but the max logit and the energy, which see a shift
@@ -503,7 +507,7 @@ def test_a_file_with_everything_gets_every_score_of_one_model():
     save_whole("test.npz", with_head(0, **extra))
     save_whole("val.npz", with_head(1, n=50))
     document = run("--predictions=test.npz", "--calibration=val.npz", "--scores=all")
-    wanted = set(SCORES) - set(OF_MEMBERS) - {"max_probability_as_stored"}
+    wanted = set(SCORES) - set(OF_MEMBERS) - {"max_probability_as_stored", "model_confidence"}
     assert {row["score"] for row in document["runs"]} == wanted
     for row in document["runs"]:
         assert row["n"] == (~extra["is_ood"]).sum()

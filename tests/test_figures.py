@@ -92,6 +92,7 @@ DRAWN = {
     "cascade_trade_off": lambda d: figures.cascade_trade_off(cascades()),
     "cascade_changes": lambda d: figures.cascade_changes(cascades()),
     "cascade_search": lambda d: figures.cascade_search(cascades()),
+    "cascade_shift": lambda d: figures.cascade_shift(cascades()),
 }
 
 
@@ -118,7 +119,8 @@ def cascades():
     calibration, test = (
         [dataclasses.replace(p, example_id=p.example_id + first) for p in given] for first in (0, 1000)
     )
-    one = cascade_study.Candidates("a → b", calibration, test)
+    flat = [dataclasses.replace(p, logits=p.logits / 3) for p in test]
+    one = cascade_study.Candidates(("a", "b"), calibration, test, {"flat": flat})
     settings = cascade_study.Settings(cascade.Task("risk", 0.2), resamples=20)
     return {**cascade_study.evaluate([one], (1.0, 2.0), settings), "unit": "MACs"}
 
@@ -472,6 +474,15 @@ def test_objectives_are_ordered_by_naurc_of_msp_and_named_in_words(document):
     assert set(names[1:]) == {"α = 0", "α = 0.2"}
 
 
+def test_selective_errors_are_shown_as_they_are_and_less_the_first():
+    rows = [("first", [0.1, 0.05], [0.08, 0.04], [0.12, 0.06]), ("second", [0.12, 0.02], [0.1, 0.01], [0.14, 0.03])]
+    left, right = figures.selective_errors(rows, (100, 80)).axes
+    np.testing.assert_allclose([line.get_ydata() for line in left.lines], [[10, 5], [12, 2]])
+    np.testing.assert_allclose([line.get_ydata() for line in right.lines], [[0, 0], [2, -3]], atol=1e-12)
+    np.testing.assert_allclose(right.lines[1].get_xdata(), [100, 80])
+    assert [line.get_label() for line in right.lines] == ["first", "second"]
+
+
 def test_errors_lie_in_the_ranking_where_their_shares_say():
     risk = [0.0, 0.1, 0.2, 0.3]
     row = {"alpha": 0.0, "score": "msp", "coverage": [0.25, 0.5, 0.75, 1.0], "risk": risk}
@@ -515,6 +526,23 @@ def test_bars_of_cascades_are_the_changes():
     widths = [100 * cascades()["changes"][name] for name in names]
     assert [bar.get_width() for bar in left.patches] == pytest.approx(widths)
     assert legend(right) == ["single threshold", "window"]
+
+
+def test_shifted_sets_stand_beside_the_test_split_with_their_costs_and_risks():
+    drawn = figures.cascade_shift(cascades())
+    assert [tick.get_text() for tick in drawn.axes[2].get_xticklabels()] == ["test split", "flat"]
+    shown = ["single", "ensemble", "window", "window, moved"]
+    for axes, metric, names, factor in (
+        (drawn.axes[0], "cost_multiple", ["single_threshold", "window", "window, moved"], 1),
+        (drawn.axes[1], "decided_coverage", shown, 100),
+        (drawn.axes[2], "decided_risk", shown, 100),
+    ):
+        for container, name in zip(axes.containers, names, strict=True):
+            told = [
+                factor * row["metrics"][metric]["estimate"] for row in cascades()["shifts"] if row["policy"] == name
+            ]
+            np.testing.assert_allclose(container.lines[0].get_ydata(), told)
+    assert drawn.axes[2].lines[-1].get_ydata()[0] == 20  # the risk that was asked for
 
 
 def test_a_search_is_drawn_on_its_three_splits():

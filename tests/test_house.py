@@ -89,6 +89,7 @@ def test_every_module_has_its_tests(name: str) -> None:
         "sc_jax.run": "integration/test_pipe.py",
         "sc_jax.pages": "test_report.py",
         "sc_jax.cascade": "test_cascade_door.py",  # methods/test_cascade.py has the name
+        "sc_jax.ensemble": "test_ensemble_door.py",  # methods/test_ensemble.py has the name
         "sc_jax.methods.scod": "methods/test_scod_rejectors.py",  # ops/test_scod.py has the name
         "sc_jax.data.pipelines": "training/test_step.py",
         "sc_jax.data.build_fashion_mnist": "data/test_fashion_mnist.py",

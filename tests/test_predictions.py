@@ -83,6 +83,9 @@ def any_predictions(draw):
         features=features,
         head_kernel=np.ones((d, k), np.float32) if head else None,
         head_bias=np.zeros(k, np.float32) if head else None,
+        confidence=maybe(
+            hnp.arrays(dtype, n, elements=st.floats(-100, 100, width=16) | st.sampled_from([np.inf, -np.inf]))
+        ),
         group=maybe(text | hnp.arrays(np.int16, n)),
         is_ood=maybe(hnp.arrays(bool, n)),
         weight=maybe(weights(n)),
@@ -175,6 +178,10 @@ def test_labels_outside_the_classes_are_counted(refusal, label, count, first):
         ({"weight": put(np.ones(N), 5, np.nan)}, "weight", "1 of 6 are negative or not finite, first in row 5"),
         ({"weight": put(np.ones(N), 0, np.inf)}, "weight", "1 of 6 are negative or not finite, first in row 0"),
         ({"weight": np.zeros(N)}, "weight", "all are 0"),
+        ({"confidence": np.ones(5)}, "confidence", "shape (5,), label has 6 examples"),
+        ({"confidence": np.ones((N, 2))}, "confidence", "shape (6, 2)"),
+        ({"confidence": np.ones(N, int)}, "confidence", "dtype int64"),
+        ({"confidence": put(np.ones(N), [2, 4], np.nan)}, "confidence", "2 of 6 are NaN, first at example_id 102"),
         ({"cluster": np.zeros(N)}, "cluster", "dtype float64"),
         ({"cluster": np.zeros(5, int)}, "cluster", "shape (5,), label has 6 examples"),
         ({"is_ood": np.zeros(7, bool)}, "is_ood", "shape (7,), label has 6 examples"),
@@ -352,6 +359,7 @@ def full(n=8, members=()):
         features=np.repeat(row[:, None], 2, axis=1).astype(float),
         head_kernel=np.ones((2, K)),
         head_bias=np.arange(K),
+        confidence=row / 7,
         group=row.astype(str),
         is_ood=row % 2 == 1,
         weight=row / 2,
@@ -368,6 +376,7 @@ def rows_of(p):
     np.testing.assert_array_equal(p.group, row.astype(str))
     np.testing.assert_array_equal(p.is_ood, row % 2 == 1)
     np.testing.assert_array_equal(p.weight, row / 2)
+    np.testing.assert_array_equal(p.confidence, row / 7)
     return row
 
 

@@ -3,13 +3,18 @@
     make run CONFIG=experiments/cascades/config.py                          # default: 12,000 Fashion-MNIST images, CNNs
     make run CONFIG=experiments/cascades/config.py:efficientnet_b2          # a row of the paper, for accelerators
     make run CONFIG=experiments/cascades/config.py:efficientnet_b2_smoke    # two steps on a made-up small set: tries every stage, no finding
+    make run CONFIG=experiments/cascades/config.py:efficientnet_b2_pretrained    # published weights, for `python -m sc_jax.cascade` with others
 
 Variants:
   default  ten CNNs (16-32 at 3·10⁻³, by validation error in the study of label smoothing) on the embedded images: five cascades of two, no network in two. Digits
-           are in the test split as OOD: what a frozen window costs on them, and a moved one.
+           are in the test split as OOD, and the test images come again under noise, blur and less contrast at five severities: what a frozen window costs there,
+           and a moved one, and what becomes of the risk.
   smoke    four of them for one epoch, 50 resamples: every stage in seconds, no finding.
   efficientnet_b0 … b4, mobilenetv2_100_160, _100_192, _100_224, _130_224, _140_224 (width in hundredths, resolution), each with
   `_smoke`: the paper's networks. Four seeds are its two disjoint cascades of two.
+  efficientnet_b0_pretrained … b4, mobilenetv2_100_224_pretrained, _140_224_pretrained: timm's published weights, as weights/<backbone>.safetensors in the
+  current folder (another place: `--config.model.weights=FILE`), at their own resolution. They have seen the images that the paper holds out, so that a drawn part
+  of the official validation images calibrates and the rest is the test split. One network each: cascades of them, B0 → B2 say, are `python -m sc_jax.cascade`'s.
 
 Rule, written down before the first run: (1) the ensemble of two gains in coverage at 5 % risk over the first network alone; if so, (2) the window cascade,
 half-width 10 % of the validation split around the threshold, keeps at least 80 % of that gain: Δ_cascade − 0.8 Δ_ensemble > 0. Both by
@@ -32,11 +37,17 @@ NETWORKS = {f"efficientnet_{size}": (f"efficientnet_{size}", side) for size, sid
 }
 """Variant → (backbone, resolution)."""
 
+PUBLISHED = [name for name in NETWORKS if name.startswith("efficientnet")]
+PUBLISHED += ["mobilenetv2_100_224", "mobilenetv2_140_224"]
+"""Variants of whose backbones timm has weights."""
+
 
 def get_config(variant: str = "default") -> ConfigDict:
     """The config of `variant`."""
     if variant in ("default", "smoke"):
         return _fashion_mnist(variant)
+    if variant.removesuffix("_pretrained") in PUBLISHED and variant.endswith("_pretrained"):
+        return _pretrained(variant)
     if variant.removesuffix("_smoke") not in NETWORKS:
         raise ValueError(
             f"there is no variant {variant!r}; there are default, smoke, {', '.join(NETWORKS)}, each of these with _smoke"
@@ -54,13 +65,14 @@ def _fashion_mnist(variant: str) -> ConfigDict:
     config.training.warmup_epochs, config.training.log_every = 1.0, 31
     config.training.checkpoint_every, config.training.checkpoints_kept = 465, 2
     config.prediction = ConfigDict({"splits": ("validation", "test"), "batch_size": 1000})
+    config.prediction.corruptions = ("gaussian_noise", "defocus_blur", "contrast")
     config.evaluation = ConfigDict({"test_split": "test", "calibration_split": "validation"})
     config.evaluation.scores = ("msp", "negative_entropy")
     config.cascade = ConfigDict({"stages": 2, "score": "msp", "risk": 0.05, "half_width": 0.1})
     if variant == "smoke":
         config.members.seeds = (0, 1, 2, 3)
         config.training.epochs, config.training.warmup_epochs, config.training.checkpoint_every = 1, 0.5, 93
-        config.evaluation.resamples = 50
+        config.evaluation.resamples, config.prediction.corruptions = 50, ("contrast",)
     return config
 
 
@@ -92,4 +104,23 @@ def _imagenet(network: str) -> ConfigDict:
         config.training.log_every = config.training.checkpoint_every = 1
         config.prediction.batch_size = 8
         config.evaluation.resamples = 50
+    return config
+
+
+def _pretrained(variant: str) -> ConfigDict:
+    """A network as its published weights are, on two parts of the official validation images."""
+    backbone, _ = NETWORKS[variant.removesuffix("_pretrained")]
+    config = ConfigDict({"study": "cascades", "variant": variant, "primary": ()})
+    config.data = ConfigDict({"name": "imagenet", "preprocessing": "timm"})
+    config.augmentation = ConfigDict(
+        {"resized_crop": (0.08, 1.0)}
+    )  # like what is asked for of training it does nothing
+    config.model = ConfigDict({"name": backbone, "weights": f"weights/{backbone}.safetensors"})
+    config.members = ConfigDict({"alphas": (0.0,), "seeds": (0,)})
+    config.training = ConfigDict({"epochs": 0, "batch_size": 512, "checkpoint_every": 1, "checkpoints_kept": 1})
+    config.training.learning_rate, config.training.weight_decay, config.training.warmup_epochs = 0.1, 0.0, 0.0
+    config.training.log_every = 1
+    config.prediction = ConfigDict({"splits": ("test_tune", "test_report"), "batch_size": 512})
+    config.evaluation = ConfigDict({"test_split": "test_report", "calibration_split": "test_tune"})
+    config.evaluation.scores = ("msp", "negative_entropy", "max_logit", "energy")
     return config

@@ -56,7 +56,7 @@ def hold_out(dataset: Dataset, classes: Sequence[int], test_split: str = "test")
         if name == test_split:
             splits[name] = dataclasses.replace(relabelled, is_ood=outside | known)
         else:
-            splits[name] = _rows(relabelled, ~outside)
+            splits[name] = rows(relabelled, ~outside)
     return dataclasses.replace(
         dataset,
         name=f"{dataset.name} without {', '.join(map(str, held))}",
@@ -134,6 +134,11 @@ def _require_split(dataset: Dataset, split: str) -> None:
         raise InputError(f"{dataset.name}: there is no split {split!r}; there are {', '.join(dataset.splits)}")
 
 
-def _rows(split: Split, keep: np.ndarray) -> Split:
+def rows(split: Split, keep: np.ndarray) -> Split:
+    """Some examples of a split.
+
+    Args:
+      split: n examples; keep: bool [n], or their rows.
+    """
     fields = {field.name: getattr(split, field.name) for field in dataclasses.fields(split)}
     return Split(**{name: None if array is None else array[keep] for name, array in fields.items()})

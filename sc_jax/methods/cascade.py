@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ class Task(NamedTuple):
 
     Attributes:
       kind: "risk" (the largest coverage with selective risk ≤ target), "coverage" (⌈target · n⌉ accepted), "tpr" (the share
-        `target` of in-distribution examples accepted, for OOD detection), or "threshold" (τ = target).
+        `target` of in-distribution examples accepted, for OOD detection), "scod" (as "coverage"; an accepted OOD example counts as an
+        error), or "threshold" (τ = target).
       target: in (0, 1), or τ.
     """
 
@@ -94,10 +96,10 @@ class Task(NamedTuple):
                     "give one within"
                 )
             return float(self.target)
-        if self.kind in ("coverage", "tpr"):
+        if self.kind in ("coverage", "tpr", "scod"):
             return float(ops.threshold_at_coverage(score, self.target))
         if self.kind != "risk":
-            raise ValueError(f"task {self.kind!r}: there are 'risk', 'coverage', 'tpr' and 'threshold'")
+            raise ValueError(f"task {self.kind!r}: there are 'risk', 'coverage', 'tpr', 'scod' and 'threshold'")
         found = float(ops.threshold_at_risk(score, error, self.target))
         if math.isnan(found):
             raise ValueError(
@@ -112,11 +114,12 @@ class Policy:
 
     Attributes:
       windows: ((lo, hi), …) of the stages but the last, in the unit of the score.
-      centers: τ_j that window j lies around, on the scores of stage j; empty for single thresholds.
-      half_widths: of the windows, in shares of the calibration split; empty for single thresholds.
+      centers: τ_j that window j lies around, on the scores of stage j; empty for single thresholds and for windows of a search.
+      half_widths: of the windows, in shares of the calibration split; empty where there are no centers.
       threshold: τ of the decision, refitted on the merged scores of the calibration split.
       task: what it decides; score, combine: of the stages.
       fitted_on: SHA-256 of the calibration ids, so that it is not reported on them.
+      models: the name of what runs at each stage, in order; empty where nobody said.
     """
 
     windows: tuple[tuple[float, float], ...]
@@ -127,6 +130,7 @@ class Policy:
     score: str
     combine: str
     fitted_on: str
+    models: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end of a window is null, an empty window []."""
@@ -158,6 +162,7 @@ class Policy:
                 str(values["score"]),
                 str(values["combine"]),
                 str(values["fitted_on"]),
+                tuple(map(str, values["models"])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"not a cascade's policy: {error!r}; fit it again") from None
@@ -182,7 +187,7 @@ def stages(
     """The outputs of models, in the order they are run in, as stages of a cascade.
 
     Args:
-      models: two or more, of the same examples in the same order, logits [n, k] or [m, n, k] of a group of members.
+      models: one or more, of the same examples in the same order, logits [n, k] or [m, n, k] of a group of members.
       cost: [M] > 0, of each model on one example: multiply-accumulates, seconds, anything that adds up.
       score: one of `methods.scores` that needs no fitting; combine: "ensemble" or "replace".
 
@@ -250,8 +255,8 @@ def _members(model: Predictions, score: str) -> np.ndarray:
 
 
 def _checked_cost(cost: Sequence[float], models: int) -> np.ndarray:
-    if models < 2:
-        raise InputError(f"a cascade has two stages or more; there is {models} model")
+    if models < 1:
+        raise InputError("a cascade has a stage at least; name a model")
     values = np.asarray(cost, np.float64)
     if values.shape != (models,):
         raise InputError(f"cost: {values.size} for {models} models; give one for each")
@@ -436,7 +441,7 @@ def frozen(
         task,
         calibration.score_name,
         calibration.combine,
-        _fingerprint(calibration.example_id),
+        fingerprint(calibration.example_id),
     )
 
 
@@ -453,12 +458,14 @@ def adapt(policy: Policy, unlabelled: Stages) -> Policy:
       A `Policy`.
 
     Raises:
-      ValueError: the policy has single thresholds.
+      ValueError: the windows do not lie around thresholds.
 
     Source: Xia & Bouganis, ICCV 2023, their released code's adjusted windows.
     """
     if not policy.centers:
-        raise ValueError("single thresholds are not adapted; fit windows")
+        raise ValueError(
+            "single thresholds, and windows of a search, lie around nothing and are not adapted; fit windows"
+        )
     windows = tuple(
         window_around(score, center, width)
         for score, center, width in zip(unlabelled.score, policy.centers, policy.half_widths, strict=False)
@@ -478,7 +485,7 @@ def apply(policy: Policy, given: Stages) -> Outcome:
     Raises:
       InputError: they are the examples it was fitted on, or other stages than it was fitted to.
     """
-    if _fingerprint(given.example_id) == policy.fitted_on:
+    if fingerprint(given.example_id) == policy.fitted_on:
         raise InputError("the cascade was fitted on these very examples; report it on another split")
     if (given.score_name, given.combine) != (policy.score, policy.combine):
         raise InputError(
@@ -528,7 +535,12 @@ def reordered(given: Stages, order: Sequence[int]) -> Stages:
     )
 
 
-def _fingerprint(example_id: np.ndarray) -> str:
+def fingerprint(example_id: np.ndarray) -> str:
+    """SHA-256 of the ids of a split, whatever their order; what `Policy.fitted_on` holds.
+
+    Args:
+      example_id: [n].
+    """
     return hashlib.sha256("\n".join(map(str, np.sort(example_id))).encode()).hexdigest()
 
 
@@ -557,7 +569,8 @@ class Table(NamedTuple):
     """Every policy of a search with what it does on the split that is searched.
 
     Attributes:
-      threshold: [P], τ; windows: [P, M − 1, 2]; accepted, errors: int [P], counts; cost: [P], mean per example; n: examples.
+      threshold: [P], τ; windows: [P, M − 1, 2]; accepted, errors: int [P], counts; cost: [P], mean per example; accepted_ood: int [P],
+        of OOD examples, which are in none of these; n, n_ood: examples.
     """
 
     threshold: np.ndarray
@@ -565,7 +578,9 @@ class Table(NamedTuple):
     accepted: np.ndarray
     errors: np.ndarray
     cost: np.ndarray
+    accepted_ood: np.ndarray
     n: int
+    n_ood: int
 
     @property
     def coverage(self) -> np.ndarray:
@@ -608,7 +623,7 @@ def search(given: Stages, thresholds: np.ndarray, windows: Sequence[np.ndarray])
     difference of prefix sums: after O(T·n) work for each combination of the later windows, a policy takes O(1).
 
     Args:
-      given: M stages of the split to search; in-distribution examples count. thresholds: [T], τ; windows: M − 1 arrays [W_j, 2].
+      given: M stages of the split to search; OOD examples are counted apart. thresholds: [T], τ; windows: M − 1 arrays [W_j, 2].
 
     Returns:
       A `Table` of T · Π W_j policies.
@@ -616,20 +631,47 @@ def search(given: Stages, thresholds: np.ndarray, windows: Sequence[np.ndarray])
     Raises:
       ValueError: not M − 1 arrays of windows.
     """
-    known = in_distribution(given)
-    if len(windows) != len(known.score) - 1:
+    if len(windows) != len(given.score) - 1:
         raise ValueError(
-            f"{len(windows)} sets of windows for {len(known.score)} stages; give one for each but the last"
+            f"{len(windows)} sets of windows for {len(given.score)} stages; give one for each but the last"
         )
     thresholds = np.asarray(thresholds, np.float64)
+    accepted, errors, cost, n = _counted(in_distribution(given), thresholds, windows)
+    accepted_ood, n_ood = np.zeros_like(accepted), 0
+    if given.is_ood is not None and given.is_ood.any():
+        accepted_ood, _, _, n_ood = _counted(subset(given, given.is_ood), thresholds, windows)
+    every = np.empty((1, 0, 2))
+    if windows:
+        later = itertools.product(*windows[1:])
+        every = np.concatenate([np.stack(np.broadcast_arrays(windows[0], *rest), axis=1) for rest in later])
+    t, w = accepted.shape
+    return Table(
+        np.repeat(thresholds, w),
+        np.tile(every, (t, 1, 1)),
+        accepted.ravel(),
+        errors.ravel(),
+        np.tile(cost, t),
+        accepted_ood.ravel(),
+        n,
+        n_ood,
+    )
+
+
+def _counted(
+    known: Stages, thresholds: np.ndarray, windows: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Accepted and errors [T, Π W_j] and mean cost [Π W_j] of every policy, and the number of examples."""
     n = known.score.shape[1]
     order = np.argsort(known.score[0], kind="stable")
     accept = (known.score[:, None, order] >= thresholds[:, None]).astype(np.int8)  # [M, T, n]
     wrong = accept * known.error[:, None, order].astype(np.int8)
+    alone = [part[0].sum(axis=1, dtype=np.int64)[:, None] for part in (accept, wrong)]
+    if not windows:
+        return *alone, np.full(1, known.cost[0]), n
     first = known.score[0, order]
     start = np.searchsorted(first, windows[0][:, 0], side="left")
     end = np.maximum(np.searchsorted(first, windows[0][:, 1], side="right"), start)
-    tables = []
+    counts: list[list[np.ndarray]] = [[], [], []]
     for later in itertools.product(*windows[1:]):
         accept_after, wrong_after, cost_after = accept[-1], wrong[-1], np.zeros(n)
         for j in range(len(known.score) - 2, 0, -1):
@@ -638,13 +680,10 @@ def search(given: Stages, thresholds: np.ndarray, windows: Sequence[np.ndarray])
             accept_after = np.where(goes, accept_after, accept[j])
             wrong_after = np.where(goes, wrong_after, wrong[j])
             cost_after = np.where(goes, known.cost[j + 1] + cost_after, 0.0)
-        accepted, errors = (
-            before.sum(axis=1, dtype=np.int64)[:, None] + _sums(after - before, start, end)
-            for before, after in ((accept[0], accept_after), (wrong[0], wrong_after))
-        )
-        cost = known.cost[0] + _sums((known.cost[1] + cost_after)[None], start, end) / n
-        tables.append(_table(thresholds, windows[0], later, accepted, errors, cost, n))
-    return joined(tables)
+        counts[0].append(alone[0] + _sums(accept_after - accept[0], start, end))
+        counts[1].append(alone[1] + _sums(wrong_after - wrong[0], start, end))
+        counts[2].append(known.cost[0] + _sums((known.cost[1] + cost_after)[None], start, end)[0] / n)
+    return np.concatenate(counts[0], axis=1), np.concatenate(counts[1], axis=1), np.concatenate(counts[2]), n
 
 
 def _sums(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -655,53 +694,41 @@ def _sums(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return before[:, end] - before[:, start]
 
 
-def _table(
-    thresholds: np.ndarray,
-    first: np.ndarray,
-    later: Sequence[np.ndarray],
-    accepted: np.ndarray,
-    errors: np.ndarray,
-    cost: np.ndarray,
-    n: int,
-) -> Table:
-    t, w = accepted.shape
-    windows = np.stack([first, *(np.broadcast_to(window, first.shape) for window in later)], axis=1)
-    return Table(
-        np.repeat(thresholds, w),
-        np.tile(windows, (t, 1, 1)),
-        accepted.ravel(),
-        errors.ravel(),
-        np.tile(cost[0], t),
-        n,
-    )
-
-
 def joined(tables: Sequence[Table]) -> Table:
     """The policies of several searches of as many stages on one split, one after the other."""
-    return Table(*(np.concatenate(columns) for columns in list(zip(*tables, strict=True))[:-1]), tables[0].n)
+    columns = list(zip(*tables, strict=True))
+    return Table(*(np.concatenate(column) for column in columns[:-2]), tables[0].n, tables[0].n_ood)
 
 
 def value(table: Table, task: Task) -> np.ndarray:
     """How good each policy is at the task, more is better; −∞ where it misses the target.
 
     Args:
-      table: P policies; task: "risk" (the coverage, where the risk is within the target) or "coverage" (minus the risk, where at
-        least as much is accepted).
+      table: P policies; task: "risk" (the coverage, where the risk is within the target), "coverage" (minus the risk, where at
+        least as much is accepted), and of a split with OOD examples "tpr" (minus the share of them that is accepted) and "scod" (minus
+        the share of the accepted that are errors or OOD), both where as much of the others is accepted.
 
     Returns:
       [P].
 
     Raises:
-      ValueError: another task.
+      ValueError: another task, or one of OOD examples where there are none.
     """
     if task.kind == "risk":
         target = as_fraction(task.target)
         meets = table.errors * target.denominator <= table.accepted * target.numerator
         return np.where(meets & (table.accepted > 0), table.coverage, -np.inf)
-    if task.kind == "coverage":
-        enough = table.accepted >= math.ceil(as_fraction(task.target) * table.n)
-        return np.where(enough, -table.risk, -np.inf)
-    raise ValueError(f"task {task.kind!r}: a search is for 'risk' or 'coverage'")
+    if task.kind not in ("coverage", "tpr", "scod"):
+        raise ValueError(f"task {task.kind!r}: a search is for 'risk', 'coverage', 'tpr' or 'scod'")
+    if task.kind != "coverage" and table.n_ood == 0:
+        raise ValueError(f"task {task.kind!r}: no example of the split that is searched is OOD")
+    enough = table.accepted >= math.ceil(as_fraction(task.target) * table.n)
+    lost = {
+        "coverage": table.risk,
+        "tpr": table.accepted_ood / max(1, table.n_ood),
+        "scod": (table.errors + table.accepted_ood) / np.maximum(table.accepted + table.accepted_ood, 1),
+    }
+    return np.where(enough, -lost[task.kind], -np.inf)
 
 
 def best(table: Table, task: Task, budget: float = math.inf) -> int | None:
@@ -825,9 +852,9 @@ def predict(
     Raises:
       InputError: not as many models or costs as the policy has stages.
     """
-    cost = _checked_cost(cost, len(models))
     if len(models) != len(policy.windows) + 1:
         raise InputError(f"the cascade has {len(policy.windows) + 1} stages; {len(models)} models were given")
+    cost = _checked_cost(cost, len(models))
     return _Runner(policy, models, inputs, batch_size).run(cost)
 
 
@@ -933,3 +960,67 @@ def as_function(
         return score, prediction, stage, overflow
 
     return jax.jit(cascade)
+
+
+class Timing(NamedTuple):
+    """Seconds per example, measured: in batches and one at a time, of each model alone ([M]) and of the cascade; `passed_on` the share that went on."""
+
+    models_batched: np.ndarray
+    batched: float
+    models_single: np.ndarray
+    single: float
+    passed_on: float
+
+
+def timed(
+    policy: Policy,
+    models: Sequence[Callable[[Any], Any]],
+    inputs: Any,
+    *,
+    batch_size: int = 256,
+    rounds: int = 3,
+    single: int = 100,
+) -> Timing:
+    """How long the models and the cascade take by the clock, on these inputs.
+
+    Medians over rounds that alternate, so that a busy machine slows all alike; the first round compiles and does not count. What a model
+    takes is a cost in seconds, for `stages`, where multiply-accumulates mislead.
+
+    Args:
+      policy, models, inputs, batch_size: as for `predict`; rounds: that count; single: how many of the inputs are run one at a time.
+
+    Returns:
+      `Timing`.
+
+    Raises:
+      InputError: as for `predict`.
+    """
+    n, cost = len(inputs), [1.0] * len(models)
+    few = min(single, n)
+
+    def alone(model: Callable[[Any], Any], size: int, most: int) -> Callable[[], object]:
+        def run() -> None:
+            for begin in range(0, most, size):
+                np.asarray(model(inputs[np.resize(np.arange(begin, min(begin + size, most)), size)]))
+
+        return run
+
+    def one_by_one() -> None:
+        for i in range(few):
+            predict(policy, models, inputs[np.arange(i, i + 1)], cost, batch_size=1)
+
+    outcome = predict(policy, models, inputs, cost, batch_size=batch_size)
+    ways = [alone(model, batch_size, n) for model in models]
+    ways.append(lambda: predict(policy, models, inputs, cost, batch_size=batch_size))
+    ways += [alone(model, 1, few) for model in models] + [one_by_one]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds + 1):
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - start)
+    median = np.array([np.median(taken[1:]) for taken in seconds])
+    m = len(models)
+    batched, alone_at_a_time = median[: m + 1] / n, median[m + 1 :] / few
+    passed = float((outcome.stage > 0).mean())
+    return Timing(batched[:m], float(batched[m]), alone_at_a_time[:m], float(alone_at_a_time[m]), passed)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class Settings:
     Attributes:
       task: the decision; score, combine: of the stages; half_width: of every window, in shares of the calibration split.
       coverage: at which the selective risk is reported too; delta: of the certified policies; resamples, level, seed: of the bootstrap.
+      budget: of the mean cost, in multiples of the first model's, within which a policy is asked for; None for no such.
     """
 
     task: Task
@@ -50,21 +51,35 @@ class Settings:
     resamples: int = 1000
     level: float = 0.95
     seed: int = 0
+    budget: float | None = None
 
 
 class Candidates(NamedTuple):
-    """The models of one cascade, in the order they are run: their name, and predictions on both splits."""
+    """The models of one cascade, in the order they are run.
 
-    name: str
+    Attributes:
+      names: of the models; calibration, test: their predictions on both splits; shifted: name → their predictions on a shifted set,
+        labels kept.
+    """
+
+    names: tuple[str, ...]
     calibration: Sequence[Predictions]
     test: Sequence[Predictions]
+    shifted: Mapping[str, Sequence[Predictions]] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the cascade."""
+        return " → ".join(self.names)
 
 
-def disjoint(members: Sequence[tuple[str, Predictions, Predictions]], stages: int) -> list[Candidates]:
+def disjoint(
+    members: Sequence[tuple[str, Predictions, Predictions, Mapping[str, Predictions]]], stages: int
+) -> list[Candidates]:
     """Cascades of `stages` consecutive members each, none of which is in two.
 
     Args:
-      members: (name, calibration, test) of each; stages: M.
+      members: (name, calibration, test, name of a shifted set → predictions on it) of each; stages: M.
 
     Returns:
       ⌊members/M⌋ cascades.
@@ -74,11 +89,12 @@ def disjoint(members: Sequence[tuple[str, Predictions, Predictions]], stages: in
     """
     if len(members) < stages:
         raise InputError(f"cascade.stages: {stages} stages of {len(members)} members; train more seeds")
-    groups = [members[i : i + stages] for i in range(0, len(members) - stages + 1, stages)]
-    return [
-        Candidates(" → ".join(name for name, *_ in group), [c for _, c, _ in group], [t for *_, t in group])
-        for group in groups
-    ]
+    made = []
+    for i in range(0, len(members) - stages + 1, stages):
+        names, calibration, test, shifted = zip(*members[i : i + stages], strict=True)
+        of_sets = {name: [one[name] for one in shifted] for name in shifted[0]}
+        made.append(Candidates(names, calibration, test, of_sets))
+    return made
 
 
 def cost_in_sidecar(given: Predictions) -> float:
@@ -105,8 +121,8 @@ def evaluate(
       cost: [M] of the models, in any unit; settings: how; progress: receives the number of cascades done.
 
     Returns:
-      {"settings", "cost", "policies", "claims", "sweep", "changes", "search", "ood", "fitted"}; "search" is empty where nothing can be searched, "ood" where
-      no example is OOD.
+      {"settings", "cost", "policies", "claims", "sweep", "changes", "search", "chosen", "ood", "shifts", "fitted"}; "search" is empty where nothing can be
+      searched, "chosen" without a budget that is asked for, "ood" where no example is OOD, "shifts" without shifted sets.
 
     Raises:
       InputError: as for `cascade.stages`, or the task cannot be met.
@@ -122,11 +138,12 @@ def evaluate(
     counts = resampling.resample_counts(settings.seed, n, settings.resamples)
     drawn = resampling.resample_counts(settings.seed + 1, len(built), settings.resamples)
     cells: dict[str, list[dict[str, _Value]]] = {}
-    fitted, changes, sweeps, searches, shifts = [], [], [], [], []
+    fitted, changes, sweeps, searches, outsides, chosen = [], [], [], [], [], []
+    shifts: dict[tuple[str, str], list[dict[str, _Value]]] = {}
     for done, (one, (calibration, test)) in enumerate(zip(candidates, built, strict=True), 1):
         known = cascade.in_distribution(test)
         try:
-            policies = _policies(calibration, settings)
+            policies = _policies(calibration, settings, one.names)
         except ValueError as error:
             raise InputError(f"{one.name}: {error}") from None
         for name, policy in policies.items():
@@ -140,8 +157,15 @@ def evaluate(
         sweeps.append(_swept(calibration, known, settings))
         if test.is_ood is not None and test.is_ood.any():
             outside = resampling.resample_counts(settings.seed + 2, int(test.is_ood.sum()), settings.resamples)
-            shifts.append(_of_ood(policies, test, outside))
-        searches.append(_searched(one, cost, settings, counts))
+            outsides.append(_of_ood(policies, test, counts, outside))
+        sets = {**({"test split": one.test} if one.shifted else {}), **one.shifted}
+        for place, (named, models) in enumerate(sets.items()):
+            given = _stages_of(models, cost, range(len(cost)), settings)
+            for name, row in _of_shift(policies, given, settings, place).items():
+                shifts.setdefault((named, name), []).append(row)
+        rows, best = _searched(one, cost, settings, counts)
+        searches.append(rows)
+        chosen += [best] if best else []
         progress(done)
     covers = "test examples" + (", cascades" if len(built) > 1 else "")
     return {
@@ -164,7 +188,18 @@ def evaluate(
         "sweep": _mean_rows(sweeps),
         "changes": {key: float(np.mean([row[key] for row in changes])) for key in changes[0]},
         "search": _with_bands(searches, drawn, settings.level),
-        "ood": _with_cost_intervals(shifts, drawn, settings.level) if shifts else [],
+        "chosen": chosen,
+        "ood": _with_intervals(outsides, drawn, settings.level) if outsides else [],
+        "shifts": [
+            {
+                "set": named,
+                "policy": name,
+                "metrics": {
+                    metric: contrasts.describe(_crossed(rows, metric, drawn), settings.level) for metric in rows[0]
+                },
+            }
+            for (named, name), rows in shifts.items()
+        ],
         "fitted": fitted,
     }
 
@@ -174,23 +209,22 @@ class _Value(NamedTuple):
     replicates: np.ndarray
 
 
-def _policies(calibration: Stages, settings: Settings) -> dict[str, cascade.Policy]:
+def _policies(calibration: Stages, settings: Settings, names: tuple[str, ...]) -> dict[str, cascade.Policy]:
     between, task = len(calibration.score) - 1, settings.task
     share = min(1.0, 2 * settings.half_width)
-    return {
+    made = {
         "single": cascade.frozen(calibration, task, [EMPTY] * between),
         "ensemble": cascade.frozen(calibration, task, [WHOLE] * between),
         "single_threshold": cascade.fit(calibration, task, share, kind="single_threshold"),
         "window": cascade.fit(calibration, task, settings.half_width),
     }
+    return {name: dataclasses.replace(policy, models=names) for name, policy in made.items()}
 
 
 def _measured(
     outcome: Outcome, threshold: float, unit: float, settings: Settings, counts: np.ndarray
 ) -> dict[str, _Value]:
     """Metrics of a merged ranking, what the frozen threshold does, and the cost, each with replicates over examples."""
-    accept = outcome.score >= threshold
-    columns = np.stack([accept, accept & outcome.error, outcome.stage > 0, outcome.error], axis=1).astype(np.float32)
     of = {
         "coverage_at_risk": lambda **how: ops.coverage_at_risk(
             outcome.score, outcome.error, _risk(settings.task), **how
@@ -199,25 +233,39 @@ def _measured(
         "aurc": lambda **how: ops.aurc(outcome.score, outcome.error, **how),
     }
     parts: dict[str, list[np.ndarray]] = {name: [] for name in of}
-    sums = []
     for rows in resampling.chunks(counts):
-        weight = counts[rows]
-        sums.append(np.c_[weight.astype(np.float32) @ columns, weight.astype(np.float64) @ outcome.cost])
         for name, metric in of.items():
-            parts[name].append(np.asarray(metric(weight=weight)))
-    n = len(accept)
-    drawn = np.concatenate(sums).astype(np.float64)
-    whole = np.r_[columns.sum(0, dtype=np.float64), outcome.cost.sum()]
+            parts[name].append(np.asarray(metric(weight=counts[rows])))
     values = {name: _Value(float(metric()), np.concatenate(parts[name])) for name, metric in of.items()}
-    for name, share in (
-        ("error", lambda s: s[..., 3] / n),
-        ("cost", lambda s: s[..., 4] / n),
-        ("cost_multiple", lambda s: s[..., 4] / n / unit),
-        ("passed_on", lambda s: s[..., 2] / n),
-        ("decided_coverage", lambda s: s[..., 0] / n),
-        ("decided_risk", lambda s: s[..., 1] / np.maximum(s[..., 0], 1)),
-    ):
-        values[name] = _Value(float(share(whole)), share(drawn))
+    return values | _shares({"": (outcome, threshold)}, unit, counts)[""]
+
+
+def _shares(
+    decided: Mapping[str, tuple[Outcome, float]], unit: float, counts: np.ndarray
+) -> dict[str, dict[str, _Value]]:
+    """What frozen thresholds do, and the cost, each with replicates over examples, of several outcomes of the same examples."""
+    columns = np.concatenate(
+        [
+            np.stack([accept, accept & of.error, of.stage > 0, of.error, of.cost])
+            for of, accept in ((of, of.score >= threshold) for of, threshold in decided.values())
+        ]
+    ).T.astype(np.float64)
+    n, shape = len(columns), (-1, len(decided), 5)
+    parts = [counts[rows].astype(np.float64) @ columns for rows in resampling.chunks(counts)]
+    drawn, whole = np.concatenate(parts).reshape(shape), columns.sum(axis=0).reshape(shape)[0]
+    values: dict[str, dict[str, _Value]] = {}
+    for i, name in enumerate(decided):
+        values[name] = {
+            what: _Value(float(share(whole[i])), share(drawn[:, i]))
+            for what, share in (
+                ("error", lambda s: s[..., 3] / n),
+                ("cost", lambda s: s[..., 4] / n),
+                ("cost_multiple", lambda s: s[..., 4] / n / unit),
+                ("passed_on", lambda s: s[..., 2] / n),
+                ("decided_coverage", lambda s: s[..., 0] / n),
+                ("decided_risk", lambda s: s[..., 1] / np.maximum(s[..., 0], 1)),
+            )
+        }
     return values
 
 
@@ -314,48 +362,78 @@ def _swept(calibration: Stages, test: Stages, settings: Settings) -> list[dict[s
     return rows
 
 
-def _of_ood(policies: dict[str, cascade.Policy], test: Stages, counts: np.ndarray) -> list[dict[str, Any]]:
-    """Cost on either kind of example, how OOD ones are told, and the risk where an accepted OOD example counts as an error.
+MOVED = "window, moved"
+"""The window re-centred on the examples at hand, labels unseen."""
 
-    "window, moved" is the window re-centred on these very examples, labels unseen. `counts` [b, OOD examples] are resamples of them, for
-    "replicates" [b] of their cost.
+
+def _of_shift(
+    policies: Mapping[str, cascade.Policy], given: Stages, settings: Settings, place: int
+) -> dict[str, dict[str, _Value]]:
+    """What every policy and the window moved to these examples do on a set, OOD examples left out; `place` of the set, for the resamples."""
+    known = cascade.in_distribution(given)
+    counts = resampling.resample_counts(settings.seed + 3 + place, known.score.shape[1], settings.resamples)
+    every = {**policies, MOVED: cascade.adapt(policies["window"], known)}
+    decided = {name: (cascade.follow(policy.windows, known), policy.threshold) for name, policy in every.items()}
+    return _shares(decided, known.cost[0], counts)
+
+
+def _of_ood(
+    policies: Mapping[str, cascade.Policy], test: Stages, counts: np.ndarray, outside: np.ndarray
+) -> list[dict[str, Any]]:
+    """Cost and pass-on shares of either kind of example, how OOD ones are told, and the risk where an accepted OOD example counts as an error.
+
+    The window is also moved to these very examples, labels unseen. `counts` [b, in-distribution examples] and `outside` [b, OOD
+    examples] are resamples, for "replicates" of the costs and shares, which keep the mix.
     """
-    rows = []
-    for name, policy in {**policies, "window, moved": cascade.adapt(policies["window"], test)}.items():
-        outcome, ood = cascade.follow(policy.windows, test), test.is_ood
-        accept = outcome.score >= policy.threshold
+    rows, ood = [], test.is_ood
+    every = {**policies, MOVED: cascade.adapt(policies["window"], test)}
+    outcomes = {name: cascade.follow(policy.windows, test) for name, policy in every.items()}
+    shares = []
+    for which, resamples in ((~ood, counts), (ood, outside)):
+        decided = {
+            name: (Outcome(*(field[which] for field in outcome)), every[name].threshold)
+            for name, outcome in outcomes.items()
+        }
+        shares.append(_shares(decided, test.cost[0], resamples))
+    mix = ood.mean()
+    for name, outcome in outcomes.items():
+        accept = outcome.score >= every[name].threshold
         loss = outcome.error | ood
+        known, other = (part[name] for part in shares)
+        values = {
+            f"{what}{of}": value
+            for what in ("cost_multiple", "passed_on")
+            for of, value in (
+                ("", known[what]),
+                ("_ood", other[what]),
+                ("_all", _Value(*((1 - mix) * a + mix * b for a, b in zip(known[what], other[what], strict=True)))),
+            )
+        }
         rows.append(
             {
                 "policy": name,
-                "cost_multiple": float(outcome.cost[~ood].mean() / test.cost[0]),
-                "cost_multiple_ood": float(outcome.cost[ood].mean() / test.cost[0]),
-                "cost_multiple_all": float(outcome.cost.mean() / test.cost[0]),
+                **{what: value.value for what, value in values.items()},
                 "accepted_ood": float(accept[ood].mean()),
                 "ood_auroc": float(ops.auroc(outcome.score, ~ood)),
                 "ood_fpr_at_tpr_0.95": float(ops.ood_fpr_at_tpr(outcome.score, ood, 0.95, "id")),
                 "scod_risk": float((accept & loss).sum() / max(1, accept.sum())),
                 "scod_aurc": float(ops.aurc(outcome.score, loss)),
-                "replicates": np.concatenate(
-                    [counts[part].astype(np.float64) @ outcome.cost[ood] for part in resampling.chunks(counts)]
-                )
-                / (ood.sum() * test.cost[0]),
+                "replicates": {what: value.replicates for what, value in values.items()},
             }
         )
     return rows
 
 
-def _with_cost_intervals(
-    shifts: Sequence[list[dict[str, Any]]], drawn: np.ndarray, level: float
-) -> list[dict[str, Any]]:
-    """Means over cascades, with the interval of the cost on OOD examples, over them and over cascades."""
-    replicates = [[row.pop("replicates") for row in rows] for rows in shifts]
-    means = _mean_rows(shifts)
+def _with_intervals(outsides: Sequence[list[dict[str, Any]]], drawn: np.ndarray, level: float) -> list[dict[str, Any]]:
+    """Means over cascades, with the intervals of costs and shares over examples and cascades."""
+    replicates = [[row.pop("replicates") for row in rows] for rows in outsides]
+    means = _mean_rows(outsides)
     for i, row in enumerate(means):
-        values = np.array([rows[i]["cost_multiple_ood"] for rows in shifts])
-        difference = resampling.crossed(values, np.stack([one[i] for one in replicates]), drawn)
-        ends = resampling.percentile_interval(difference.replicates, level)
-        row["cost_multiple_ood_interval"] = [float(end) for end in ends]
+        for what in replicates[0][i]:
+            values = np.array([rows[i][what] for rows in outsides])
+            difference = resampling.crossed(values, np.stack([one[i][what] for one in replicates]), drawn)
+            ends = resampling.percentile_interval(difference.replicates, level)
+            row[f"{what}_interval"] = [float(end) for end in ends]
     return means
 
 
@@ -398,36 +476,41 @@ def budgets(cost: Sequence[float]) -> list[float]:
     return [round(total ** (i / BUDGETS), 2) for i in range(1, BUDGETS + 1)]
 
 
+JOINT = 5
+"""Models of which three stages are searched jointly."""
+
+
 def search_orders(
     models: Sequence[Predictions],
     cost: Sequence[float],
     settings: Settings,
     *,
-    most: int = 2,
+    most: int | None = None,
     thresholds: int = 120,
     points: int = 40,
 ) -> Found:
     """Every order of every subset of the models with every window and threshold of a grid.
 
     Args:
-      models, cost: as for `cascade.stages`, on the split to search; settings: of which score and combine; most: stages at most.
+      models, cost: as for `cascade.stages`, on the split to search; settings: of which score and combine; most: stages at most; by default three,
+        and two of more than `JOINT` models, of which there are too many orders.
       thresholds: τ at so many quantiles of the scores of the last stage; points: see `cascade.window_grid`; of three stages and more the
         grid is coarser, so that there are about as many combinations of windows.
 
     Returns:
-      `Found`; of one model alone the windows are empty.
+      `Found`; of one model alone there are no windows.
     """
     orders, tables = [], []
+    most = (3 if len(models) <= JOINT else 2) if most is None else most
     shares = (np.arange(thresholds) + 0.5) / thresholds
     for size in range(1, min(most, len(models)) + 1):
         for order in itertools.permutations(range(len(models)), size):
-            given = cascade.in_distribution(_stages_of(models, cost, order, settings))
+            given = _stages_of(models, cost, order, settings)
+            known = cascade.in_distribution(given).score
             coarse = max(2, round(points ** (1 / max(1, size - 1))))
-            windows = [cascade.window_grid(score, coarse) for score in given.score[:-1]]
-            if size == 1:
-                windows = [np.array([EMPTY])]
+            windows = [cascade.window_grid(score, coarse) for score in known[:-1]]
             orders.append(order)
-            tables.append(cascade.search(given, np.quantile(given.score[-1], shares, method="lower"), windows))
+            tables.append(cascade.search(given, np.quantile(known[-1], shares, method="lower"), windows))
     return Found(orders, tables)
 
 
@@ -446,19 +529,37 @@ def best_of(found: Found, task: Task, budget: float) -> Chosen | None:
         row = cascade.best(table, task, budget)
         if row is not None:
             windows = tuple((float(low), float(high)) for low, high in table.windows[row])
-            one = Chosen(order, windows, float(table.threshold[row]))
+            last = windows.index(EMPTY) if EMPTY in windows else len(windows)  # nothing reaches what follows
+            one = Chosen(order[: last + 1], windows[:last], float(table.threshold[row]))
             chosen.append((-cascade.value(table, task)[row], table.cost[row], one))
     return min(chosen)[2] if chosen else None
 
 
 def _stages_of(
-    models: Sequence[Predictions], cost: Sequence[float], order: tuple[int, ...], settings: Settings
+    models: Sequence[Predictions], cost: Sequence[float], order: Sequence[int], settings: Settings
 ) -> Stages:
-    """The models of an order as stages; one alone is followed by itself, which nothing reaches."""
-    rows = order if len(order) > 1 else order * 2
-    combine = settings.combine if len(order) > 1 else "replace"
-    chosen = [models[i] for i in rows], [cost[i] for i in rows]
-    return cascade.stages(*chosen, score=settings.score, combine=combine)
+    """The models of an order as stages."""
+    chosen = [models[i] for i in order], [cost[i] for i in order]
+    return cascade.stages(*chosen, score=settings.score, combine=settings.combine)
+
+
+def policy_of(
+    chosen: Chosen, calibration: Sequence[Predictions], names: Sequence[str], settings: Settings
+) -> cascade.Policy:
+    """A decision as a policy that can be written, read and run.
+
+    Args:
+      chosen: of `best_of` or `certified`; calibration: the models on the split whose parts it was chosen and tested on; names: of the
+        models; settings: with the task, score and combination.
+
+    Returns:
+      A `Policy`, whose `models` are those that run, in order.
+    """
+    split = cascade.fingerprint(calibration[0].example_id)
+    models = tuple(names[i] for i in chosen.order)
+    return cascade.Policy(
+        chosen.windows, (), (), chosen.threshold, settings.task, settings.score, settings.combine, split, models
+    )
 
 
 STRICTER = tuple(0.3 + 0.05 * i for i in range(15))
@@ -502,31 +603,46 @@ def certified(
     return max(holds, key=lambda one: test(one, searched).accepted[0]) if holds else None
 
 
-def _searched(one: Candidates, cost: Sequence[float], settings: Settings, counts: np.ndarray) -> list[dict[str, Any]]:
-    """The best policy of each budget on one half of the calibration split, and what it does on the other half and on the test split.
+def _searched(
+    one: Candidates, cost: Sequence[float], settings: Settings, counts: np.ndarray
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The best policy of each budget on one half of the calibration split, and what it does on the other half and on the test split; and
+    the policies of the budget that is asked for.
 
     Of a task "risk" also the one that the other half certifies, on the test split.
     """
-    if settings.task.kind not in ("risk", "coverage"):
-        return []
     first, second = halves(one.calibration[0].example_id)
-    if min(len(first), len(second)) == 0:
-        return []
+    if settings.task.kind not in TASKS or min(len(first), len(second)) == 0:
+        return [], None
     of_half = [[select(model, rows) for model in one.calibration] for rows in (first, second)]
+    outside = of_half[0][0].is_ood
+    if settings.task.kind in ("tpr", "scod") and (outside is None or not outside.any()):
+        return [], None
     found = search_orders(of_half[0], cost, settings)
-    rows = []
-    for budget in budgets(cost):
+    asked = [] if settings.budget is None else [settings.budget]
+    rows, wanted = [], None
+    for budget in sorted({*budgets(cost), *asked}):
         row: dict[str, Any] = {"budget": budget, "policies": float(sum(len(table.cost) for table in found.tables))}
         chosen = best_of(found, settings.task, budget * cost[0])
         for split, models in (("search", of_half[0]), ("certify", of_half[1]), ("test", one.test)):
             row |= _done(split, chosen, models, cost, settings, counts if split == "test" else None)
+        promised = None
         if settings.task.kind == "risk":
             promised = certified(found, *of_half, cost, budget * cost[0], settings)
             row |= {"certified_share": float(promised is not None)} | _done(
                 "certified", promised, one.test, cost, settings
             )
         rows.append(row)
-    return rows
+        if budget == settings.budget:
+            wanted = {"cascade": one.name, "budget": budget}
+            for name, which in (("best", chosen), ("certified", promised)):
+                policy = which and policy_of(which, one.calibration, one.names, settings)
+                wanted[name] = policy and policy.as_json()
+    return rows, wanted
+
+
+TASKS = ("risk", "coverage", "tpr", "scod")
+"""Kinds of tasks for which policies are searched; of the last two where the calibration split has OOD examples."""
 
 
 def _done(
@@ -543,11 +659,13 @@ def _done(
     """
     if chosen is None:
         nothing = {"coverage": 0.0, "risk": math.nan, "cost_multiple": math.nan}
+        nothing |= {"accepted_ood": math.nan, "scod_risk": math.nan}
         told: dict[str, Any] = {f"{name}_{what}": value for what, value in nothing.items()}
         if counts is not None:
-            told[f"{name}_replicates"] = {what: np.full(len(counts), value) for what, value in nothing.items()}
+            told[f"{name}_replicates"] = {what: np.full(len(counts), nothing[what]) for what in BANDED}
         return told
-    given = cascade.in_distribution(_stages_of(models, cost, chosen.order, settings))
+    everything = _stages_of(models, cost, chosen.order, settings)
+    given = cascade.in_distribution(everything)
     outcome = cascade.follow(chosen.windows, given)
     accept = outcome.score >= chosen.threshold
     columns = np.stack([accept, accept & outcome.error, outcome.cost / cost[0]], axis=1).astype(np.float64)
@@ -558,10 +676,28 @@ def _done(
         return {"coverage": accepted / n, "risk": wrong / np.maximum(accepted, 1), "cost_multiple": spent / n}
 
     told = {f"{name}_{what}": float(value) for what, value in shares(np.ones(len(accept))).items()}
+    told |= _outside(name, chosen, everything)
     if counts is not None:
         parts = [shares(counts[rows].astype(np.float64)) for rows in resampling.chunks(counts)]
         told[f"{name}_replicates"] = {what: np.concatenate([part[what] for part in parts]) for what in parts[0]}
     return told
+
+
+def _outside(name: str, chosen: Chosen, given: Stages) -> dict[str, float]:
+    """The share of the OOD examples that is accepted, and of all accepted those that are errors or OOD; NaN where there are none."""
+    if given.is_ood is None or not given.is_ood.any():
+        return {f"{name}_accepted_ood": math.nan, f"{name}_scod_risk": math.nan}
+    outcome = cascade.follow(chosen.windows, given)
+    accept = outcome.score >= chosen.threshold
+    lost = accept & (outcome.error | given.is_ood)
+    return {
+        f"{name}_accepted_ood": float(accept[given.is_ood].mean()),
+        f"{name}_scod_risk": float(lost.sum() / max(1, accept.sum())),
+    }
+
+
+BANDED = ("coverage", "risk", "cost_multiple")
+"""What has bands over budgets."""
 
 
 def _with_bands(searches: Sequence[list[dict[str, Any]]], drawn: np.ndarray, level: float) -> list[dict[str, Any]]:
@@ -572,7 +708,7 @@ def _with_bands(searches: Sequence[list[dict[str, Any]]], drawn: np.ndarray, lev
     """
     replicates = [[row.pop("test_replicates") for row in rows] for rows in searches]
     means = _mean_rows(searches)
-    for what in ("coverage", "risk", "cost_multiple"):
+    for what in BANDED if means else ():
         rows = []
         for i in range(len(means)):
             values = np.array([search[i][f"test_{what}"] for search in searches])

@@ -10,6 +10,7 @@ import numpy as np
 
 from sc_jax import ops
 from sc_jax.files import InputError
+from sc_jax.methods import confidence_head
 from sc_jax.methods import temperature as temperature_scaling
 from sc_jax.predictions import Predictions
 
@@ -20,12 +21,12 @@ class Score(NamedTuple):
     Attributes:
       of: logits [n, k] → [n], for scores that need no fitting.
       of_members: logits [m, n, k] of an ensemble → [n].
-      of_features: predictions with features → [n], for scores of features that need no fitting.
+      of_features: predictions with features, or with a confidence of the model's own → [n], for scores of those that need no fitting.
       fit: calibration split → state; apply: state, predictions → [n].
       tuned: a logit norm, whose p is chosen on the calibration split (see `methods.logit_norm`), MSP among the candidates
         where there is a `fallback`.
       needs: of "true_logits", "stored_probabilities", "three_classes", "finite", "features", "rectified"
-        (features ≥ 0), "head".
+        (features ≥ 0), "head", "confidence".
     """
 
     of: Callable[[np.ndarray], np.ndarray] | None = None
@@ -152,6 +153,12 @@ SCORES = {
     "ash_binarise": _ash("binarise"),
     "ash_scale": _ash("scale"),
     "gradnorm": Score(of_features=lambda p: ops.gradnorm(p.features, p.logits), needs=("features",)),
+    "confidnet": Score(
+        fit=confidence_head.fit, apply=lambda state, p: confidence_head.apply(state, p), needs=("features",)
+    ),
+    "model_confidence": Score(of_features=lambda p: p.confidence.astype(np.float64), needs=("confidence",)),
+    "sparsemax": Score(lambda logits: ops.entmax_confidence(logits, 2.0), needs=("true_logits",)),
+    "entmax15": Score(lambda logits: ops.entmax_confidence(logits, 1.5), needs=("true_logits",)),
     "expected_entropy": Score(of_members=ops.expected_entropy),
     "mutual_information": Score(of_members=ops.mutual_information),
     "variation_ratio": Score(of_members=ops.variation_ratio),
@@ -197,6 +204,10 @@ def obstacle(score: Score, predictions: Predictions, calibration: Predictions | 
         return "needs features; the file has none"
     if "features" in score.needs and not np.isfinite(predictions.features).all():
         return "not defined where a feature is NaN or infinite"
+    if "confidence" in score.needs and predictions.confidence is None:
+        return "needs a confidence of the model's own; the file has none"
+    if "confidence" in score.needs and calibration is not None and calibration.confidence is None:
+        return "needs a confidence of the model's own; the calibration file has none"
     if "rectified" in score.needs and (predictions.features < 0).any():
         return "needs features that are not negative, as after a ReLU"
     if "head" in score.needs and (predictions.head_kernel is None or predictions.head_bias is None):

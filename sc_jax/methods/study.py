@@ -231,6 +231,41 @@ def run_rows(predictions: Predictions, results: dict[str, ScoreResult]) -> list[
     ]
 
 
+def document_of_files(settings: evaluation.Settings) -> dict[str, Any]:
+    """What `metrics.json` holds of files, before there is any; `add_file` fills it."""
+    document: dict[str, Any] = {
+        "schema": evaluation.SCHEMA,
+        "level": settings.level,
+        "match_error": settings.match_error,
+    }
+    return document | {name: [] for name in ("runs", "left_out", "curves", "reliability")}
+
+
+def add_file(
+    document: dict[str, Any], test: Predictions, tuning: Predictions | None, settings: evaluation.Settings
+) -> None:
+    """Evaluates a file and adds its rows, curves and reliability table.
+
+    Args:
+      document: of `document_of_files`; test: what is reported on; tuning: another split of the same model; settings: how.
+    """
+    known = evaluation.Split.of(test).known.combined
+    counts = evaluation.resampled(known, settings, settings.seed)
+    results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
+    document["runs"] += run_rows(known, results)
+    document["left_out"] += [left_out_row(test, *item) for item in left_out.items()]
+    for score, result in results.items():
+        low, high = resampling.percentile_interval(result.curve_replicates, settings.level)
+        document["curves"].append(curve_row(test.source, score, result.curve, low, high))
+    document["reliability"].append({"predictions": test.source, **evaluation.reliability(known, settings.ece_bins)})
+
+
+def curve_row(source: str, score: str, risk: np.ndarray, low: Any, high: Any) -> dict[str, Any]:
+    """A risk-coverage curve of a file, with its band or None."""
+    curve = {"coverage": evaluation.COVERAGES, "risk": risk, "low": low, "high": high}
+    return {"predictions": source, "score": score, **curve}
+
+
 def left_out_row(predictions: Predictions | Stream | Scored, score: str, reason: str) -> dict[str, str]:
     """Says which score was left out of which file, and why."""
     return {"predictions": predictions.source, "score": score, "reason": reason}

@@ -74,7 +74,8 @@ class Model:
       init: key → (params, model_state): trainable arrays, and the others (batch statistics).
       apply: (params, model_state, inputs [b, …], train, key, dropout) → (outputs, model_state), outputs {"logits" [b, k],
         "features" [b, d]}; of segmentation "logits" [b, h, w, k] alone, of several exits also "exit_logits" [e, b, k],
-        the last of which are the logits, of a network of several members also "member_logits" [m, b, k]. With `dropout` values are dropped by `key` though `train` is false (Monte-Carlo
+        the last of which are the logits, of a network of several members also "member_logits" [m, b, k], of one with `heads` also those of
+        `sc_jax.models.heads`. With `dropout` values are dropped by `key` though `train` is false (Monte-Carlo
         dropout): batch statistics stay as they are, and so does stochastic depth.
       statistics: (params, model_state, inputs [b, …], key) → model_state, the batch statistics of this batch alone, in training.
       member_mapping: how many members run in one program; see `map_members`. Chosen for each backbone from measurements
@@ -239,7 +240,7 @@ def map_members(function: Callable[..., Any], mapping: str) -> Callable[..., Any
 def member_outputs(
     model: Model, params: Any, model_state: Any, inputs: jax.Array, names: tuple[str, ...]
 ) -> dict[str, jax.Array]:
-    """Outputs of these names ("logits", "features") of every member, not training: inputs [b, …] → float32 [m, b, …] each."""
+    """Outputs of these names ("logits", "features", a head's) of every member, not training: inputs [b, …] → float32 [m, b, …] each."""
 
     def one(params: Any, model_state: Any) -> dict[str, jax.Array]:
         outputs, _ = model.apply(params, model_state, inputs)

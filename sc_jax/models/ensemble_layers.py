@@ -45,28 +45,29 @@ class BatchEnsemble(nnx.Module):
     """A layer that members share, between signs of their own: y_i = s_i ∘ W(r_i ∘ x_i) + b_i.
 
     With r = s = 1 and equal b it is the plain layer for every member. From a inputs to b outputs it has m(a + 2b) parameters
-    beside W's.
+    beside W's, m(a + b) without a bias.
 
     Source: Wen, Tran & Ba (2020), "BatchEnsemble", eq. 1 and 5; fast weights start as random signs, the biases are the members' own
     (the latter as in the authors' code, from memory).
 
     Args:
       shared: `nnx.Linear` or `nnx.Conv` without a bias.
-      members: m.
+      members: m; bias: whether the members have one.
       rngs: stream "params".
     """
 
-    def __init__(self, shared: nnx.Linear | nnx.Conv, members: int, *, rngs: nnx.Rngs):
+    def __init__(self, shared: nnx.Linear | nnx.Conv, members: int, *, bias: bool = True, rngs: nnx.Rngs):
         self.shared = shared
         inputs, outputs = shared.in_features, shared.out_features
         self.fast_in = nnx.Param(jax.random.rademacher(rngs.params(), (members, inputs), jnp.float32))
         self.fast_out = nnx.Param(jax.random.rademacher(rngs.params(), (members, outputs), jnp.float32))
-        self.member_bias = nnx.Param(jnp.zeros((members, outputs)))
+        self.member_bias = nnx.Param(jnp.zeros((members, outputs))) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[m, b, …, a] → [m, b, …, b]."""
         y = self.shared(x * _beside(self.fast_in[...], x).astype(x.dtype))
-        return y * _beside(self.fast_out[...], y).astype(y.dtype) + _beside(self.member_bias[...], y).astype(y.dtype)
+        y = y * _beside(self.fast_out[...], y).astype(y.dtype)
+        return y if self.member_bias is None else y + _beside(self.member_bias[...], y).astype(y.dtype)
 
 
 class PackedLinear(nnx.Module):
@@ -101,15 +102,17 @@ class PackedLinear(nnx.Module):
 
 
 class PackedConv(nnx.Module):
-    """Every member has a convolution of its own, divided into γ groups; "same" padding.
+    """Every member has a convolution of its own, divided into γ groups.
 
-    k×k from a channels to b of each member: m·k²·a·b/γ + m·b parameters.
+    k×k from a channels to b of each member: m·k²·a·b/γ + m·b parameters, the latter with a bias.
 
     Source: Laurent et al. (2023), section 3 and eq. 4.
 
     Args:
       inputs, outputs: channels of one member; size: k; strides: of the places.
       members: m; groups: γ, a divisor of both numbers of channels.
+      margin: pixels of padding on every side, None for "same"; bias: whether there is one; init: of the kernels [m, k, k, a/γ, b], by default
+        LeCun's.
       dtype: of the computation.
       rngs: stream "params".
     """
@@ -123,13 +126,17 @@ class PackedConv(nnx.Module):
         size: int,
         strides: int,
         groups: int = 1,
+        margin: int | None = None,
+        bias: bool = True,
+        init: jax.nn.initializers.Initializer | None = None,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.lecun_normal(batch_axis=(0,))
         self.strides, self.groups, self.dtype = strides, groups, dtype
+        self.padding = "SAME" if margin is None else ((margin, margin), (margin, margin))
+        init = nnx.initializers.lecun_normal(batch_axis=(0,)) if init is None else init
         self.kernel = nnx.Param(init(rngs.params(), (members, size, size, inputs // groups, outputs), jnp.float32))
-        self.member_bias = nnx.Param(jnp.zeros((members, outputs)))
+        self.member_bias = nnx.Param(jnp.zeros((members, outputs))) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[m, b, h, w, a] → [m, b, h/strides, w/strides, b]."""
@@ -139,13 +146,30 @@ class PackedConv(nnx.Module):
                 x,
                 kernel,
                 (self.strides, self.strides),
-                "SAME",
+                self.padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
             )
 
         y = jax.vmap(convolve)(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + _beside(self.member_bias[...], y).astype(self.dtype)
+        return y if self.member_bias is None else y + _beside(self.member_bias[...], y).astype(self.dtype)
+
+
+class MemberNorm(nnx.Module):
+    """Every member is normalised by its own statistics: `norm` of all members' channels side by side.
+
+    Args:
+      norm: batch normalisation of m·w channels; members: m.
+    """
+
+    def __init__(self, norm: nnx.BatchNorm, members: int):
+        self.norm, self.members = norm, members
+
+    def __call__(self, x: jax.Array, *, use_running_average: bool) -> jax.Array:
+        """[m, b, h, w, c] → the same."""
+        beside = jnp.moveaxis(x, 0, -2)
+        y = self.norm(beside.reshape(*x.shape[1:-1], -1), use_running_average=use_running_average)
+        return jnp.moveaxis(y.reshape(beside.shape), -2, 0)
 
 
 @functools.cache

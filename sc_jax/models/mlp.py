@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sc_jax.models import ensemble_layers as layers
+from sc_jax.models import heads as heads_lib
 from sc_jax.models.dropout import Dropout
 from sc_jax.models.ensemble_layers import InNetwork
 
@@ -19,7 +20,8 @@ from sc_jax.models.ensemble_layers import InNetwork
 class MLP(nnx.Module):
     """Flattened image → hidden layers with ReLU and dropout → logits; features are the last hidden layer.
 
-    With `ensemble` it has members (`sc_jax.models.ensemble_layers`), all layers being theirs and masks behind every hidden one.
+    With `ensemble` it has members (`sc_jax.models.ensemble_layers`), all layers being theirs and masks behind every hidden one. With
+    `heads` it has those beside its last layer (`sc_jax.models.heads`).
 
     784-256-256-10 has 784·256 + 256 + 256·256 + 256 + 256·10 + 10 = 269,322 parameters.
     """
@@ -36,6 +38,7 @@ class MLP(nnx.Module):
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         ensemble: InNetwork | None = None,
+        heads: Sequence[str] = (),
         rngs: nnx.Rngs,
     ):
         layers.require_hidden(hidden, ensemble)
@@ -49,6 +52,7 @@ class MLP(nnx.Module):
         )
         self.dropout = Dropout(dropout)
         self.head = layers.linear(widths[-1], num_classes, ensemble, dtype=jnp.float32, rngs=rngs)
+        self.heads = heads_lib.beside(heads, widths[-1], num_classes, ensemble is not None, rngs=rngs)
 
     def __call__(self, inputs: jax.Array, *, train: bool, key: jax.Array | None = None) -> dict[str, jax.Array]:
         x = dropped = layers.spread(inputs.reshape(inputs.shape[0], -1), self.ensemble)
@@ -56,7 +60,8 @@ class MLP(nnx.Module):
         for layer in self.hidden:
             x = layers.masked(jax.nn.relu(layer(dropped)), self.ensemble)
             dropped = self.dropout(x, deterministic=not train, rngs=streams)
-        return layers.outputs(self.head(dropped), x.astype(jnp.float32), self.ensemble)
+        further = {} if self.heads is None else self.heads(dropped)
+        return layers.outputs(self.head(dropped), x.astype(jnp.float32), self.ensemble) | further
 
 
 class TabularMLP(MLP):
@@ -76,8 +81,9 @@ class TabularMLP(MLP):
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         ensemble: InNetwork | None = None,
+        heads: Sequence[str] = (),
         rngs: nnx.Rngs,
     ):
         hidden = [multiple * prod(input_shape) for multiple in multiples]
-        options = {"dropout": dropout, "dtype": dtype, "ensemble": ensemble, "rngs": rngs}
+        options = {"dropout": dropout, "dtype": dtype, "ensemble": ensemble, "heads": heads, "rngs": rngs}
         super().__init__(input_shape=input_shape, num_classes=num_classes, hidden=hidden, **options)

@@ -99,11 +99,11 @@ def batch_norm(
 
 
 def spatial_mean(x: jax.Array, *, keepdims: bool = False) -> jax.Array:
-    """The mean over places in float32, [b, h, w, c] → [b, c], or [b, 1, 1, c] with `keepdims`.
+    """The mean over places in float32, [..., h, w, c] → [..., c], or [..., 1, 1, c] with `keepdims`.
 
     The barrier keeps XLA from fusing it with a convolution in bfloat16: on a CPU, jax 0.12.0 then gives wrong sums and NaN.
     """
-    return jnp.mean(jax.lax.optimization_barrier(x), axis=(1, 2), keepdims=keepdims, dtype=jnp.float32)
+    return jnp.mean(jax.lax.optimization_barrier(x), axis=(-3, -2), keepdims=keepdims, dtype=jnp.float32)
 
 
 def require_image(input_shape: tuple[int, ...]) -> None:

@@ -47,6 +47,7 @@ from sc_jax.ops.calibration_error import (
     reliability_table,
     smooth_ece,
 )
+from sc_jax.ops.chow import chow_accepts, gaussian_log_posterior
 from sc_jax.ops.detection import (
     auroc,
     average_precision,
@@ -56,6 +57,7 @@ from sc_jax.ops.detection import (
     fpr_at_tpr,
     ood_fpr_at_tpr,
 )
+from sc_jax.ops.entmax_score import entmax_confidence
 from sc_jax.ops.feature_scores import (
     fit_knn,
     fit_mahalanobis,
@@ -134,6 +136,7 @@ from sc_jax.ops.scod_rules import (
     scod_costs_at_multiplier,
 )
 from sc_jax.ops.scores import (
+    abstention_log_odds,
     disagreement,
     doctor_alpha,
     doctor_beta,
@@ -175,6 +178,7 @@ __all__ = [
     "Ranking",
     "RiskCoverageCurve",
     "ScodCosts",
+    "abstention_log_odds",
     "achievable_aurc",
     "acls_gradient",
     "adaptive_calibration_error",
@@ -192,6 +196,7 @@ __all__ = [
     "brier_decomposition",
     "brier_loss",
     "brier_score",
+    "chow_accepts",
     "class_balanced_loss",
     "classwise_calibration_error",
     "clopper_pearson_interval",
@@ -216,6 +221,7 @@ __all__ = [
     "empirical_bernstein_upper",
     "energy",
     "ensemble_log_probabilities",
+    "entmax_confidence",
     "expected_calibration_error",
     "expected_entropy",
     "expected_extra_gradient_on_max",
@@ -230,6 +236,7 @@ __all__ = [
     "fit_vim",
     "focal_loss_gradient",
     "fpr_at_tpr",
+    "gaussian_log_posterior",
     "gradnorm",
     "group_report",
     "harmonic_difference",

@@ -844,3 +844,23 @@ def log_softmax(logits: Array) -> Array:
     v, xp = _working(logits)
     v = v - xp.max(v, axis=-1, keepdims=True)  # first, so that ln p near 0 keeps its digits
     return v - _logsumexp(v, -1, xp)[..., None]
+
+
+def abstention_log_odds(logits: Array, abstain_logit: Array) -> Array:
+    """The log-odds of not abstaining, ln((1 − q_{K+1})/q_{K+1}) = logsumexp_k v_k − v_{K+1}, of a softmax over K classes and abstention.
+
+    The same ranking as −q_{K+1}, the confidence of Deep Gamblers and of self-adaptive training, without ties where that rounds to 0.
+
+    Args:
+      logits: [..., k]; abstain_logit: [...], v_{K+1}.
+
+    Returns:
+      [...], in nats.
+
+    Source: Liu et al., NeurIPS 2019; Huang, Zhang & Zhang, NeurIPS 2020; the log-odds form is ours.
+
+    >>> float(abstention_log_odds(np.zeros(4), np.array(0.0)).round(4))  # ln(⅘ / ⅕)
+    1.3863
+    """
+    v, xp = _working(logits)
+    return _logsumexp(v, -1, xp) - _floating(abstain_logit)[0]

@@ -108,10 +108,12 @@ def outputs_of(job: job_lib.Job) -> Callable[[Weights, tuple[jax.Array, jax.Arra
 
     Returns:
       (`Weights`, (raw inputs [b, …], ids int [b])) → {"logits"}: [M, b, k], of segmentation [M, b, h, w, k], of networks that have m
-      members of their own [M, b, m, k]; with `prediction.features` also "features" [M, b, d]. Masks of Monte-Carlo
+      members of their own [M, b, m, k]; with `prediction.features` also "features" [M, b, d], and the heads [M, b] by which
+      objectives rank. Masks of Monte-Carlo
       dropout depend on the seed, the network and the example's id alone, not on the batch that it comes in.
     """
-    names = ("logits", "features") if job.config.prediction.features else ("logits",)
+    heads = dict.fromkeys(one.objective.confidence for one in job.objectives if one.objective.confidence)
+    names = ("logits", *(("features",) if job.config.prediction.features else ()), *heads)
 
     def plain(weights: Weights, batch: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         inputs = job.evaluation_transform(batch[0])

@@ -17,7 +17,7 @@ import optax
 from sc_jax import config as config_lib
 from sc_jax import data, files, models
 from sc_jax.config import Config
-from sc_jax.data import images, outliers, pipelines, small, streams
+from sc_jax.data import corruptions, images, outliers, pipelines, small, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.models import costs, ensemble_layers, pretrained
@@ -49,9 +49,28 @@ class Job:
         return [config_lib.member_name(tag) for tag in self.tags]
 
     @property
+    def examples_with_targets(self) -> int:
+        """How many training examples have running targets; 0 where no objective keeps any."""
+        return len(self.dataset.splits[self.config.data.train_split]) if objectives.has_targets(self.objectives) else 0
+
+    @property
     def streamed(self) -> bool:
         """Whether examples are decoded on the way, rather than lying in memory."""
         return isinstance(self.dataset, StreamedDataset)
+
+    @property
+    def predicted_splits(self) -> tuple[str, ...]:
+        """The names of all splits that are predicted, corrupted copies of the test split among them."""
+        return *self.config.prediction.splits, *self.config.corrupted
+
+    def examples(self, split: str) -> data.Split:
+        """The examples of one of `predicted_splits` that lie in memory; a corrupted copy is made here, of the images that are not OOD."""
+        if split not in self.config.corrupted:
+            return self.dataset.splits[split]
+        given = self.dataset.splits[self.config.evaluation.test_split]
+        if given.is_ood is not None:
+            given = outliers.rows(given, ~given.is_ood)
+        return corruptions.corrupt_split(given, *self.config.corrupted[split], self.config.evaluation.seed)
 
     @property
     def ignore_label(self) -> int | None:
@@ -90,6 +109,7 @@ def build(config: Config) -> Job:
                 raise InputError(f"{field}: there is no split {split!r}; there are {', '.join(dataset.splits)}")
     if d.train_examples:
         dataset = _shortened(dataset, d.train_split, d.train_examples)
+    _require_corruptions(config, dataset)
     mesh = parallel.data_mesh()
     parallel.require_divisible(t.batch_size, mesh, "training.batch_size")
     parallel.require_divisible(config.prediction.batch_size, mesh, "prediction.batch_size")
@@ -101,6 +121,8 @@ def build(config: Config) -> Job:
     options |= {} if b.dtype == "float32" else {"dtype": jax.numpy.dtype(b.dtype)}
     options |= {"vocabulary_size": len(dataset.vocabulary)} if getattr(dataset, "vocabulary", ()) else {}
     options |= _members(config)
+    wanted = objectives.named(config.members.objectives, dataset.num_classes)
+    options |= _heads(config, wanted)
     shape = {"input_shape": _input_shape(config, dataset), "num_classes": dataset.num_classes}
     model = models.build(b.name, **shape, **options)
     if b.weights:
@@ -117,7 +139,6 @@ def build(config: Config) -> Job:
             f"training.statistics_every: {d.name} labels pixels, of which there are no statistics; leave it out"
         )
     _require_ensemble(config, dataset, model)
-    wanted = objectives.named(config.members.objectives, dataset.num_classes)
     known = _known(config, dataset, wanted)
     steps_per_epoch = len(train) // t.batch_size
     if steps_per_epoch == 0:
@@ -149,6 +170,18 @@ def _with_outliers(dataset: data.Dataset | StreamedDataset, config: Config) -> d
     for name in d.outliers:
         dataset = outliers.with_outliers(dataset, outliers.images(name), split)
     return dataset
+
+
+def _require_corruptions(config: Config, dataset: data.Dataset | StreamedDataset) -> None:
+    """Refuses corruptions that are unknown, or of what is no image in memory."""
+    for family in config.prediction.corruptions:
+        if family not in corruptions.CORRUPTIONS:
+            known = ", ".join(corruptions.CORRUPTIONS)
+            raise InputError(f"prediction.corruptions: no corruption is called {family!r}; there are {known}")
+        if isinstance(dataset, StreamedDataset):
+            raise InputError(f"prediction.corruptions: images of {dataset.name} are decoded on the way; leave it out")
+        if dataset.splits[config.evaluation.test_split].inputs.dtype != np.uint8:
+            raise InputError(f"prediction.corruptions: {dataset.name} holds no images; leave it out")
 
 
 def _shortened(dataset: data.Dataset | StreamedDataset, name: str, count: int) -> data.Dataset:
@@ -260,6 +293,30 @@ def _members(config: Config) -> dict[str, Any]:
     return {"ensemble": ensemble_layers.InNetwork(e.kind, e.members, **extra)}
 
 
+def _heads(config: Config, wanted: Sequence[objectives.Named]) -> dict[str, Any]:
+    """The option of a network with heads beside its classifier, where an objective needs some; all members have them."""
+    for one in wanted:
+        if (one.objective.by_batch or one.objective.heads) and (
+            config.augmentation.mixup or config.augmentation.cutmix
+        ):
+            raise InputError(
+                f"augmentation.mixup: {one.name} is of examples with one label each; leave mixup and cutmix out"
+            )
+    heads, name = objectives.heads(wanted), config.model.name
+    if not heads:
+        return {}
+    if config.ensemble.kind not in ("", "swa"):
+        raise InputError(
+            f"ensemble.kind: {config.ensemble.kind}, but heads of abstention are of one network; leave it out, or the objectives"
+        )
+    if name in models.BACKBONES and not models.takes(name, "heads"):
+        taking = ", ".join(other for other in models.BACKBONES if models.takes(other, "heads"))
+        raise InputError(
+            f"model.name: {name} has no heads {', '.join(heads)}; name a network that takes them: {taking}"
+        )
+    return {"heads": heads}
+
+
 def _require_ensemble(config: Config, dataset: data.Dataset | StreamedDataset, model: models.Model) -> None:
     """Refuses an ensemble that the network or the data do not give."""
     kind = config.ensemble.kind
@@ -279,7 +336,7 @@ def _known(config: Config, dataset: data.Dataset | StreamedDataset, wanted: list
         raise InputError(
             f"members.objectives: {dataset.name} labels pixels, for which there is label smoothing alone; leave them out"
         )
-    if streamed and (fields or any(one.objective.change for one in wanted)):
+    if streamed and (fields or objectives.has_targets(wanted) or any(one.objective.change for one in wanted)):
         raise InputError(
             f"members.objectives: {config.members.objectives}; images of {dataset.name} are decoded on the way, where batches "
             "are not changed and nothing more is known of an example: leave out what needs it"
@@ -444,6 +501,7 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         sam=t.sam,
         ignore_label=job.ignore_label,
         objectives=job.objectives,
+        total_steps=job.total_steps,
     )
     with _batches(job, mesh, one, first_step, job.total_steps) as (program, batch_of):
         yield lambda current, taken: program(current, *batch_of(taken))

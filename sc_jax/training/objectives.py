@@ -7,6 +7,7 @@ beyond its label (`Known`) comes from an earlier run on the same train split, `t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from sc_jax import files
 from sc_jax.data import augment, pipelines
 from sc_jax.data.pipelines import Targets
 from sc_jax.files import InputError
-from sc_jax.ops import losses
+from sc_jax.ops import abstention_losses, losses
+from sc_jax.ops.sparsemax import entmax_loss
 from sc_jax.ops.temperature_scaling import fit_temperature
 
 FOLDS = 5
@@ -66,6 +68,28 @@ Loss = Callable[[jax.Array, jax.Array, float, Known], jax.Array]
 """(logits [b, k], label [b], strength, what is known of the batch) → [b]."""
 
 
+class Beside(NamedTuple):
+    """What a member that is trained to abstain has beside its logits; fields that no objective asks for are None.
+
+    Attributes:
+      abstain_logit, selection_logit: float32 [b]; auxiliary_logits: float32 [b, k]: heads of its network (`sc_jax.models.heads`).
+      target: float32 [b], the running target of each example's label, this visit included.
+      progress: float32 [], the share of training that lies behind.
+    """
+
+    abstain_logit: jax.Array | None = None
+    selection_logit: jax.Array | None = None
+    auxiliary_logits: jax.Array | None = None
+    target: jax.Array | None = None
+    progress: jax.Array | float = 0.0
+
+
+ALONE = Beside()
+
+HeadLoss = Callable[[jax.Array, Beside, jax.Array, float], jax.Array]
+"""(logits [b, k], what is beside them, label [b], strength) → [b]."""
+
+
 class Objective(NamedTuple):
     """A loss of one member's batch, or cross-entropy after a change of the batch.
 
@@ -74,6 +98,11 @@ class Objective(NamedTuple):
       least, below: the strength lies in [least, below), or in (0, below) where least is None.
       change: (key, images [b, …], label [b], strength) → images, targets; or None.
       needs: fields of `Known`.
+      of_heads: the loss of a network with the `heads`, in place of `loss`.
+      warm_up: the share of training at its start in which `loss` is taken in place of `of_heads`.
+      confidence: the head by which the member itself ranks; none where its logits do.
+      momentum: strength → that of the running targets, where there are such; they move after the warm-up.
+      by_batch: the loss weighs examples against their batch: no mixture of two labels may be taken of it.
     """
 
     loss: Loss
@@ -81,6 +110,12 @@ class Objective(NamedTuple):
     below: float = math.inf
     change: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, Targets]] | None = None
     needs: tuple[str, ...] = ()
+    of_heads: HeadLoss | None = None
+    heads: tuple[str, ...] = ()
+    warm_up: float = 0.0
+    confidence: str = ""
+    momentum: Callable[[float], float] | None = None
+    by_batch: bool = False
 
 
 def _cross_entropy(logits: jax.Array, label: jax.Array, strength: float, known: Known) -> jax.Array:
@@ -180,6 +215,91 @@ def _of_temperature(logits: jax.Array, label: jax.Array, temperature: float, kno
     return losses.smoothed_cross_entropy(logits / temperature, label, 0.0)
 
 
+def _ranked(estimator: str) -> Loss:
+    return lambda logits, label, share, known: abstention_losses.ranked_cross_entropy(
+        logits, label, share, estimator=estimator
+    )
+
+
+def _surer(logits: jax.Array, label: jax.Array, beta: float, known: Known) -> jax.Array:
+    """Cross-entropy + β·H(p)."""
+    return losses.confidence_penalty(logits, label, -beta)
+
+
+COVERAGE, PAYOFF, MOMENTUM = 0.8, 2.2, 0.9
+"""c of SelectiveNet, o of Deep Gamblers and m of self-adaptive training where the strength is another parameter: the authors' defaults."""
+
+
+def _selective_net(logits: jax.Array, beside: Beside, label: jax.Array, coverage: float, **how: bool) -> jax.Array:
+    return abstention_losses.selective_net_loss(
+        logits, beside.selection_logit, beside.auxiliary_logits, label, coverage, **how
+    )
+
+
+def _gambler(logits: jax.Array, beside: Beside, label: jax.Array, payoff: float) -> jax.Array:
+    return abstention_losses.gambler_loss(logits, beside.abstain_logit, label, payoff)
+
+
+def _self_adaptive(logits: jax.Array, beside: Beside, label: jax.Array, momentum: float) -> jax.Array:
+    return abstention_losses.self_adaptive_loss(logits, beside.abstain_logit, label, beside.target)
+
+
+def _with_entropy(loss: HeadLoss, parameter: float) -> HeadLoss:
+    """The loss at its usual parameter + β·H(p), β the strength."""
+
+    def surer(logits: jax.Array, beside: Beside, label: jax.Array, beta: float) -> jax.Array:
+        return loss(logits, beside, label, parameter) + beta * abstention_losses.softmax_entropy(logits)
+
+    return surer
+
+
+def _trained_to_abstain() -> dict[str, Objective]:
+    """Warm-up: a third of training for Deep Gamblers and half of it for self-adaptive training, as in the authors' code for CIFAR-10."""
+    selective = Objective(
+        _cross_entropy,
+        least=None,
+        below=1.0,
+        of_heads=_selective_net,
+        heads=("selection_logit", "auxiliary_logits"),
+        confidence="selection_logit",
+        by_batch=True,
+    )
+    gambler = Objective(
+        _cross_entropy,
+        least=1.0,
+        of_heads=_gambler,
+        heads=("abstain_logit",),
+        warm_up=1 / 3,
+        confidence="abstain_logit",
+    )
+    adaptive = Objective(
+        _cross_entropy,
+        below=1.0,
+        of_heads=_self_adaptive,
+        heads=("abstain_logit",),
+        warm_up=1 / 2,
+        confidence="abstain_logit",
+        momentum=lambda momentum: momentum,
+    )
+    released = functools.partial(_selective_net, normalise_by_coverage=False)
+    of_beta = {"least": 0.0, "below": math.inf}
+    return {
+        "selective_net": selective,  # c
+        "selective_net_released": selective._replace(of_heads=released),  # c; r̂ not divided by coverage
+        "deep_gamblers": gambler,  # o
+        "self_adaptive": adaptive,  # m
+        "selective_net_entropy": selective._replace(of_heads=_with_entropy(_selective_net, COVERAGE), **of_beta),  # β
+        "deep_gamblers_entropy": gambler._replace(of_heads=_with_entropy(_gambler, PAYOFF), **of_beta),  # β
+        "self_adaptive_entropy": adaptive._replace(  # β
+            of_heads=_with_entropy(_self_adaptive, MOMENTUM), momentum=lambda beta: MOMENTUM, **of_beta
+        ),
+        "entropy_minimisation": Objective(_surer),  # β
+        "aurc": Objective(_ranked("mean"), below=1.0, by_batch=True),  # share of AURC
+        "sele": Objective(_ranked("sele"), below=1.0, by_batch=True),  # share of SELE
+        "entmax": Objective(_of_label(entmax_loss), least=1.0),  # α
+    }
+
+
 def registry(num_classes: int) -> dict[str, Objective]:
     """Every objective by name; what its strength is stands beside it."""
     return {
@@ -202,6 +322,7 @@ def registry(num_classes: int) -> dict[str, Objective]:
         "shuffled_error_smoothing": Objective(  # mean α; the control: the same α(x), of another x
             _smoothed_by_shuffled_error, below=1.0, needs=("error", "mean_error", "shuffled_error")
         ),
+        **_trained_to_abstain(),
     }
 
 
@@ -247,6 +368,37 @@ def needs(objectives: Sequence[Named]) -> set[str]:
     return {field for one in objectives for field in one.objective.needs}
 
 
+def heads(objectives: Sequence[Named]) -> tuple[str, ...]:
+    """The heads that any of them needs, which all members of the program have, in one order."""
+    return tuple(sorted({head for one in objectives for head in one.objective.heads}))
+
+
+def has_targets(objectives: Sequence[Named]) -> bool:
+    """Whether any of them keeps running targets."""
+    return any(one.objective.momentum for one in objectives)
+
+
+def moved_targets(
+    objectives: Sequence[Named],
+    which: jax.Array,
+    logits: jax.Array,
+    label: jax.Array,
+    target: jax.Array,
+    progress: jax.Array,
+) -> jax.Array:
+    """The running targets [b] of one member after this batch; as they are in the warm-up, and of members without.
+
+    Args:
+      objectives, which, logits: as of `loss`; label: int32 [b]; target: [b], before; progress: see `Beside`.
+    """
+    for place, one in enumerate(objectives, 1):
+        if one.objective.momentum is not None:
+            momentum = one.objective.momentum(one.strength)
+            moved = abstention_losses.self_adaptive_target(target, logits, label, momentum)
+            target = jnp.where((which == place) & (progress >= one.objective.warm_up), moved, target)
+    return target
+
+
 def changed(
     objectives: Sequence[Named], keys: jax.Array, inputs: jax.Array, targets: Targets
 ) -> tuple[jax.Array, Targets, jax.Array]:
@@ -285,21 +437,35 @@ def _paired(targets: Targets) -> Targets:
 
 
 def loss(
-    objectives: Sequence[Named], which: jax.Array, logits: jax.Array, targets: Targets, alpha: jax.Array, known: Known
+    objectives: Sequence[Named],
+    which: jax.Array,
+    logits: jax.Array,
+    targets: Targets,
+    alpha: jax.Array,
+    known: Known,
+    beside: Beside = ALONE,
 ) -> jax.Array:
     """The loss of each example of one member: [b].
 
     Args:
       objectives: of the program; which: int32 [], 0 for label smoothing, else the place of the member's objective from 1.
       logits: [b, k]; targets: of the member's batch; alpha: of label smoothing.
-      known: of the batch.
+      known: of the batch; beside: what the network and the state have beside the logits.
     """
 
     def smoothed(logits: jax.Array) -> jax.Array:
         return targets.loss(lambda label: losses.smoothed_cross_entropy(logits, label, alpha))
 
     def branch(one: Named) -> Callable[[jax.Array], jax.Array]:
-        return lambda logits: targets.loss(lambda label: one.objective.loss(logits, label, one.strength, known))
+        def of_label(logits: jax.Array, label: jax.Array) -> jax.Array:
+            plain, of_heads = one.objective.loss(logits, label, one.strength, known), one.objective.of_heads
+            if of_heads is None:
+                return plain
+            return jnp.where(
+                beside.progress >= one.objective.warm_up, of_heads(logits, beside, label, one.strength), plain
+            )
+
+        return lambda logits: targets.loss(lambda label: of_label(logits, label))
 
     if not objectives:
         return smoothed(logits)

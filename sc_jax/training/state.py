@@ -46,13 +46,17 @@ class Meters(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds: the position in the data is the step, since batches are a function of it."""
+    """All that a checkpoint holds: the position in the data is the step, since batches are a function of it.
+
+    `target` float32 [m, n] are the running targets of the labels of all training examples, or None where no objective keeps any.
+    """
 
     step: jax.Array
     params: Any
     model_state: Any
     opt_state: Any
     meters: Meters
+    target: jax.Array | None = None
 
 
 def make_members(tags: Sequence[Mapping[str, Any]]) -> Members:
@@ -66,8 +70,14 @@ def make_members(tags: Sequence[Mapping[str, Any]]) -> Members:
     return Members(alpha, jnp.asarray(objective, jnp.int32), seed_key[seed_index], seed_index, seed_key)
 
 
-def initial_state(model: Model, optimizer: optax.GradientTransformation, members: Members) -> TrainState:
-    """State before the first step; members of one seed start from the same parameters."""
+def initial_state(
+    model: Model, optimizer: optax.GradientTransformation, members: Members, examples: int = 0
+) -> TrainState:
+    """State before the first step; members of one seed start from the same parameters.
+
+    Args:
+      model, optimizer, members: as built; examples: n, whose running targets are kept, 0 for none. They start at 1, the labels as given.
+    """
 
     @jax.jit
     def of_members(of_seeds: list[Any], seed_index: jax.Array) -> TrainState:
@@ -75,12 +85,15 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, members
         opt_state = jax.vmap(optimizer.init)(params)
         m = len(seed_index)
         meters = Meters(jnp.zeros(m), jnp.zeros(m), jnp.zeros((), jnp.int32), jnp.zeros(m, jnp.int32))
-        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, meters)
+        target = jnp.ones((m, examples)) if examples else None
+        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, meters, target)
 
     # Seed by seed rather than under `vmap`: one program, compiled once.
     return of_members([model.init(jax.random.fold_in(key, 0)) for key in members.seed_key], members.seed_index)
 
 
-def shape_of_state(model: Model, optimizer: optax.GradientTransformation, members: Members) -> TrainState:
+def shape_of_state(
+    model: Model, optimizer: optax.GradientTransformation, members: Members, examples: int = 0
+) -> TrainState:
     """Shapes and dtypes of `initial_state`, without drawing it."""
-    return jax.eval_shape(lambda one: initial_state(model, optimizer, one), members)
+    return jax.eval_shape(lambda one: initial_state(model, optimizer, one, examples), members)

@@ -13,7 +13,7 @@ from sc_jax.data.pipelines import Transform
 from sc_jax.models import Model, map_members
 from sc_jax.training import objectives as objectives_lib
 from sc_jax.training import parallel
-from sc_jax.training.objectives import Known, Named
+from sc_jax.training.objectives import Beside, Known, Named
 from sc_jax.training.optimizers import sam_gradient
 from sc_jax.training.state import Members, Meters, TrainState
 
@@ -24,6 +24,7 @@ class _OneMember(NamedTuple):
     alpha: jax.Array
     objective: jax.Array
     key: jax.Array
+    progress: jax.Array
 
 
 Step = Callable[..., tuple[Any, Any]]
@@ -54,6 +55,7 @@ def make_step(
     sam: float = 0.0,
     ignore_label: int | None = None,
     objectives: Sequence[Named] = (),
+    total_steps: int = 0,
 ) -> Step:
     """Builds the step.
 
@@ -64,21 +66,39 @@ def make_step(
       log_every: meters start anew after this many steps.
       sam: ρ of sharpness-aware minimisation, 0 for none.
       ignore_label: of segmentation, the label of pixels that do not count.
-      objectives: that members may have beside label smoothing.
+      objectives: that members may have beside label smoothing; total_steps: of the training, for those that change on the way.
 
     Returns:
-      (state, members, inputs [s, b, …], labels [s, b, …], known [s, b, …]) → (state, meters), to be jitted by `from_memory` or
-      `from_stream`; `known` may be left out where no objective asks for it.
+      (state, members, inputs [s, b, …], labels [s, b, …], known [s, b, …], index int32 [s, b]) → (state, meters), to be jitted by
+      `from_memory` or `from_stream`; `known`, and `index`, the places of the examples in the train split, may be left out where no
+      objective asks for them.
       `members` are data: other α or seeds do not compile anew. Members of a seed see the same batch, augmented alike.
+
+    Raises:
+      ValueError: an objective has a warm-up, and `total_steps` is not given.
     """
+    if total_steps == 0 and any(one.objective.warm_up for one in objectives):
+        raise ValueError("make_step: an objective has a warm-up, a share of total_steps; give them")
+    wanted = objectives_lib.heads(objectives)
 
     def member_loss(
-        params: Any, model_state: Any, one: _OneMember, key: jax.Array, inputs: jax.Array, targets: Any, known: Known
-    ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-        outputs, model_state = model.apply(params, model_state, inputs, train=True, key=key)
+        params: Any,
+        model_state: Any,
+        one: _OneMember,
+        inputs: jax.Array,
+        targets: Any,
+        known: Known,
+        target: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[Any, jax.Array, jax.Array | None]]:
+        outputs, model_state = model.apply(params, model_state, inputs, train=True, key=one.key)
+        if target is not None:
+            target = objectives_lib.moved_targets(
+                objectives, one.objective, outputs["logits"], targets.label, target, one.progress
+            )
+        beside = Beside(**{name: outputs[name] for name in wanted}, target=target, progress=one.progress)
 
         def loss(logits: jax.Array) -> jax.Array:
-            values = objectives_lib.loss(objectives, one.objective, logits, targets, one.alpha, known)
+            values = objectives_lib.loss(objectives, one.objective, logits, targets, one.alpha, known, beside)
             return jnp.mean(values) if ignore_label is None else _mean_where(values, targets.label, ignore_label)
 
         exits, members = outputs.get("exit_logits"), outputs.get("member_logits")
@@ -89,7 +109,7 @@ def make_step(
         hits = jnp.argmax(outputs["logits"], axis=-1) == targets.label
         if ignore_label is not None:  # an image counts by the share of its batch's labelled pixels that are right
             hits = len(inputs) * _mean_where(hits, targets.label, ignore_label)
-        return total, (model_state, jnp.sum(hits).astype(jnp.float32))
+        return total, (model_state, jnp.sum(hits).astype(jnp.float32), target)
 
     def member_step(
         params: Any,
@@ -99,29 +119,42 @@ def make_step(
         inputs: jax.Array,
         targets: Any,
         known: Known,
+        target: jax.Array | None,
     ) -> tuple[Any, ...]:
         value_and_grad = jax.value_and_grad(member_loss, has_aux=True)
         if sam:
             value_and_grad = sam_gradient(value_and_grad, sam)
-        (loss, (model_state, correct)), grads = value_and_grad(
-            params, model_state, one, one.key, inputs, targets, known
+        (loss, (model_state, correct, target)), grads = value_and_grad(
+            params, model_state, one, inputs, targets, known, target
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite
+        return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite, target
 
     all_members = map_members(member_step, model.member_mapping)
     batch_of = _batches(transform, mesh, objectives)
 
     def step(
-        state: TrainState, members: Members, inputs: jax.Array, labels: jax.Array, known: Known = objectives_lib.NOTHING
+        state: TrainState,
+        members: Members,
+        inputs: jax.Array,
+        labels: jax.Array,
+        known: Known = objectives_lib.NOTHING,
+        index: jax.Array | None = None,
     ) -> tuple[TrainState, Meters]:
         batch_size = inputs.shape[1]
         keys, batch, targets, known = batch_of(state.step, members, inputs, labels, known)
-        each = _OneMember(members.alpha, members.objective, keys)
-        params, model_state, opt_state, loss, correct, finite = all_members(
-            state.params, state.model_state, state.opt_state, each, batch, targets, known
+        progress = jnp.full(members.alpha.shape, state.step / max(total_steps, 1), jnp.float32)
+        each = _OneMember(members.alpha, members.objective, keys, progress)
+        target, place = state.target, None
+        if target is not None:
+            place = jnp.arange(len(target))[:, None], index[members.seed_index]
+            target = target[place]
+        params, model_state, opt_state, loss, correct, finite, target = all_members(
+            state.params, state.model_state, state.opt_state, each, batch, targets, known, target
         )
+        if target is not None:
+            target = state.target.at[place].set(target)
         past = jnp.where(state.step % log_every == 0, 0, 1)
         meters = Meters(
             loss=state.meters.loss * past + loss * batch_size,
@@ -129,7 +162,7 @@ def make_step(
             examples=state.meters.examples * past + batch_size,
             bad_step=jnp.where((state.meters.bad_step == 0) & ~finite, state.step + 1, state.meters.bad_step),
         )
-        state = TrainState(state.step + 1, params, model_state, opt_state, meters)
+        state = TrainState(state.step + 1, params, model_state, opt_state, meters, target)
         return parallel.keep_whole(state, mesh), parallel.keep_whole(meters, mesh)
 
     return step
@@ -145,7 +178,7 @@ def make_measurement(model: Model, transform: Transform, mesh: parallel.Mesh, ob
       model: as built; transform, mesh, objectives: of `make_step`, so that batches are those of training.
 
     Returns:
-      (`Measured`, members, inputs [s, b, …], labels [s, b, …], known [s, b, …]) → (`Measured`, None), as of `make_step`.
+      (`Measured`, members, inputs [s, b, …], labels [s, b, …], known [s, b, …], index [s, b]) → (`Measured`, None), as of `make_step`.
 
     Source: Izmailov et al. (2018), "Averaging weights leads to wider optima and better generalization", section 3.2, the pass
     over the data that averaged weights need.
@@ -159,6 +192,7 @@ def make_measurement(model: Model, transform: Transform, mesh: parallel.Mesh, ob
         inputs: jax.Array,
         labels: jax.Array,
         known: Known = objectives_lib.NOTHING,
+        index: jax.Array | None = None,
     ) -> tuple[Measured, None]:
         keys, batch, _, _ = batch_of(measured.step, members, inputs, labels, known)
         found = all_members(measured.params, measured.model_state, batch, keys)
@@ -223,7 +257,7 @@ def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Step:
         start = (state.step % (order.shape[1] // batch_size)) * batch_size
         index = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=1)  # [s, b]
         batch = (parallel.split_batch(array[index], mesh, axis=1) for array in (inputs, labels))
-        return step(state, members, *batch, known.at(index))
+        return step(state, members, *batch, known.at(index), index)
 
     return jax.jit(advance, donate_argnums=0)
 

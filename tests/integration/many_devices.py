@@ -24,6 +24,7 @@ from sc_jax.models import member_logits
 from sc_jax.ops.ranking import rank_over_axis
 from sc_jax.predictions import Predictions
 from sc_jax.training import optimizers, parallel, state, step
+from sc_jax.training.objectives import named
 
 N, BATCH, STEPS = 203, 32, 12
 scale = evaluation_transform((0.5,), (0.5,))
@@ -37,9 +38,15 @@ def main() -> None:
     mesh = parallel.data_mesh()
     results = {}
     hidden = {"hidden": (12, 9), "dropout": 0.1}
+    abstaining = (
+        "self_adaptive=0.9",
+        "selective_net=0.8",
+        "aurc=0.5",
+    )  # with targets by example, and losses of whole batches
     for name, network, options, augmentation, sam in (
         ("mlp", "mlp", hidden, {}, 0.0),
         ("cnn", "cnn", hidden, {}, 0.0),
+        ("abstaining", "mlp", {**hidden, "heads": ("abstain_logit", "auxiliary_logits", "selection_logit")}, {}, 0.0),
         ("augmented", "mlp", hidden, {"crop_padding": 1, "flip": True, "mixup": 0.2}, 0.0),
         ("streamed", "densenet_bc_100", {"blocks": (1,), "growth": 4}, {}, 0.5),
     ):
@@ -53,12 +60,13 @@ def main() -> None:
             total_steps=STEPS,
         )
         grid = MemberGrid((0.0,) if name == "streamed" else (0.0, 0.3), (0, 1))
+        grid = MemberGrid((0.0,), (0,), abstaining) if name == "abstaining" else grid
+        wanted = named(grid.objectives, 4)
         members = state.make_members(grid.tags)
         members, data, target = parallel.replicate((members, images, labels), mesh)
-        current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
-        one = step.make_step(
-            model, optimizer, train_transform((0.5,), (0.5,), **augmentation), mesh, log_every=4, sam=sam
-        )
+        current = parallel.replicate(state.initial_state(model, optimizer, members, N if wanted else 0), mesh)
+        how = {"log_every": 4, "sam": sam, "objectives": wanted, "total_steps": STEPS}
+        one = step.make_step(model, optimizer, train_transform((0.5,), (0.5,), **augmentation), mesh, **how)
         advance = step.from_stream(one) if name == "streamed" else step.from_memory(one, mesh, BATCH)
         losses = []
         for s in range(STEPS):
@@ -78,6 +86,8 @@ def main() -> None:
         results[f"{name}_logits"] = parallel.in_batches(lambda x: mapped(weights, x), images, BATCH, axis=1)  # noqa: B023
         if name == "mlp":
             results |= cascade_of(lambda x: mapped(weights, x), images, results["mlp_logits"])  # noqa: B023
+        if wanted:
+            results["abstaining_target"] = np.asarray(current.target)
         if name == "streamed":
             leaves = jax.tree.leaves(current.model_state)
             results["streamed_statistics"] = np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])

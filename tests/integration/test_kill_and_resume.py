@@ -19,6 +19,8 @@ TINY = [
     f"--config={CONFIG}:smoke",
     "--config.model.hidden=(32,)",
     "--config.model.dropout=0.1",
+    "--config.members.objectives=('self_adaptive=0.9',)",  # with running targets, which move in the second half
+    "--config.training.statistics_every=0",
     "--config.training.batch_size=2000",
     f"--config.training.epochs={STEPS // 6}",
     "--config.training.log_every=4",
@@ -44,7 +46,7 @@ def hashes(workdir: Path) -> dict[str, str]:
         "job = job_lib.build(config)\n"
         "with job_lib.open_checkpoints(job, workdir) as saved:\n"
         "    step = saved.latest_step()\n"
-        "    like = state.initial_state(job.model, job.optimizer, job.members)\n"
+        "    like = state.initial_state(job.model, job.optimizer, job.members, job.examples_with_targets)\n"
         "    print(json.dumps({'step': step, **checkpoints.leaf_hashes(saved.restore(step, like))}))\n"
     )
     out = subprocess.run(

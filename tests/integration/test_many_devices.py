@@ -42,6 +42,15 @@ def test_eight_devices_augment_as_one(outputs: dict[int, dict[str, np.ndarray]])
     np.testing.assert_allclose(eight, one, atol=TOLERANCE)
 
 
+def test_eight_devices_learn_to_abstain_as_one(outputs: dict[int, dict[str, np.ndarray]]) -> None:
+    """A loss that weighs an example against its batch is of the whole batch, and every example has its running target."""
+    for part in ("loss", "logits", "target"):
+        one, eight = (outputs[devices][f"abstaining_{part}"] for devices in (1, 8))
+        np.testing.assert_allclose(eight, one, atol=10 * TOLERANCE, err_msg=part)
+    assert outputs[1]["abstaining_loss"].shape == (12, 4)
+    assert outputs[1]["abstaining_target"][1].min() < 1
+
+
 @pytest.mark.parametrize("name", ["streamed_loss", "streamed_statistics"])
 def test_batch_statistics_and_sharpness_are_of_the_whole_streamed_batch(
     outputs: dict[int, dict[str, np.ndarray]], name: str

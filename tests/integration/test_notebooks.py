@@ -9,7 +9,11 @@ import pytest
 from conftest import ROOT, run_door
 from nbclient import NotebookClient
 
-RUNS = {"label_smoothing": ("smoke_run", "α = 0.2", 4), "cascades": ("cascade_run", "window", 3)}
+RUNS = {
+    "label_smoothing": ("smoke_run", "α = 0.2", 4),
+    "cascades": ("cascade_run", "window", 3),
+    "abstention": ("abstention_run", "Chow accepts", 3),
+}
 """Notebook → the run it reads, something that it prints, and how many pictures it shows at least."""
 
 
@@ -36,5 +40,14 @@ def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of the cascades' `:smoke`, run through the door from data to report."""
     workdir: Path = tmp_path_factory.mktemp("cascades") / "run"
     result = run_door("run", f"--config={ROOT}/experiments/cascades/config.py:smoke", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def abstention_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the `:smoke` of classifiers that are trained to abstain, run through the door from data to report."""
+    workdir: Path = tmp_path_factory.mktemp("abstention") / "run"
+    result = run_door("run", f"--config={ROOT}/experiments/abstention/config.py:smoke", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir

@@ -12,7 +12,9 @@ from conftest import ROOT, run_door
 from sc_jax import config as config_lib
 from sc_jax import data
 from sc_jax.data import small as small_sets
+from sc_jax.files import InputError
 from sc_jax.predictions import is_scored, load
+from sc_jax.training import job
 
 ROWS = [f"label_smoothing/{name}.py" for name in ("bank_marketing", "online_shoppers", "imdb", "cifar10", "cifar100")]
 ROWS += [f"label_smoothing/{name}.py" for name in ("adult", "sst2", "trec", "cifar10_jpeg")]
@@ -37,7 +39,13 @@ def name_of(recipe: tuple[str, str]) -> str:
 def test_every_config_is_a_row() -> None:
     files = {str(path.relative_to(ROOT / "experiments")) for path in (ROOT / "experiments").glob("*/*.py")}
     own_studies = {f"label_smoothing/{name}.py" for name in ("recipe", "config", "objectives", "stored_resnets")}
-    assert files - own_studies == {*ROWS, "cascades/config.py", "scod/config.py", "scod/compare.py"}
+    assert files - own_studies == {
+        *ROWS,
+        "abstention/config.py",
+        "cascades/config.py",
+        "scod/config.py",
+        "scod/compare.py",
+    }
 
 
 @pytest.mark.parametrize("variant", CASCADES)
@@ -46,6 +54,25 @@ def test_every_network_of_the_cascades_has_a_config(variant: str) -> None:
         config_lib.load(f"{ROOT}/experiments/cascades/config.py:{v}") for v in (variant, f"{variant}_smoke")
     )
     assert (whole.data.train_size, whole.model) == (small.data.train_size, small.model)
+
+
+@pytest.mark.parametrize("variant", [*CASCADES[:5], CASCADES[7], CASCADES[9]])
+def test_published_weights_of_the_cascades_are_calibrated_on_images_that_they_have_not_seen(
+    variant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without its file of weights it stops before any work, and names it."""
+    config = config_lib.load(
+        f"{ROOT}/experiments/cascades/config.py:{variant}_pretrained",
+        {"data.small": "True", "prediction.batch_size": "8"},
+    )
+    assert config.evaluation.calibration_split == "test_tune"
+    assert config.training.epochs == 0
+    assert config.model.weights == f"weights/{config.model.name}.safetensors"
+    if variant == "mobilenetv2_100_224":  # the smallest is built, too
+        monkeypatch.setenv("SC_JAX_DATA", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=config.model.weights):
+            job.build(dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=8)))
 
 
 @pytest.mark.parametrize("recipe", recipes(), ids=name_of)

@@ -95,8 +95,8 @@ def test_costs_that_are_missing_or_not_positive_are_refused(cost: tuple[float, .
 
 
 def test_other_mistakes_are_refused() -> None:
-    with pytest.raises(InputError, match="two stages"):
-        cascade.stages([model(0)], COST[:1])
+    with pytest.raises(InputError, match="a stage at least"):
+        cascade.stages([], ())
     with pytest.raises(InputError, match="combine"):
         cascade.stages([model(0), model(1)], COST[:2], combine="mean")
     with pytest.raises(InputError, match="fitted or of members"):
@@ -344,6 +344,47 @@ def test_best_and_front_by_brute_force(task: Task) -> None:
     assert cascade.best(table, task, 0.5) is None
 
 
+def test_a_search_of_one_stage_is_that_model_at_every_threshold() -> None:
+    given = cascade.stages([model(0, n=50)], COST[:1])
+    thresholds = np.quantile(given.score[0], (0.2, 0.8))
+    table = cascade.search(given, thresholds, [])
+    assert table.windows.shape == (2, 0, 2)
+    for row, threshold in enumerate(thresholds):
+        accept = given.score[0] >= threshold
+        assert (table.accepted[row], table.errors[row]) == (accept.sum(), (accept & given.error[0]).sum())
+    np.testing.assert_array_equal(table.cost, COST[0])
+
+
+@pytest.mark.parametrize("make", [two, three])
+def test_ood_examples_are_counted_apart_in_a_search(make: object) -> None:
+    given = make(n=90)
+    is_ood = np.arange(90) % 3 == 0
+    known, outside = cascade.subset(given, ~is_ood), cascade.subset(given, is_ood)
+    thresholds = np.quantile(given.score[-1], (0.2, 0.6))
+    windows = [cascade.window_grid(score, 3) for score in given.score[:-1]]
+    table, alone = (
+        cascade.search(given._replace(is_ood=is_ood), thresholds, windows),
+        cascade.search(known, thresholds, windows),
+    )
+    assert (table.n, table.n_ood, alone.n_ood) == (60, 30, 0)
+    for field in ("accepted", "errors", "cost", "windows"):
+        np.testing.assert_array_equal(getattr(table, field), getattr(alone, field))
+    of_outside = [
+        (cascade.follow(w, outside).score >= t).sum() for w, t in zip(table.windows, table.threshold, strict=True)
+    ]
+    np.testing.assert_array_equal(table.accepted_ood, of_outside)
+    enough = table.accepted >= 30
+    np.testing.assert_allclose(
+        cascade.value(table, Task("tpr", 0.5)), np.where(enough, -table.accepted_ood / 30, -np.inf), rtol=1e-12
+    )
+    lost = (table.errors + table.accepted_ood) / np.maximum(1, table.accepted + table.accepted_ood)
+    np.testing.assert_allclose(cascade.value(table, Task("scod", 0.5)), np.where(enough, -lost, -np.inf), rtol=1e-12)
+    with pytest.raises(ValueError, match="is OOD"):
+        cascade.value(alone, Task("tpr", 0.5))
+    with pytest.raises(ValueError, match="a search is for"):
+        cascade.value(table, Task("threshold", 0.5))
+
+
 def test_no_cascade_is_better_than_the_oracle() -> None:
     given = cascade.stages([model(seed, n=100, quality=1.0) for seed in range(2)], COST[:2])
     threshold = 0.0
@@ -404,7 +445,7 @@ def test_a_running_cascade_calls_no_stage_that_nothing_reaches() -> None:
 
     ran = cascade.predict(policy, [lambda rows: model(0).logits[rows], never], np.arange(400), COST[:2], batch_size=64)
     assert (ran.stage == 0).all()
-    with pytest.raises(InputError, match="two stages"):
+    with pytest.raises(InputError, match="2 stages; 1 models"):
         cascade.predict(policy, [never], np.arange(400), COST[:1])
     with pytest.raises(InputError, match="2 stages; 3 models"):
         cascade.predict(policy, [never] * 3, np.arange(400), COST)
@@ -441,3 +482,51 @@ def test_one_function_is_compiled_once() -> None:
         run(jnp.arange(64))
         run(jnp.arange(64, 128))
     assert run._cache_size() == 1
+
+
+def test_running_compiles_each_model_once_whatever_is_passed_on() -> None:
+    """Also for a last batch that is not full, and for another number of inputs with another share that goes on."""
+    tables = [jnp.asarray(model(seed).logits, jnp.float32) for seed in range(2)]
+    traced = [0, 0]
+
+    def network(j: int) -> object:
+        def of(rows: jax.Array) -> jax.Array:
+            traced[j] += 1
+            return tables[j][rows]
+
+        return jax.jit(of)
+
+    networks = [network(0), network(1)]
+    for width, rows in ((0.05, np.arange(400)), (0.3, np.arange(333))):
+        policy = cascade.fit(two(first_id=9000), Task("coverage", 0.7), width)
+        ran = cascade.predict(policy, networks, rows, COST[:2], batch_size=32)
+        assert 0 < (ran.stage == 1).sum() < len(rows)
+    assert traced == [1, 1]
+
+
+def test_a_cascade_of_one_model_runs_as_that_model() -> None:
+    policy = dataclasses.replace(cascade.fit(two(), Task("coverage", 0.7)), windows=(), models=("a",))
+    assert cascade.Policy.from_json(policy.as_json()) == policy
+    ran = cascade.predict(policy, [lambda rows: model(0).logits[rows]], np.arange(400), COST[:1], batch_size=64)
+    wanted = cascade.apply(dataclasses.replace(policy, fitted_on=""), cascade.stages([model(0)], COST[:1]))
+    for field in ("score", "prediction", "stage", "cost"):
+        np.testing.assert_array_equal(getattr(ran, field), getattr(wanted, field), err_msg=field)
+
+
+def test_times_are_of_each_model_and_of_the_cascade() -> None:
+    policy, calls = cascade.fit(two(first_id=9000), Task("coverage", 0.7), 0.2), [[], []]
+
+    def network(j: int) -> object:
+        def of(rows: np.ndarray) -> np.ndarray:
+            calls[j].append(len(rows))
+            return model(j).logits[rows]
+
+        return of
+
+    told = cascade.timed(policy, [network(0), network(1)], np.arange(100), batch_size=32, rounds=1, single=5)
+    given = cascade.subset(two(), np.arange(100))
+    assert told.passed_on == (cascade.follow(policy.windows, given).stage > 0).mean()
+    assert told.models_batched.shape == told.models_single.shape == (2,)
+    assert min(*told.models_batched, *told.models_single, told.batched, told.single) > 0
+    assert set(calls[0]) == set(calls[1]) == {32, 1}
+    assert calls[0].count(1) == 2 * (5 + 5)  # two rounds, alone and in the cascade

@@ -37,7 +37,7 @@ def split(first_id: int, seeds: range, n: int = 500, k: int = 4, is_ood: np.ndar
 
 def candidates(cascades: int = 3, **options: object) -> list[cascade_study.Candidates]:
     members = [
-        (f"seed {i}", c, t)
+        (f"seed {i}", c, t, {})
         for i, (c, t) in enumerate(
             zip(split(0, range(2 * cascades)), split(10_000, range(2 * cascades), **options), strict=True)
         )
@@ -54,7 +54,7 @@ def test_no_member_is_in_two_cascades() -> None:
     made = candidates()
     assert [one.name for one in made] == ["seed 0 → seed 1", "seed 2 → seed 3", "seed 4 → seed 5"]
     with pytest.raises(InputError, match="3 stages of 2 members"):
-        cascade_study.disjoint([("a", *split(0, range(2))), ("b", *split(0, range(2)))], 3)
+        cascade_study.disjoint([(name, *split(0, range(2)), {}) for name in "ab"], 3)
 
 
 def test_policies_are_those_of_the_method_with_their_metrics(document: dict) -> None:
@@ -172,7 +172,124 @@ def test_ood_inputs_are_reported_apart_and_not_ranked_among_the_others() -> None
     assert moved["cost_multiple_all"] == pytest.approx(1 + 2 * 0.2, abs=0.01)
 
 
+def test_costs_of_either_kind_and_of_the_mix_have_intervals() -> None:
+    is_ood = np.arange(500) % 5 == 0
+    document = cascade_study.evaluate(candidates(1, is_ood=is_ood), COST, SETTINGS)
+    one = candidates(1, is_ood=is_ood)[0]
+    test = cascade.stages(one.test, COST)
+    policy = cascade.fit(cascade.stages(one.calibration, COST), SETTINGS.task, 0.1)
+    for name, of in (("window", policy), ("window, moved", cascade.adapt(policy, test))):
+        row = next(row for row in document["ood"] if row["policy"] == name)
+        went = cascade.follow(of.windows, test).stage == 1
+        for kind, which in (("", ~is_ood), ("_ood", is_ood), ("_all", np.ones(500, bool))):
+            assert row[f"passed_on{kind}"] == pytest.approx(went[which].mean())
+            assert row[f"cost_multiple{kind}"] == pytest.approx(1 + 2 * went[which].mean())
+            for what in ("passed_on", "cost_multiple"):
+                low, high = row[f"{what}{kind}_interval"]
+                assert low <= row[f"{what}{kind}"] <= high
+                assert low < high
+
+
+# --- shifts ---
+
+
+def shifted(one: cascade_study.Candidates) -> cascade_study.Candidates:
+    """The test split again with less confidence, and with none."""
+    halved = [dataclasses.replace(t, logits=t.logits / 2) for t in one.test]
+    flat = [dataclasses.replace(t, logits=t.logits / 100) for t in one.test]
+    return one._replace(shifted={"halved": halved, "flat": flat})
+
+
+def test_shifted_sets_meet_the_frozen_policies_and_a_moved_window() -> None:
+    one = shifted(candidates(1)[0])
+    document = cascade_study.evaluate([one], COST, SETTINGS)
+    assert list(dict.fromkeys(row["set"] for row in document["shifts"])) == ["test split", "halved", "flat"]
+    calibration, given = cascade.stages(one.calibration, COST), cascade.stages(one.shifted["halved"], COST)
+    window = cascade.fit(calibration, SETTINGS.task, 0.1)
+    rows = {row["policy"]: row["metrics"] for row in document["shifts"] if row["set"] == "halved"}
+    assert set(rows) == {"single", "ensemble", "single_threshold", "window", "window, moved"}
+    for name, policy in (("window", window), ("window, moved", cascade.adapt(window, given))):
+        outcome = cascade.follow(policy.windows, given)
+        accept = outcome.score >= window.threshold
+        for metric, value in (
+            ("cost_multiple", 1 + 2 * (outcome.stage == 1).mean()),
+            ("passed_on", (outcome.stage == 1).mean()),
+            ("error", outcome.error.mean()),
+            ("decided_coverage", accept.mean()),
+            ("decided_risk", outcome.error[accept].mean()),
+        ):
+            told = rows[name][metric]
+            assert told["estimate"] == pytest.approx(value), metric
+            assert told["interval"][0] <= value <= told["interval"][1]
+    flat = {row["policy"]: row["metrics"] for row in document["shifts"] if row["set"] == "flat"}
+    assert flat["window"]["passed_on"]["estimate"] == 0  # τ lies above all of them
+    assert flat["window, moved"]["passed_on"]["estimate"] == pytest.approx(0.1)
+    test = {row["policy"]: row["metrics"] for row in document["shifts"] if row["set"] == "test split"}
+    of = {row["policy"]: row["metrics"] for row in document["policies"]}
+    assert test["window"]["decided_risk"]["estimate"] == of["window"]["decided_risk"]["estimate"]
+
+
+def test_a_moved_window_does_not_see_labels() -> None:
+    one = shifted(candidates(1)[0])
+    blind = [dataclasses.replace(t, label=(t.label + 1) % 4) for t in one.shifted["halved"]]
+    told, other = (
+        {row["policy"]: row["metrics"] for row in cascade_study.evaluate([c], COST, SETTINGS)["shifts"]}
+        for c in (one._replace(shifted={"x": one.shifted["halved"]}), one._replace(shifted={"x": blind}))
+    )
+    for metric in ("cost_multiple", "passed_on", "decided_coverage"):
+        assert told["window, moved"][metric]["estimate"] == other["window, moved"][metric]["estimate"]
+    assert told["window, moved"]["error"]["estimate"] != other["window, moved"]["error"]["estimate"]
+
+
 # --- search ---
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.3])
+def test_the_policy_of_a_budget_is_written_whole(budget: float) -> None:
+    """Read again and followed on the test files that it names, it does what the row of the budget says."""
+    members = zip(split(0, range(2), n=3000), split(10_000, range(2), n=3000), strict=True)
+    (one,) = cascade_study.disjoint([(f"seed {i}", *pair, {}) for i, pair in enumerate(members)], 2)
+    document = cascade_study.evaluate([one], COST, dataclasses.replace(SETTINGS, budget=budget))
+    (chosen,), row = document["chosen"], next(row for row in document["search"] if row["budget"] == budget)
+    for name, place in (("best", "test"), ("certified", "certified")):
+        policy = cascade.Policy.from_json(json.loads(json.dumps(chosen[name])))
+        order = [one.names.index(model) for model in policy.models]
+        given = cascade.stages([one.test[i] for i in order], [COST[i] for i in order])
+        outcome = cascade.apply(policy, given)
+        accept = outcome.score >= policy.threshold
+        assert row[f"{place}_coverage"] == pytest.approx(accept.mean())
+        assert row[f"{place}_risk"] == pytest.approx(outcome.error[accept].mean())
+        assert row[f"{place}_cost_multiple"] == pytest.approx(outcome.cost.mean())
+        with pytest.raises(InputError, match="fitted on these very examples"):
+            cascade.apply(policy, cascade.stages([one.calibration[i] for i in order], [COST[i] for i in order]))
+    assert row["search_cost_multiple"] <= budget + 1e-9
+    if budget == 1:
+        assert list(chosen["best"]["models"]) == ["seed 0"]
+    assert budget in {row["budget"] for row in document["search"]}
+
+
+@pytest.mark.parametrize("kind", ["tpr", "scod"])
+def test_tasks_of_ood_examples_are_searched_where_the_calibration_split_has_them(kind: str) -> None:
+    is_ood = np.arange(500) % 4 == 0
+    members = [
+        (str(i), *pair, {})
+        for i, pair in enumerate(
+            zip(split(0, range(2), is_ood=is_ood), split(10_000, range(2), is_ood=is_ood), strict=True)
+        )
+    ]
+    settings = dataclasses.replace(SETTINGS, task=Task(kind, 0.8), budget=1.4)
+    with_ood = cascade_study.disjoint(members, 2)
+    document = cascade_study.evaluate(with_ood, COST, settings)
+    assert document["chosen"][0]["best"]["task"] == {"kind": kind, "target": 0.8}
+    assert document["chosen"][0]["certified"] is None
+    for row in document["search"]:
+        assert row["search_coverage"] >= 0.8
+        assert 0 <= row["test_accepted_ood"] <= 1
+    lost = [row["search_accepted_ood" if kind == "tpr" else "search_scod_risk"] for row in document["search"]]
+    assert lost == sorted(lost, reverse=True)
+    assert lost[-1] < lost[0]
+    without = cascade_study.evaluate(candidates(1), COST, settings)
+    assert without["search"] == without["chosen"] == []
 
 
 def test_halves_are_disjoint_and_whole() -> None:
@@ -246,7 +363,7 @@ def test_bands_hold_every_estimate_and_are_wider_than_single_intervals(document:
     one = candidates(1)[0]
     counts = resampling.resample_counts(0, 500, 400)
     drawn = np.ones((400, 1))
-    rows = cascade_study._searched(one, COST, SETTINGS, counts)
+    rows, _ = cascade_study._searched(one, COST, SETTINGS, counts)
     single = {what: rows[-1]["test_replicates"][what] for what in ("coverage", "risk")}
     estimate = {what: rows[-1][f"test_{what}"] for what in single}
     told = cascade_study._with_bands([rows], drawn, 0.95)[-1]
@@ -336,3 +453,11 @@ def test_a_task_that_cannot_be_met_names_the_cascade() -> None:
     wrong = one._replace(calibration=[dataclasses.replace(c, logits=-c.logits) for c in one.calibration])
     with pytest.raises(InputError, match="seed 0 → seed 1: no threshold"):
         cascade_study.evaluate([wrong], COST, SETTINGS)
+
+
+def test_three_stages_are_searched_jointly_of_a_few_models() -> None:
+    for models, most in ((3, 3), (cascade_study.JOINT + 1, 2)):
+        found = cascade_study.search_orders(
+            split(0, range(models), n=40), (1.0,) * models, SETTINGS, thresholds=3, points=2
+        )
+        assert max(map(len, found.orders)) == most

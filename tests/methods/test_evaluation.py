@@ -561,7 +561,7 @@ def test_ood_examples_leave_members_with_them():
             np.testing.assert_equal(mixed[name].metrics[metric], value)
 
 
-FITTED = ("mahalanobis", "knn_distance", "residual", "vim", "sirc", "msp_pnorm", "max_logit_pnorm")
+FITTED = ("confidnet", "mahalanobis", "knn_distance", "residual", "vim", "sirc", "msp_pnorm", "max_logit_pnorm")
 
 
 @pytest.fixture(scope="module")
@@ -575,7 +575,7 @@ def test_every_score_that_is_fitted_says_on_what(of_features):
     assert set(FITTED) <= set(results)
     assert all(results[name].fitted["on"] == calibration.source for name in FITTED)
     of_members = {name for name, score in scores_lib.SCORES.items() if score.of_members}
-    assert set(left_out) == of_members | {"max_probability_as_stored"}
+    assert set(left_out) == of_members | {"max_probability_as_stored", "model_confidence"}
 
 
 @pytest.mark.parametrize("name", [name for name in FITTED if not scores_lib.SCORES[name].tuned])

@@ -59,6 +59,7 @@ def everything(kind, seed=0):
     given = predictions(seed=seed)
     rng = np.random.default_rng(seed)
     head = {"features": np.abs(rng.normal(size=(40, 6))), "head_kernel": np.eye(6, 4), "head_bias": np.zeros(4)}
+    head |= {"confidence": rng.normal(size=40)}
     if kind == "members":
         return dataclasses.replace(given, logits=np.stack([given.logits, given.logits[::-1]]), **head)
     return as_probabilities(given) if kind == "probabilities" else dataclasses.replace(given, **head)
@@ -87,11 +88,26 @@ def test_names_are_those_of_the_functions():
     """A score that is one function of logits, or of members, has its name."""
     logits = predictions().logits
     for name, score in SCORES.items():
-        if score.of is not None and name != "max_probability_as_stored":
+        if score.of is not None and name not in ("max_probability_as_stored", "sparsemax", "entmax15"):
             np.testing.assert_array_equal(score.of(logits), getattr(ops, name)(logits))
         if score.of_members is not None:
             members = np.stack([logits, logits[::-1]])
             np.testing.assert_array_equal(score.of_members(members), getattr(ops, name)(members))
+
+
+def test_confidences_of_entmax_are_those_of_their_alpha():
+    logits = predictions().logits
+    for name, alpha in (("sparsemax", 2.0), ("entmax15", 1.5)):
+        np.testing.assert_array_equal(SCORES[name].of(logits), ops.entmax_confidence(logits, alpha))
+
+
+def test_a_confidence_of_the_model_s_own_is_taken_as_it_is():
+    score, given = SCORES["model_confidence"], everything("logits")
+    np.testing.assert_array_equal(score.of_features(given), given.confidence)
+    bare = dataclasses.replace(given, confidence=None)
+    assert obstacle(score, bare, None) == "needs a confidence of the model's own; the file has none"
+    assert obstacle(score, given, bare) == "needs a confidence of the model's own; the calibration file has none"
+    assert obstacle(score, given, None) is None
 
 
 def test_the_probability_as_stored_is_what_the_file_holds():

@@ -352,10 +352,18 @@ WEIGHTED = {name: metric for name, metric in EVERY.items() if metric.weighted}
 NO_METRIC = {
     "what metrics are computed from": ("Ranking", "RiskCoverageCurve", "rank", "rank_over_axis", "harmonic_difference"),
     "scores of logits, one example at a time": (
-        *("disagreement", "doctor_alpha", "doctor_beta", "energy", "ensemble_log_probabilities", "expected_entropy"),
+        *(
+            "abstention_log_odds",
+            "disagreement",
+            "doctor_alpha",
+            "doctor_beta",
+            "energy",
+            "ensemble_log_probabilities",
+            "expected_entropy",
+        ),
         *("log_softmax", "logit_margin", "margin", "max_logit", "max_logit_pnorm", "max_probability"),
         *("max_probability_as_stored", "mean_max_probability", "msp", "msp_pnorm", "mutual_information"),
-        *("negative_entropy", "negative_gini", "predicted_class", "sirc", "variation_ratio"),
+        *("negative_entropy", "negative_gini", "predicted_class", "sirc", "variation_ratio", "entmax_confidence"),
     ),
     "scores that shape features, and the gradient of the last layer": ("ash", "fit_react", "gradnorm", "react"),
     "fitted scores and their states": (
@@ -375,6 +383,7 @@ NO_METRIC = {
         *("ScodCosts", "inlier_mixing", "joint_scod_score", "log_outlier_ratio", "plugin_scod_score"),
         "scod_costs_at_multiplier",
     ),
+    "a rule and a posterior, one example at a time": ("chow_accepts", "gaussian_log_posterior"),
     "losses and weights, one per example": (
         *("brier_loss", "class_balanced_loss", "conditional_risks", "log_loss", "mixture_weight", "scod_loss"),
     ),

@@ -429,8 +429,11 @@ def test_an_ensemble_belongs_to_the_run(tmp_path: Path) -> None:
 def test_a_network_without_layers_of_members_is_refused_and_those_with_are_named() -> None:
     config = config_lib.load(f"{RECIPES}/cifar10.py:smoke")
     ensemble = config_lib.Ensemble("packed", 4, alpha=2.0)
-    with pytest.raises(InputError, match=r"resnet20_cifar has no packed layers; .*: mlp, tabular_mlp, cnn$"):
-        job_lib.build(dataclasses.replace(config, ensemble=ensemble))
+    model = dataclasses.replace(config.model, name="wide_resnet16_4")
+    with pytest.raises(
+        InputError, match=r"wide_resnet16_4 has no packed layers; .*: mlp, tabular_mlp, cnn, resnet20_cifar"
+    ):
+        job_lib.build(dataclasses.replace(config, ensemble=ensemble, model=model))
 
 
 SCOD = f"{RECIPES.parent}/scod/config.py:smoke"
@@ -498,3 +501,39 @@ def test_features_of_images_decoded_on_the_way(tmp_path: Path) -> None:
     given = load(tmp_path / "predictions" / job_lib.build(config).names[0] / f"{split}.npz")
     assert given.features.shape == (len(given), 5)
     np.testing.assert_allclose(given.logits, given.features @ given.head_kernel + given.head_bias, rtol=1e-4, atol=1e-4)
+
+
+CASCADES = f"{RECIPES.parent}/cascades/config.py:smoke"
+
+
+def test_corrupted_copies_of_the_test_images_are_predicted_with_their_labels() -> None:
+    changes = {"prediction.corruptions": "('contrast',)"}
+    job = job_lib.build(config_lib.load(CASCADES, changes))
+    names = tuple(f"test_contrast_{severity}" for severity in range(1, 6))
+    assert job.predicted_splits == ("validation", "test", *names)
+    test, hard = job.examples("test"), job.examples("test_contrast_5")
+    known = ~test.is_ood
+    np.testing.assert_array_equal(hard.example_id, test.example_id[known])
+    np.testing.assert_array_equal(hard.label, test.label[known])
+    spread = [split.inputs.astype(float).std(axis=(1, 2)).mean() for split in (hard, job.examples("test_contrast_1"))]
+    assert spread[0] < spread[1] < test.inputs[known].astype(float).std(axis=(1, 2)).mean()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction.corruptions": "('contrats',)"}, "no corruption is called 'contrats'; there are gaussian_noise"),
+        ({"prediction.corruptions": "('contrast', 'contrast')"}, "without repetition"),
+    ],
+)
+def test_corruptions_that_are_not_there_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        job_lib.build(config_lib.load(CASCADES, changes))
+
+
+def test_corruptions_of_what_is_no_image_in_memory_are_refused() -> None:
+    prediction = {"corruptions": ("contrast",)}
+    for config, message in ((streaming(), "decoded on the way"), (table(), "holds no images")):
+        changed = dataclasses.replace(config, prediction=dataclasses.replace(config.prediction, **prediction))
+        with pytest.raises(InputError, match=message):
+            job_lib.build(changed)
