@@ -6,6 +6,8 @@ TORCH   ?=
 BIN     := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+comma   := ,
+
 .PHONY: run test smoke lint bench chaos lock docs clean
 
 run: .venv/.runtime  ## train, predict, evaluate, report; prints where the report is
@@ -23,7 +25,11 @@ lint: .venv/.test
 
 bench: .venv/.runtime .venv-peers/.done  ## benchmarks/results/*.json
 	.venv-peers/bin/python -m benchmarks.metrics
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training --parts=study,members$(if $(TORCH),$(comma)networks)
+	$(BIN)/python -m benchmarks.input
+	$(BIN)/python -m benchmarks.evaluate
+	$(BIN)/python -m benchmarks.sweep
+	$(if $(TORCH),$(BIN)/python -m benchmarks.predict)
 	$(BIN)/python -m benchmarks.logit_statistics
 	$(BIN)/python -m benchmarks.run_stages
 	$(BIN)/python -m benchmarks.interval_coverage

@@ -35,7 +35,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         job_lib.stepping(job, mesh, 0) as advance,
-        train.watching(job, mesh, Path(folder), 0) as (hook,),
+        train.watching(job, mesh, Path(folder), 0) as ((hook,), settle),
     ):
         taken = 0
         for _ in range(ROUNDS + 1):  # the first compiles
@@ -45,7 +45,8 @@ def main() -> None:
                 taken += 1
             jax.block_until_ready(current)
             middle = time.perf_counter()
-            hook(job.total_steps, current)  # measures, fetches and writes at once
+            hook(job.total_steps, current)
+            settle()  # fetches and writes
             of_steps.append((middle - start) / STEPS)
             of_hooks.append(time.perf_counter() - middle)
     step_seconds, hook_seconds = statistics.median(of_steps[1:]), statistics.median(of_hooks[1:])

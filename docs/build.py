@@ -33,7 +33,7 @@ STUDY, CASCADES, SCOD, ABSTENTION = (
 )
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
-    *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md"),
+    *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md", ROOT / "docs/speed.md"),
     *(STUDY / "README.md", CASCADES / "README.md", SCOD / "README.md", ABSTENTION / "README.md"),
 )
 
@@ -96,6 +96,153 @@ def training() -> str:
         f"({low:.2f}–{high:.2f} over {len(f['speedup_of_each_round'])} rounds): the optimiser state of one member stays in the cache, "
         f"that of all does not. What one program gains on an accelerator is not measured yet. {_machine(f)}; `make bench` measures "
         "it on your machine."
+    )
+
+
+def _kept(name: str) -> dict[str, Any] | None:
+    path = ROOT / "benchmarks/results" / f"{name}.json"
+    return files.read_json(path) if path.exists() else None
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{_machine(row)}, load {row['load']:.1f}"
+
+
+def speed_study() -> str:
+    """The members of the default study as one program, with the aims."""
+    f = _kept("training")
+    if f is None or "aims" not in f:
+        return "Not measured."
+    share, speed, aims = f["share_of_matmul_rate"], f["speedup"], f["aims"]
+    rows = [
+        [
+            "one program against 25 runs",
+            f"{speed:.2f} times as fast",
+            f"{aims['speedup']:.1f}",
+            _yes(speed >= aims["speedup"]),
+        ],
+        *(
+            [label, f"{share[key]:.0%} of the product's rate", f"{aims[key]:.0%}", _yes(share[key] >= aims[key])]
+            for label, key in (("one batch for all", "shared_batch"), ("a batch each", "batch_each"))
+        ),
+    ]
+    return f"{pages.Table([f['model'] + ', 25 members', 'measured', 'aim', 'met'], rows).markdown()}\n\n{_machine(f)}."
+
+
+def speed_members() -> str:
+    """Members in one program by mapping."""
+    f = _kept("training")
+    if f is None or not f.get("rows_of_members"):
+        return "Members by mapping: not measured."
+    rows = []
+    for row in f["rows_of_members"]:
+        speedup, compiling = row["speedup"], row["compile_seconds"]
+        cells = [
+            f"{speedup[name]:.2f} ({compiling[name]:.0f} s)" if name in speedup else "–"
+            for name in ("vmap", "unroll", "map")
+        ]
+        rate = row["members_examples_per_second"]["one_after_the_other"]
+        rows.append([f"{row['network']}, batch {row['batch']}", str(row["members"]), f"{rate:,.0f}", *cells])
+    headings = ["", "M", "one after the other, examples/s", "vmap: times that (compiling)", "unroll", "map"]
+    return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_members'][-1])}."
+
+
+def speed_networks() -> str:
+    """Training of one member of each network."""
+    f = _kept("training")
+    if f is None or not f.get("rows_of_networks"):
+        return "Training of each network: not measured."
+    rows = [
+        [
+            row["network"],
+            str(row["batch_size"]),
+            *(f"{row['examples_per_second'][way]:,.1f}" for way in ("sc_jax", "torch")),
+            *(f"{row['share_of_matmul_rate'][way]:.0%}" for way in ("sc_jax", "torch")),
+            f"{row['share_of_input']:.0%}",
+        ]
+        for row in f["rows_of_networks"]
+    ]
+    headings = ["training", "batch", "examples/s", "PyTorch", "of the product's rate", "PyTorch", "time in input"]
+    return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_networks'][-1])}."
+
+
+def speed_predict() -> str:
+    """Prediction with each network."""
+    f = _kept("predict")
+    if f is None:
+        return "Prediction of each network: not measured."
+    rows = [
+        [
+            row["network"],
+            str(row["batch"]),
+            *(
+                f"{row['examples_per_second'][way]:,.1f}"
+                if way in row["examples_per_second"]
+                else f"fails: {row['torch_compile_fails']}"
+                for way in ("sc_jax", "torch", "torch_compile")
+            ),
+            *(f"{row['share_of_matmul_rate'][way]:.0%}" for way in ("sc_jax", "torch")),
+        ]
+        for row in f["rows"]
+    ]
+    headings = ["prediction", "batch", "examples/s", "PyTorch", "compiled", "of the product's rate", "PyTorch"]
+    return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows'][-1])}."
+
+
+def speed_input() -> str:
+    """Decoding of JPEGs."""
+    f = _kept("input")
+    if f is None:
+        return "Not measured."
+    by, used = f["images_per_second_by_threads"], f["images_per_processor_second_by_threads"]
+    rows = [[n, f"{by[n]:.0f}", f"{used[n]:.0f}"] for n in by]
+    needs = "; ".join(
+        f"{name} at {need['images_per_second']:,.0f} images/s takes {need['cores']:.0f} cores"
+        for name, need in f["cores_a_gpu_needs"].items()
+    )
+    return (
+        f"{pages.Table(['threads', 'images/s', 'images per second of processor'], rows).markdown()}\n\nJPEGs of {f['pixels'][0]}×{f['pixels'][1]}, "
+        f"{f['jpeg_bytes'] / 1000:.0f} KB. Arithmetic, not a measurement: {needs} like one of these, at rates that are assumed. Flips and RandAugment run on the device "
+        f"({f['on_device_augmentation_images_per_second']:.0f} images/s on this CPU). {_where(f)}."
+    )
+
+
+def speed_evaluate() -> str:
+    """Evaluation of ImageNet-size predictions."""
+    f = _kept("evaluate")
+    if f is None:
+        return "Not measured."
+    aim = f["aim"]
+    rows = [
+        ["seconds", f"{f['seconds']:.0f}", f"{aim['seconds']:.0f}", _yes(f["seconds"] <= aim["seconds"])],
+        ["seconds of processor, on two cores", f"{f['processor_seconds']:.0f}", "", ""],
+        [
+            "largest memory, GiB",
+            f"{f['peak_bytes'] / 2**30:.2f}",
+            f"{aim['bytes'] / 2**30:.0f}",
+            _yes(f["peak_bytes"] <= aim["bytes"]),
+        ],
+    ]
+    return (
+        f"{pages.Table(['', 'measured', 'aim', 'met'], rows).markdown()}\n\n{f['examples']:,} × {f['classes']:,} float32 and as many to calibrate on, {len(f['scores'])} scores "
+        f"with all metrics, {f['resamples']:,} resamples. {_where(f)}."
+    )
+
+
+def sweep() -> str:
+    """A sweep that is killed."""
+    f = _kept("sweep")
+    if f is None:
+        return "Not measured."
+    of_sweep = sum(kill["what"] == "sweep" for kill in f["kills"])
+    return (
+        f"{f['runs']} runs, {f['parallel']} at once, {len(f['kills'])} kills at seeded random moments, {of_sweep} of them of the sweep itself: {f['done']} runs done after "
+        f"{f['starts']} starts, lost {len(f['lost'])}, other metrics than a run that nobody killed {len(f['wrong'])} of {f['compared']} compared; {f['seconds']:.0f} s. "
+        f"{_machine(f)}."
     )
 
 
@@ -775,6 +922,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scaling": scaling,
     "stages": stages,
     "training": training,
+    "speed study": speed_study,
+    "speed members": speed_members,
+    "speed networks": speed_networks,
+    "speed predict": speed_predict,
+    "speed input": speed_input,
+    "speed evaluate": speed_evaluate,
+    "sweep": sweep,
     "models": models,
     "metrics": metrics,
     "metric_aims": metric_aims,

@@ -315,6 +315,18 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
       InputError: names the file, the field, and the nearest field that exists.
     """
     path, _, variant = reference.partition(":")
+    values = called(path, "get_config", variant or "default").to_dict()
+    for field, text in (overrides or {}).items():
+        _override(values, field, text, path)
+    return _checked_values(_build(Config, values, path, ""), path)
+
+
+def called(path: str, name: str, argument: str) -> Any:
+    """What the function `name` of the Python file at `path` says of `argument`; the file may import those beside it.
+
+    Raises:
+      InputError: there is no such file, or it fails.
+    """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such config file; a study's config is experiments/<study>/config.py[:variant]")
     spec = importlib.util.spec_from_file_location("sc_jax_study_config", path)
@@ -322,7 +334,7 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
     try:
         with _importing_from(Path(path).resolve().parent):
             spec.loader.exec_module(module)
-        values = module.get_config(variant or "default").to_dict()
+        return getattr(module, name)(argument)
     except (
         ArithmeticError,
         AttributeError,
@@ -335,9 +347,6 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
     ) as error:
         text = error.args[0] if error.args and not isinstance(error, SyntaxError) else error
         raise InputError(f"{path}: {text}") from error
-    for field, text in (overrides or {}).items():
-        _override(values, field, text, path)
-    return _checked_values(_build(Config, values, path, ""), path)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -633,9 +634,15 @@ def shared_rows(a: Predictions, b: Predictions) -> int:
     """
 
     def rows(p: Predictions) -> np.ndarray:
-        logits = np.moveaxis(p.logits, -2, 0).reshape(len(p), -1).astype(np.float64)
-        table = np.ascontiguousarray(np.column_stack([p.label.astype(np.float64), logits]))
-        unique, count = np.unique(table.view(f"V{table.shape[1] * 8}").reshape(-1), return_counts=True)
+        digests = np.empty(len(p), "V16")  # 128 bits of each row: the rows themselves would be held three times over
+        step = max(1, (1 << 17) // (p.logits.size // len(p)))
+        for start in range(0, len(p), step):
+            logits = np.moveaxis(p.logits[..., start : start + step, :], -2, 0)
+            label = p.label[start : start + step].astype(np.float64)
+            table = np.column_stack([label, logits.reshape(len(label), -1).astype(np.float64)])
+            for row, values in enumerate(table, start):
+                digests[row] = np.void(hashlib.blake2b(values, digest_size=16).digest())
+        unique, count = np.unique(digests, return_counts=True)
         return unique[count == 1]
 
     return (

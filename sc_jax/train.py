@@ -111,12 +111,16 @@ def judging(job: job_lib.Job, mesh: parallel.Mesh) -> Callable[[state.TrainState
 
 @contextlib.contextmanager
 def watching(
-    job: job_lib.Job, mesh: parallel.Mesh, workdir: Path, first_step: int
+    job: job_lib.Job,
+    mesh: parallel.Mesh,
+    workdir: Path,
+    first_step: int,
+    fetch: Callable[[Any], Any] = jax.device_get,
 ) -> Iterator[tuple[list[loop.Hook], Callable[[], dict[str, Any]]]]:
     """The hook that writes statistics of the logits to `logit_statistics.jsonl`, if the config asks for them.
 
-    What is measured at a step is fetched when the next one is, so that dispatch does not wait for it, or before a checkpoint:
-    beside the hooks comes the function that does it, and stamps the file.
+    What is measured at a step is fetched, by `fetch`, when the next one is, so that dispatch does not wait for it, or before a
+    checkpoint: beside the hooks comes the function that does it, and stamps the file.
     """
     t = job.config.training
     if not t.statistics_every:
@@ -125,13 +129,15 @@ def watching(
     splits = (job.config.data.train_split, job.config.evaluation.calibration_split)
     batches = [job_lib.first_examples(job, split, t.statistics_examples, mesh) for split in splits]
 
-    def measured(weights: Any, inputs: jax.Array, label: jax.Array, where: jax.Array) -> tuple[Any, ...]:
+    def measured(
+        weights: Any, alpha: jax.Array, inputs: jax.Array, label: jax.Array, where: jax.Array
+    ) -> tuple[Any, ...]:
         logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
-        sums = logit_statistics.measure(logits, label, job.members.alpha, where)
+        sums = logit_statistics.measure(logits, label, alpha, where)
         told = sums, ops.msp(logits), ops.predicted_class(logits) != label[None], where
         return parallel.keep_whole(told, mesh)
 
-    measure = jax.jit(measured)
+    measure, alpha = jax.jit(measured), parallel.replicate(job.members.alpha, mesh)
     alphas = [tag["alpha"] for tag in job.tags]
     header = {"members": job.names, "alphas": alphas, "splits": splits, "edges": logit_statistics.EDGES}
     path = workdir / "logit_statistics.jsonl"
@@ -141,7 +147,7 @@ def watching(
     def settle() -> dict[str, Any]:
         for step, found in pending:
             told = {}
-            for split, (one, score, wrong, where) in zip(splits, jax.device_get(found), strict=True):
+            for split, (one, score, wrong, where) in zip(splits, fetch(found), strict=True):
                 ranking = logit_statistics.ranking(score[:, where], wrong[:, where])
                 told[split] = {**logit_statistics.means(one), "ranking": ranking}
             lines.write({"step": step, "epoch": step / job.steps_per_epoch, **told})
@@ -153,7 +159,7 @@ def watching(
             return
         settle()
         weights = current.params, current.model_state
-        pending.append((step, [measure(weights, *batch) for batch in batches]))
+        pending.append((step, [measure(weights, alpha, *batch) for batch in batches]))
 
     try:
         yield [hook], settle

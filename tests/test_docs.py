@@ -27,6 +27,7 @@ DOCUMENTS = [
     "docs/scod.md",
     "docs/scaling.md",
     "docs/survival.md",
+    "docs/speed.md",
     "docs/abstention.md",
     "experiments/abstention/README.md",
     "experiments/label_smoothing/README.md",

@@ -22,6 +22,7 @@ from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.temperature import Temperature
 from sc_jax.ops import resampling
 from sc_jax.ops.risk_coverage import loss_of_accepted
+from sc_jax.ops.scores import rows_of_blocks, shares_rivals, together
 from sc_jax.ops.summary import RISKS, summarise_ranking
 from sc_jax.ops.targets import floor_of_share
 from sc_jax.predictions import Predictions, select
@@ -135,29 +136,66 @@ def evaluate(
     tuning = None if calibration is None else Split.of(calibration).known
     test = _Sample(Split.of(predictions), counts, tuning, settings.match_error)
     left_out: dict[str, str] = {}
-    jobs: dict[str, Callable[[], ScoreResult]] = {}
-    choices: list[_Choices] = []
+    usable = {}
     for name, score in scores_lib.named(settings.scores).items():
         reason = scores_lib.obstacle(score, predictions, calibration)
-        if reason is not None:
+        if reason is None:
+            usable[name] = score
+        else:
             left_out[name] = reason
-            continue
-        if score.tuned:
-            if not choices:
-                choices.append(_Choices(tuning.combined, calibration_counts, settings.p_grid))
-            jobs[name] = lambda score=score: _tuned_result(test, choices[0], score.fallback, settings)
-            continue
-        try:
-            of, fitted = scorer(score, tuning)
-        except (
-            ValueError
-        ) as error:  # what it is fitted to does not allow it: a class without examples, no residual space
-            left_out[name] = str(error)
-            continue
-        jobs[name] = lambda name=name, of=of, fitted=fitted: _result(test, of, fitted, settings, name == "msp")
     with ThreadPoolExecutor(workers) as pool:  # NumPy works outside the interpreter lock
-        running = {name: pool.submit(job) for name, job in jobs.items()}
-        return {name: work.result() for name, work in running.items()}, left_out
+        # What is fitted takes longest and begins first; then the scores that share one sort of the classes.
+        tuned = any(score.tuned for score in usable.values())
+        choices = pool.submit(_Choices, tuning.combined, calibration_counts, settings.p_grid) if tuned else None
+        fits = {name: pool.submit(scorer, score, tuning) for name, score in usable.items() if score.fit is not None}
+        shared = _shared_scores({name: score for name, score in usable.items() if score.of is not None}, test, pool)
+        running = {}
+        for name, score in usable.items():
+            if score.tuned:
+                running[name] = pool.submit(_tuned_result, test, choices.result(), score.fallback, settings)
+                continue
+            try:
+                of, fitted = fits[name].result() if name in fits else scorer(score, tuning)
+            except (
+                ValueError
+            ) as error:  # what it is fitted to does not allow it: a class without examples, no residual space
+                left_out[name] = str(error)
+                continue
+            values = shared.get(name)
+            running[name] = pool.submit(_result, test, of, fitted, settings, name == "msp", values)
+        results = {name: work.result() for name, work in running.items()}
+    return results, {name: left_out[name] for name in settings.scores if name in left_out}
+
+
+class _Values(NamedTuple):
+    """A score [n] of the examples reported on that are known, of all of them, and of the calibration split, if there is one."""
+
+    known: np.ndarray
+    whole: np.ndarray
+    tuning: np.ndarray | None
+
+
+def _shared_scores(wanted: dict[str, scores_lib.Score], test: _Sample, pool: ThreadPoolExecutor) -> dict[str, _Values]:
+    """The scores of logits that share one sort of the classes, each part of the rows by a thread."""
+    names = {name: score.of for name, score in wanted.items() if shares_rivals(score.of)}
+    if not names:
+        return {}
+
+    def of(logits: np.ndarray) -> list[Any]:
+        parts = np.array_split(np.arange(len(logits)), 2)
+        bounds = [slice(part[0], part[-1] + 1) for part in parts if len(part)]
+        return [pool.submit(together, logits[at], tuple(names.values())) for at in bounds]
+
+    def joined(running: list[Any]) -> list[np.ndarray]:
+        return [np.concatenate(parts) for parts in zip(*(work.result() for work in running), strict=True)]
+
+    whole_running = of(test.whole.combined.logits)
+    tuning_running = None if test.tuning is None else of(test.tuning.combined.logits)
+    whole = joined(whole_running)
+    tuning = [None] * len(whole) if tuning_running is None else joined(tuning_running)
+    is_ood = test.whole.combined.is_ood
+    kept = slice(None) if test.whole is test.known else ~is_ood
+    return {name: _Values(w[kept], w, t) for name, w, t in zip(names, whole, tuning, strict=True)}
 
 
 class Split(NamedTuple):
@@ -224,6 +262,7 @@ class _Sample:
         inside = self.known.combined
         self.logits, self.label, self.weight = inside.logits, inside.label, inside.weight
         self.error = ops.predicted_class(inside.logits) != inside.label
+        self.accepted = accepted_at_coverages(len(self.error))
         self.tuning_error = tuning and ops.predicted_class(tuning.combined.logits) != tuning.combined.label
         self.optimum = float(ops.optimal_aurc(self.error, weight=self.weight))
         self.optimum_replicates = np.concatenate(
@@ -241,8 +280,10 @@ class _Sample:
         """Metrics [b] and curve [b, coverages] of the resamples `rows`."""
         counts, optimum = self.counts[rows], self.optimum_replicates[rows]
         summaries, curves, done = [], [], 0
+        order = np.argsort(score, kind="stable")[::-1]  # once for all resamples
+        score, error = score[order], self.error[order]
         for weight in self.weights(counts):
-            ranking = ops.rank(score, self.error, weight)
+            ranking = ops.rank(score, error, np.take(weight, order, axis=1))
             summaries.append(self.summary(ranking, optimum[done : done + len(weight)]))
             curves.append(self.curve(ranking).astype(np.float32))
             done += len(weight)
@@ -259,8 +300,7 @@ class _Sample:
     def curve(self, ranking: ops.Ranking) -> np.ndarray:
         """Selective risk at `COVERAGES`."""
         if self.weight is None:
-            accepted = accepted_at_coverages(len(self.error))
-            return loss_of_accepted(ranking, accepted) / accepted
+            return loss_of_accepted(ranking, self.accepted) / self.accepted
         accepted = accepted_at_coverages(ranking.total_weight)
         with np.errstate(invalid="ignore"):  # a resample may draw no weight at all
             if accepted.ndim == 1:
@@ -279,14 +319,14 @@ class _Choices:
     """Which p the calibration split chooses, and which each resample of it, with and without the fallback."""
 
     def __init__(self, calibration: Predictions, counts: np.ndarray | None, p_grid: Sequence[int]):
-        self._calibration, self._p_grid = calibration, p_grid
+        error = ops.predicted_class(calibration.logits) != calibration.label
+        candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
+        weight = calibration.weight
+        self._value = {p: float(ops.aurc(score, error, weight=weight)) for p, score in candidates.items()}
         self._aurc = None
         if counts is None:
             return
-        error = ops.predicted_class(calibration.logits) != calibration.label
-        candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
         self._ps = np.array(list(candidates))
-        weight = calibration.weight
         parts = [counts[rows] if weight is None else counts[rows] * weight for rows in resampling.chunks(counts)]
         aurc = [
             np.concatenate([ops.aurc(score, error, weight=part) for part in parts]) for score in candidates.values()
@@ -296,7 +336,7 @@ class _Choices:
     def of(self, fallback: bool) -> tuple[logit_norm.LogitNorm, np.ndarray | None]:
         """What is fitted, and the p that each resample chooses [b] (0 for MSP; None where it is held fixed)."""
         first = 0 if fallback else 1
-        fitted = logit_norm.fit(self._calibration, self._p_grid, fallback=fallback)
+        fitted = logit_norm.best(dict(list(self._value.items())[first:]))
         return fitted, None if self._aurc is None else self._ps[first:][logit_norm.choose(self._aurc[:, first:])]
 
 
@@ -316,9 +356,21 @@ def _tuned_result(test: _Sample, choices: _Choices, fallback: bool, settings: Se
 
 
 def _result(
-    test: _Sample, of: Scorer, fitted: dict[str, Any] | None, settings: Settings, with_probabilities: bool
+    test: _Sample,
+    of: Scorer,
+    fitted: dict[str, Any] | None,
+    settings: Settings,
+    with_probabilities: bool,
+    values: _Values | None = None,
 ) -> ScoreResult:
-    score = of(test.known)
+    if values is None:
+        known = of(test.known)
+        values = _Values(
+            known,
+            known if test.whole is test.known else of(test.whole),
+            None if test.tuning is None else of(test.tuning),
+        )
+    score = values.known
     ranking = ops.rank(score, test.error, test.weight)
     metrics = {name: float(value) for name, value in test.summary(ranking, np.float64(test.optimum)).items()}
     replicates, curves = test.replicates(score)
@@ -329,13 +381,13 @@ def _result(
     metrics |= _without_intervals(test, score)
     more_intervals: dict[str, list[float]] = {}
     if test.tuning is not None:
-        accepted, accepted_intervals = _at_calibrated_thresholds(test, score, of(test.tuning), settings.level)
+        accepted, accepted_intervals = _at_calibrated_thresholds(test, score, values.tuning, settings.level)
         metrics |= accepted
         more_intervals |= accepted_intervals
     if test.whole is not test.known:
         whole = test.whole.combined
         error = ops.predicted_class(whole.logits) != whole.label
-        metrics |= ood_metrics(of(test.whole), error, whole.is_ood, whole.weight)
+        metrics |= ood_metrics(values.whole, error, whole.is_ood, whole.weight)
     intervals = {
         name: [float(end) for end in resampling.percentile_interval(values, settings.level)]
         for name, values in replicates.items()
@@ -347,7 +399,7 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
     losses = {"nll": ops.log_loss(test.logits, test.label), "brier": ops.brier_loss(test.logits, test.label)}
     confidence = ops.max_probability(test.logits)
     one = np.ones((1, len(test.error))) if test.weight is None else test.weight[None]
-    metrics = {name: float(_weighted_mean(loss, one)[0]) for name, loss in losses.items()}
+    metrics = {name: float(_weighted_mean(loss[:, None], one)[0, 0]) for name, loss in losses.items()}
     how = {"bins": ece_bins, "weight": test.weight}
     metrics["ece"] = float(ops.expected_calibration_error(confidence, test.error, **how))
     metrics["ece_equal_mass"] = float(ops.expected_calibration_error(confidence, test.error, scheme="mass", **how))
@@ -356,7 +408,7 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
         ops.expected_calibration_error(confidence, test.error, norm="max", **how)
     )
     metrics["smooth_ece"] = float(ops.smooth_ece(confidence, test.error, weight=test.weight))
-    probabilities = np.exp(ops.log_softmax(test.logits))
+    probabilities = _probabilities(test.logits)
     metrics["classwise_ece"] = float(ops.classwise_calibration_error(probabilities, test.label, **how))
     metrics["adaptive_ece"] = float(ops.adaptive_calibration_error(probabilities, test.label, **how))
     parts_of_brier = ops.brier_decomposition(probabilities, test.label, **how)
@@ -365,17 +417,26 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
     parts: dict[str, list[np.ndarray]] = {name: [] for name in CLASSIFIER_METRICS}
     for rows in test.weights(test.counts):
         weight = rows.astype(np.float64)
-        for name, loss in losses.items():
-            parts[name].append(_weighted_mean(loss, weight))
+        for name, mean in zip(losses, _weighted_mean(np.stack(list(losses.values()), 1), weight).T, strict=True):
+            parts[name].append(mean)
         parts["ece"].append(ops.expected_calibration_error(confidence, test.error, bins=ece_bins, weight=weight))
     return metrics, {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _weighted_mean(loss: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    drawn_infinite = weight[:, ~np.isfinite(loss)].any(axis=-1)
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """softmax [n, k] in float64, a class after the other in memory: what is computed of each class reads it in one piece."""
+    by_class = np.empty(logits.shape[::-1])
+    for at in rows_of_blocks(logits):
+        by_class[:, at] = np.exp(ops.log_softmax(logits[at])).T
+    return by_class.T
+
+
+def _weighted_mean(losses: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Losses [n, c] and weights [b, n] → [b, c]; infinite where an infinite loss has weight."""
+    infinite = ~np.isfinite(losses)
     with np.errstate(invalid="ignore"):  # a resample may draw no weight at all
-        mean = weight @ np.where(np.isfinite(loss), loss, 0) / weight.sum(axis=-1)
-    return np.where(drawn_infinite, np.inf, mean)
+        mean = weight @ np.where(infinite, 0, losses) / weight.sum(axis=-1, keepdims=True)
+    return np.where(weight @ infinite > 0, np.inf, mean) if infinite.any() else mean
 
 
 def _without_intervals(test: _Sample, score: np.ndarray) -> dict[str, float]:

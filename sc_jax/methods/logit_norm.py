@@ -63,9 +63,13 @@ def fit(calibration: Predictions, p_grid: Sequence[int], *, fallback: bool) -> L
     """
     error = ops.predicted_class(calibration.logits) != calibration.label
     scores = candidates(calibration.logits, p_grid, fallback)
-    aurc = {p: float(ops.aurc(score, error, weight=calibration.weight)) for p, score in scores.items()}
-    best = list(aurc)[choose(np.array(list(aurc.values())))]
-    return LogitNorm(best, {"msp" if p == 0 else f"p={p}": value for p, value in aurc.items()})
+    return best({p: float(ops.aurc(score, error, weight=calibration.weight)) for p, score in scores.items()})
+
+
+def best(aurc: dict[int, float]) -> LogitNorm:
+    """The candidate of smallest AURC: {p, or 0 for MSP: AURC}."""
+    p = list(aurc)[choose(np.array(list(aurc.values())))]
+    return LogitNorm(p, {"msp" if p == 0 else f"p={p}": value for p, value in aurc.items()})
 
 
 def apply(state: LogitNorm, predictions: Predictions) -> np.ndarray:

@@ -54,14 +54,13 @@ class MspPnorm(NamedTuple):
 
 def _fit_msp_pnorm(calibration: Predictions) -> MspPnorm:
     error = ops.predicted_class(calibration.logits) != calibration.label
-    fits = []
-    for temperature in (0.02, 0.05, 0.1, 0.3, 1.0):
-        grid = (1, 2, 3, 4, 5, 8)
-        scores = ops.msp_pnorm(calibration.logits, grid, temperature)
-        fits += [
-            MspPnorm(p, temperature, float(ops.aurc(s, error, weight=calibration.weight)))
-            for p, s in zip(grid, scores, strict=True)
-        ]
+    grid, temperatures = (1, 2, 3, 4, 5, 8), (0.02, 0.05, 0.1, 0.3, 1.0)
+    scores = ops.msp_pnorm(calibration.logits, grid, temperatures)
+    fits = [
+        MspPnorm(p, temperature, float(ops.aurc(s, error, weight=calibration.weight)))
+        for temperature, of_temperature in zip(temperatures, scores, strict=True)
+        for p, s in zip(grid, of_temperature, strict=True)
+    ]
     return min(fits, key=lambda fit: fit.aurc)
 
 

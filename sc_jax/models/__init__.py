@@ -79,8 +79,8 @@ class Model:
         `sc_jax.models.heads`. With `dropout` values are dropped by `key` though `train` is false (Monte-Carlo
         dropout): batch statistics stay as they are, and so does stochastic depth.
       statistics: (params, model_state, inputs [b, …], key) → model_state, the batch statistics of this batch alone, in training.
-      member_mapping: how many members run in one program: "vmap", or "unroll" (one after the other in the same program,
-        several times faster for convolutions on a CPU).
+      member_mapping: how many members run in one program; see `map_members`. Chosen for each backbone from measurements
+        (docs/speed.md).
       head_parts: the attributes that are the classifier, as the class of the backbone names them: dotted paths, "*" for any
         index. What remains is the backbone, which weights made for other classes can fill.
       dropout: the rate of dropout, 0 for none.
@@ -89,7 +89,7 @@ class Model:
     init: Callable[[jax.Array], tuple[Any, Any]]
     apply: Callable[..., tuple[dict[str, jax.Array], Any]]
     statistics: Callable[..., Any]
-    member_mapping: Literal["vmap", "unroll"]
+    member_mapping: Literal["vmap", "unroll", "map"]
     head_parts: tuple[str, ...] = ()
     dropout: float = 0.0
 
@@ -216,9 +216,17 @@ def _checked_options(name: str, backbone: type[nnx.Module], options: dict[str, A
 
 
 def map_members(function: Callable[..., Any], mapping: str) -> Callable[..., Any]:
-    """`function` of one member → function of all, over a leading member axis of every argument and result."""
+    """`function` of one member → function of all, over a leading member axis of every argument and result.
+
+    Args:
+      function: of one member; mapping: "vmap", all at once; "unroll", one after the other in the same program, which for convolutions
+        on a CPU is several times faster but takes as many times as long to compile; "map", the same as a loop of the program,
+        compiled once.
+    """
     if mapping == "vmap":
         return jax.vmap(function)
+    if mapping == "map":
+        return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
     once = jax.jit(function)  # traced once for all members
 

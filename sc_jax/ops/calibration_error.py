@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_jax_array, is_numpy_namespace
 
 from sc_jax.ops.ranking import Array, require_errors, share
-from sc_jax.ops.scores import log_softmax, one_hot, predicted_class
+from sc_jax.ops.scores import by_blocks, log_softmax, one_hot, predicted_class
 
 Scheme = Literal["width", "mass"]
 Norm = float | Literal["max"]
@@ -51,6 +51,7 @@ class BrierDecomposition(NamedTuple):
     total: Array
 
 
+@by_blocks
 def log_loss(logits: Array, label: Array) -> Array:
     """−ln p_y of each example; its mean is the negative log-likelihood (NLL), in nats.
 
@@ -68,6 +69,7 @@ def log_loss(logits: Array, label: Array) -> Array:
     return -array_namespace(log_p).take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
 
 
+@by_blocks
 def brier_loss(logits: Array, label: Array) -> Array:
     """Σ_k (p_k − 1[k = y])² of each example; its mean is the multiclass Brier score, in [0, 2].
 
@@ -89,6 +91,7 @@ def brier_loss(logits: Array, label: Array) -> Array:
     return xp.sum((p - xp.astype(one_hot(label, p.shape[-1]), p.dtype)) ** 2, axis=-1)
 
 
+@by_blocks
 def max_probability(logits: Array) -> Array:
     """p_ŷ, the probability of the predicted class, [n, k] → [n]. For calibration; to rank, use `scores.msp`."""
     log_p = log_softmax(logits)
@@ -615,11 +618,14 @@ def _binning(confidence: Array, bins: int, scheme: Scheme) -> Callable[[Array], 
         edges = _as(confidence, edges)
         index = xp.searchsorted(edges, confidence, side="left")
         return lambda weight: (edges, index)
-    order = xp.argsort(confidence)
-    place, ascending = xp.argsort(order), xp.take(confidence, order)
+    host = is_numpy_namespace(xp)
+    ascending = xp.sort(confidence, stable=False)
+    order = None if host else xp.argsort(confidence)
 
     def by_mass(weight: Array) -> tuple[Array, Array]:
-        through = xp.cumulative_sum(xp.take(weight, order), dtype=weight.dtype)
+        alike = host and bool((weight == weight[0]).all())  # then it does not matter whose weight is where
+        placed = weight if alike else xp.take(weight, xp.argsort(confidence) if host else order)
+        through = xp.cumulative_sum(placed, dtype=weight.dtype)
         whole, part = through[-1], _as(through, np.arange(1, bins))
         if xp.isdtype(through.dtype, "integral"):
             target = part * (whole // bins) + (part * (whole % bins) + bins - 1) // bins
@@ -627,7 +633,7 @@ def _binning(confidence: Array, bins: int, scheme: Scheme) -> Callable[[Array], 
             target = whole * (part / bins - n**0.5 * xp.finfo(through.dtype).eps)
         first = xp.clip(xp.searchsorted(through, target, side="left"), 0, n - 1)
         edges = xp.take(ascending, first)
-        return edges, xp.take(xp.searchsorted(edges, ascending, side="left"), place)
+        return edges, xp.searchsorted(edges, confidence, side="left")
 
     return by_mass
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+
+from sc_jax.ops.scores import rows_of_blocks
 
 LARGEST = 100.0
 """Temperatures are sought between 1/LARGEST and LARGEST."""
@@ -28,16 +29,34 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray, *, weight: np.ndarray
     >>> round(fit_temperature(3 * logits, np.array([0] * 9 + [1])), 4)  # right nine times out of ten, as 0.9 says
     3.0
     """
-    v = np.asarray(logits, np.float64)
-    v = v - v.max(axis=-1, keepdims=True)
-    own = v[np.arange(len(v)), label]
-
-    def log_loss(log_temperature: float) -> float:
-        scale = math.exp(-log_temperature)
-        return float(np.average(np.log(np.exp(scale * v).sum(axis=-1)) - scale * own, weights=weight))
-
     end = math.log(LARGEST)
-    found = minimize_scalar(log_loss, bounds=(-end, end), method="bounded", options={"xatol": 1e-7})
-    return (
-        1 / LARGEST if log_loss(-end) <= found.fun else math.exp(found.x)
-    )  # where the loss has rounded to 0 it is flat
+    if _slope(logits, label, weight, LARGEST)[0] <= 0:  # where the loss has rounded to 0 it is flat
+        return 1 / LARGEST
+    # Newton's method for the slope by s = 1/T, in ln s; a step that leaves the bracket is a bisection instead.
+    low, high, at = -end, end, 0.0
+    for _ in range(100):
+        slope, curvature = _slope(logits, label, weight, math.exp(at))
+        low, high = (low, at) if slope > 0 else (at, high)
+        step = -slope / (math.exp(at) * curvature) if curvature > 0 else math.inf
+        nearer = at + step if low <= at + step <= high else (low + high) / 2
+        if abs(nearer - at) < 1e-10:
+            break
+        at = nearer
+    return math.exp(-nearer)
+
+
+def _slope(logits: np.ndarray, label: np.ndarray, weight: np.ndarray | None, scale: float) -> tuple[float, float]:
+    """First and second derivative by s of the summed log loss of s·v: Σ_i w_i (E_p v − v_y) and Σ_i w_i Var_p v, p = softmax(s v)."""
+    slope = curvature = 0.0
+    for at in rows_of_blocks(logits):
+        v = logits[at].astype(np.float64)
+        v -= v.max(axis=-1, keepdims=True)
+        own = v[np.arange(len(v)), label[at]]
+        p = np.exp(scale * v)
+        total = p.sum(axis=-1)
+        p *= v
+        mean = p.sum(axis=-1) / total
+        variance = np.einsum("nk,nk->n", p, v) / total - mean**2
+        w = np.ones(len(v)) if weight is None else weight[at]
+        slope, curvature = slope + float(w @ (mean - own)), curvature + float(w @ variance)
+    return slope, curvature

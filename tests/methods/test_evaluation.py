@@ -618,7 +618,7 @@ def test_a_few_examples_are_evaluated(n):
     test, calibration = with_head(0, n=n), with_head(1)
     how = dataclasses.replace(EVERYTHING, resamples=5)
     _, _, results, _ = evaluate(test, calibration, how)
-    assert len(results) == 23
+    assert len(results) == 26
     for result in results.values():
         assert 0 <= result.metrics["aurc"] <= 1
         assert result.curve[-1] == pytest.approx(errors(test).mean())

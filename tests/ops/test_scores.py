@@ -799,3 +799,69 @@ def test_one_row_and_many_axes(name):
         np.testing.assert_allclose(np.take(values, i, axis), SCORES[name](logits[i]), rtol=1e-14)
         row = SCORES[name](logits[i, 0])
         np.testing.assert_allclose(np.take(np.take(values, i, axis), 0, axis), row, rtol=1e-14)
+
+
+ROW_WISE = {
+    **{f.__name__: f for f in scores._OF_RIVALS},
+    "energy at 2": lambda v: ops.energy(v, 2.0),
+    "max_logit_pnorm": lambda v: ops.max_logit_pnorm(v, (1, 3)),
+    "msp_pnorm": lambda v: ops.msp_pnorm(v, (1, 3), (0.1, 1.0)),
+    "msp_pnorm, one": lambda v: ops.msp_pnorm(v, 2, 0.5),
+    "max_probability": lambda v: ops.max_probability(v) if v.ndim == 2 else ops.msp(v),
+    "log_loss": lambda v: ops.log_loss(v, np.arange(len(v)) % v.shape[-1]) if v.ndim == 2 else ops.msp(v),
+    "expected_entropy": lambda v: ops.expected_entropy(v) if v.ndim == 3 else ops.msp(v),
+}
+
+
+@pytest.mark.parametrize("name", ROW_WISE)
+@pytest.mark.parametrize("shape", [(41, 6), (3, 17, 5), (40, 1)])
+def test_blocks_of_rows_change_no_bit(monkeypatch, name, shape):
+    if shape[-1] == 1 and "pnorm" in name:
+        return
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 5
+    logits[..., 3, 0] = logits[..., 3, -1] = 20.0  # a tie at the top
+    whole = np.asarray(ROW_WISE[name](logits))
+    for block in (1, 8, 40):
+        monkeypatch.setattr(scores, "_BLOCK", block)
+        parts = np.asarray(ROW_WISE[name](logits))
+        assert parts.shape == whole.shape
+        np.testing.assert_array_equal(parts, whole)
+
+
+def test_what_is_refused_in_blocks_is_counted_over_all(monkeypatch):
+    logits = np.zeros((50, 4))
+    logits[[3, 30, 45], 1] = np.nan
+    monkeypatch.setattr(scores, "_BLOCK", 16)
+    with pytest.raises(ValueError, match="3 rows of logits hold NaN"):
+        ops.msp(logits)
+    with pytest.raises(ValueError, match="reach from 0 to 7"):
+        ops.log_loss(np.zeros((50, 4)), np.arange(50) % 8)
+
+
+@pytest.mark.parametrize(
+    "convert", [np.asarray, lambda v: v.astype(np.float64), jnp.asarray], ids=["f32", "f64", "jax"]
+)
+def test_scores_together_are_those_alone(monkeypatch, convert):
+    logits = np.random.default_rng(1).normal(size=(60, 7)).astype(np.float32) * 8
+    logits[5] = 0.0
+    logits[6, 1:] = -np.inf
+    given = convert(logits)
+    monkeypatch.setattr(scores, "_BLOCK", 64)
+    functions = tuple(scores._OF_RIVALS)
+    for function, value in zip(functions, scores.together(given, functions), strict=True):
+        assert scores.shares_rivals(function)
+        np.testing.assert_array_equal(value, function(given), err_msg=function.__name__)
+    assert not scores.shares_rivals(ops.expected_entropy)
+
+
+def test_msp_pnorm_of_several_temperatures_is_each_of_them():
+    logits = np.random.default_rng(2).normal(size=(30, 6))
+    several = ops.msp_pnorm(logits, (1, 2, 5), [0.05, 0.3, 1.0])
+    assert several.shape == (3, 3, 30)
+    for row, temperature in zip(several, (0.05, 0.3, 1.0), strict=True):
+        np.testing.assert_array_equal(row, ops.msp_pnorm(logits, (1, 2, 5), temperature))
+        np.testing.assert_allclose(
+            ops.msp_pnorm(jnp.asarray(logits), (1, 2, 5), temperature), row, rtol=2e-5, atol=2e-5
+        )
+    with pytest.raises(ValueError, match="temperature"):
+        ops.msp_pnorm(logits, 1, (1.0, 0.0))

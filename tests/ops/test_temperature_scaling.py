@@ -50,3 +50,18 @@ def test_weights_are_repeated_rows_and_shifts_do_nothing():
 def test_separable_data_end_at_the_smallest(scale):
     found = ops.fit_temperature(scale * LOGITS, LOGITS.argmax(axis=-1))
     np.testing.assert_allclose(found, 1 / LARGEST, rtol=1e-3)
+
+
+def test_labels_that_contradict_the_logits_end_at_the_largest():
+    found = ops.fit_temperature(LOGITS, LOGITS.argmin(axis=-1))
+    np.testing.assert_allclose(found, LARGEST, rtol=1e-6)
+
+
+def test_logits_that_say_nothing_end_at_the_smallest():
+    assert ops.fit_temperature(np.zeros((7, 3)), np.zeros(7, int)) == 1 / LARGEST
+
+
+def test_blocks_of_rows_give_the_same_temperature(monkeypatch):
+    whole = ops.fit_temperature(LOGITS, LABEL)
+    monkeypatch.setattr("sc_jax.ops.scores._BLOCK", 50)
+    np.testing.assert_allclose(ops.fit_temperature(LOGITS, LABEL), whole, rtol=1e-9)

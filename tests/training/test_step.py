@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -320,3 +321,31 @@ def test_epoch_orders_are_permutations_that_depend_on_seed_and_epoch_only() -> N
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0][0], orders[0][1])
     np.testing.assert_array_equal(np.asarray(epoch_order(keys[1:], 0, 50))[0], orders[0][1])
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_mappings_of_members_train_alike(examples: Any, name: str) -> None:
+    model = models.build(name, input_shape=(6, 6, 1), num_classes=3, hidden=(7, 5), dropout=0.1)
+    mesh, members = parallel.data_mesh(), state.make_members(MemberGrid(ALPHAS, SEEDS).tags)
+    ends = []
+    for mapping in ("vmap", "unroll", "map"):
+        advance = make_advance(dataclasses.replace(model, member_mapping=mapping), mesh)
+        current = parallel.replicate(state.initial_state(model, optimizer(), members), mesh)
+        for _ in range(3):
+            current, meters = advance(current, members, epoch_order(members.seed_key, 0, N), *examples)
+        ends.append((current.params, meters))
+    for other in ends[1:]:
+        chex.assert_trees_all_close(other, ends[0], atol=2e-5)
+
+
+def test_all_but_the_network_is_float32_where_that_computes_in_bfloat16(examples: Any) -> None:
+    """Gradients come in the dtype of the parameters; the optimiser's moments, meters and statistics are no narrower."""
+    model = models.build("cnn", input_shape=(6, 6, 1), num_classes=3, hidden=(7, 5), dtype=jnp.bfloat16)
+    mesh, members = parallel.data_mesh(), state.make_members(MemberGrid((0.1,), (5,)).tags)
+    start = state.initial_state(model, optimizer(), members)
+    current, meters = make_advance(model, mesh)(start, members, epoch_order(members.seed_key, 0, N), *examples)
+    floats = [leaf.dtype for leaf in jax.tree.leaves((current, meters)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert set(floats) == {jnp.dtype("float32")}
+    one = jax.tree.map(lambda leaf: leaf[0], current.params)
+    text = str(jax.make_jaxpr(lambda p, x: model.apply(p, {}, x)[0]["logits"])(one, jnp.zeros((2, 6, 6, 1))))
+    assert "bf16" in text

@@ -1,0 +1,399 @@
+"""Sweeps: what is run, run again, left alone and collected; by processes, by jobs, and by made-up launchers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_door
+
+from benchmarks import sweep as benchmark
+from sc_jax import config as config_lib
+from sc_jax import files
+from sc_jax import sweep as sweep_lib
+from sc_jax.files import InputError
+
+SWEEP = str(ROOT / "experiments/label_smoothing/sweep.py")
+
+
+@pytest.fixture
+def runs():
+    return sweep_lib.load(f"{SWEEP}:four")
+
+
+def finish(run, workdir):
+    """What a run leaves at its end, as far as a sweep looks."""
+    folder = workdir / "runs" / run.name
+    files.write_json(folder / "config.json", config_lib.as_dict(run.config))
+    files.write_json(folder / "timings.json", {})
+
+
+class Script:
+    """A launcher of made-up runs: each start of a run ends with the next of its statuses, after two looks; 0 once there are none."""
+
+    def __init__(self, workdir, statuses=None):
+        self.workdir, self.statuses = workdir, statuses or {}
+        self.starts, self.alive, self.most = [], 0, 0
+        self.stopped = []
+
+    def __call__(self, run, slot):
+        self.starts.append((run.name, slot))
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        left = self.statuses.get(run.name, [])
+        return self.Process(self, run, left.pop(0) if left else 0)
+
+    class Process:
+        def __init__(self, script, run, status):
+            self.script, self.run, self.status, self.looks, self.gone = script, run, status, 0, False
+
+        def poll(self):
+            self.looks += 1
+            if self.status == "never":
+                return None if not self.gone else -15
+            if self.looks < 2:
+                return None
+            if not self.gone:
+                self.gone = True
+                self.script.alive -= 1
+                if self.status == 0:
+                    finish(self.run, self.script.workdir)
+            return self.status
+
+        def stop(self, force=False):
+            self.script.stopped.append(self.run.name)
+            self.gone = True
+
+
+def go(runs, workdir, script, **options):
+    lines = []
+    table = sweep_lib.sweep(runs, workdir, script, say=lines.append, pause=0.0, **options)
+    return {run["name"]: run for run in table["runs"]}, lines
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 9])
+def test_every_run_is_started_once_and_no_more_than_so_many_at_once(runs, tmp_path, parallel):
+    script = Script(tmp_path)
+    table, lines = go(runs, tmp_path, script, parallel=parallel)
+    assert sorted(name for name, _ in script.starts) == sorted(run.name for run in runs)
+    assert script.most == min(parallel, len(runs))
+    assert {slot for _, slot in script.starts} <= set(range(parallel))
+    assert all(run["state"] == "done" and run["starts"] == 1 for run in table.values())
+    assert lines[0] == "sweep: 0 of 4 runs are done"
+
+
+@pytest.mark.parametrize("status", [-9, -15, 137, 143])
+def test_what_was_killed_is_started_again(runs, tmp_path, status):
+    script = Script(tmp_path, {runs[1].name: [status, status]})
+    table, _ = go(runs, tmp_path, script, parallel=2)
+    assert [name for name, _ in script.starts].count(runs[1].name) == 3
+    assert (table[runs[1].name]["state"], table[runs[1].name]["kills"]) == ("done", 2)
+    assert len(script.starts) == 4 + 2
+
+
+@pytest.mark.parametrize("status", [1, 2, -11, 130])
+def test_what_ended_with_an_error_is_not(runs, tmp_path, status):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / f"runs/{runs[2].name}.log").write_text("training\nerror: data.name: there is no data set\n\n")
+    script = Script(tmp_path, {runs[2].name: [status]})
+    table, _ = go(runs, tmp_path, script)
+    assert [name for name, _ in script.starts].count(runs[2].name) == 1
+    assert table[runs[2].name]["state"] == "failed: error: data.name: there is no data set"
+    assert [table[run.name]["state"] for run in runs].count("done") == 3
+
+
+def test_a_run_that_is_always_killed_is_given_up(runs, tmp_path):
+    script = Script(tmp_path, {runs[0].name: [-9] * 10})
+    table, _ = go(runs, tmp_path, script, retries=2)
+    assert table[runs[0].name]["state"] == "killed 3 times"
+    assert len(script.starts) == 3 + 3
+
+
+def test_a_second_call_does_what_is_left(runs, tmp_path):
+    go(runs, tmp_path, Script(tmp_path, {runs[3].name: [2]}))
+    script = Script(tmp_path)
+    table, lines = go(runs, tmp_path, script)
+    assert [name for name, _ in script.starts] == [runs[3].name]
+    assert lines[0] == "sweep: 3 of 4 runs are done"
+    assert (table[runs[3].name]["state"], table[runs[3].name]["starts"]) == ("done", 2)
+    script = Script(tmp_path)
+    go(runs, tmp_path, script)
+    assert script.starts == []
+
+
+def test_a_run_left_over_from_another_sweep_is_waited_for(runs, tmp_path):
+    """Its workdir is held; it is neither started twice nor given up."""
+    script = Script(tmp_path)
+    code = (
+        "import sys, time; from sc_jax import files\n"
+        "with files.lock(sys.argv[1]):\n    print('held', flush=True); time.sleep(1.5)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "runs" / runs[0].name)], stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        begin = time.monotonic()
+        table, _ = go(runs, tmp_path, script)
+        assert script.starts[-1][0] == runs[0].name
+        assert holder.poll() is not None or time.monotonic() - begin > 1
+        assert table[runs[0].name]["state"] == "done"
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_run_that_another_process_took_first_is_waited_for(runs, tmp_path):
+    """A sweep that is killed leaves processes that do not hold their workdirs yet."""
+    script = Script(tmp_path, {runs[0].name: [2, 2]})
+    refused = "error: w: another run is using this workdir; wait for it to end, or name another --workdir"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / f"runs/{runs[0].name}.log").write_text(f"{refused}\n")
+    table, lines = go(runs, tmp_path, script)
+    assert [name for name, _ in script.starts].count(runs[0].name) == 3
+    assert (table[runs[0].name]["state"], table[runs[0].name]["kills"]) == ("done", 0)
+    assert any("is run by another process" in line for line in lines)
+
+
+def test_an_interruption_stops_the_children_and_keeps_the_table(runs, tmp_path):
+    script = Script(tmp_path, {runs[1].name: ["never"], runs[2].name: ["never"]})
+
+    def interrupt(line):
+        if line.startswith("[1/4]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep_lib.sweep(runs, tmp_path, script, parallel=3, say=interrupt, pause=0.0)
+    assert {runs[1].name, runs[2].name} <= set(script.stopped)
+    states = [run["state"] for run in files.read_json(tmp_path / "sweep.json")["runs"]]
+    assert states.count("done") >= 1
+    assert set(states) == {"done", "waiting"}
+
+
+def test_a_workdir_of_another_config_is_refused(runs, tmp_path):
+    files.write_json(tmp_path / "runs" / runs[0].name / "config.json", {"study": "other"})
+    with pytest.raises(InputError, match="another config than the sweep asks for"):
+        go(runs, tmp_path, Script(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("def get_configs(variant):\n    return []", "yields no run"),
+        ("def get_configs(variant):\n    yield {'training.epochs': 1}", 'yield {"config"'),
+        (
+            "def get_configs(variant):\n    yield {'config': 'config.py:smoke', 'training.epoch': 1}",
+            "did you mean training.epochs",
+        ),
+        (
+            "def get_configs(variant):\n    for _ in range(2):\n        yield {'config': 'config.py:smoke'}",
+            "name of an earlier one",
+        ),
+        ("def get_configs(variant):\n    yield {'config': 'nothing.py'}", "no such config file"),
+        ("def get_configs(variant):\n    raise ValueError('there is no variant')\n    yield", "there is no variant"),
+        ("x = 1", "get_configs"),
+        ("import nothing_of_the_kind", "nothing_of_the_kind"),
+    ],
+)
+def test_a_bad_sweep_is_refused_before_any_work(tmp_path, body, problem):
+    for name in ("config.py", "recipe.py"):
+        (tmp_path / name).write_text((ROOT / "experiments/label_smoothing" / name).read_text())
+    (tmp_path / "sweep.py").write_text(body)
+    with pytest.raises(InputError, match=problem):
+        sweep_lib.load(str(tmp_path / "sweep.py"))
+
+
+def test_a_sweep_that_is_not_there_is_refused_by_the_door(tmp_path):
+    done = run_door("sweep", f"--sweep={tmp_path}/nothing.py", f"--workdir={tmp_path}/w")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no such" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_names_tell_runs_apart_and_stay_in_their_folder(tmp_path):
+    default = sweep_lib.load(SWEEP)
+    assert default[0].name == "few,learning_rate=0.0003,hidden=64x64"
+    hundred = sweep_lib.load(f"{SWEEP}:hundred")
+    assert len({run.name for run in hundred}) == 100
+    assert sweep_lib._name("../../etc", "v", {}) == ".._.._etc"
+    assert sweep_lib._name("..", "v", {}) == "_.."
+    assert sweep_lib._name(None, "v", {"a.b": "x/../y"}) == "v,b=x_.._y"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Four small runs; one is killed, and the sweep itself once."""
+    workdir = tmp_path_factory.mktemp("sweep") / "killed"
+    figures = benchmark.survive("four", workdir, parallel=2, kills=2, of_the_sweep=1, seed=1)
+    return workdir, figures
+
+
+def test_a_sweep_survives_kills(killed):
+    _, figures = killed
+    assert sorted(kill["what"] for kill in figures["kills"]) == ["run", "sweep"]
+    assert (figures["exit_status"], figures["done"], figures["lost"], figures["wrong"]) == (0, 4, [], [])
+
+
+def test_the_table_has_every_run_with_its_metrics_and_what_differs(killed):
+    workdir, _ = killed
+    lines = list(csv.DictReader((workdir / "sweep.csv").open()))
+    runs = sweep_lib.load(f"{SWEEP}:four")
+    for run in runs:
+        metrics = files.read_json(workdir / "runs" / run.name / "metrics.json")["runs"]
+        mine = [line for line in lines if line["run"] == run.name]
+        assert len(mine) == len(metrics) > 0
+        for line, row in zip(mine, metrics, strict=True):
+            assert line["score"] == row["score"]
+            assert float(line["alpha"]) == row["tags"]["alpha"]
+            assert float(line["error"]) == row["metrics"]["error"]
+            assert float(line["training.learning_rate"]) == run.config.training.learning_rate
+            assert json.loads(line["members.seeds"]) == list(run.config.members.seeds)
+            assert 0 < float(line["error_on_validation"]) < 1
+
+
+SBATCH = """#!/bin/bash
+# Takes the job as SLURM does: an id at once, the work in the background.
+id=$(( $(cat {folder}/last 2>/dev/null || echo 100) + 1 )); echo $id > {folder}/last
+cp "$1" {folder}/$id.sh
+SLURM_JOB_ID=$id SLURM_JOBID=$id SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
+    setsid bash "$1" > {folder}/$id.out 2>&1 < /dev/null &
+echo $! > {folder}/$id.pid
+echo "Submitted batch job $id"
+"""
+SRUN = """#!/bin/bash
+while [[ "$1" == --* ]]; do case "$1" in --output|--error) shift 2;; *) shift;; esac; done
+exec "$@"
+"""
+SACCT = """#!/bin/bash
+echo "JobID|State|NodeList"
+for pid in {folder}/*.pid; do
+    id=$(basename $pid .pid)
+    if kill -0 $(cat $pid) 2>/dev/null; then echo "$id|RUNNING|here"; else echo "$id|$(cat {folder}/$id.state 2>/dev/null || echo COMPLETED)|here"; fi
+done
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """`sbatch`, `srun`, `sacct` and `scancel` that work on this machine."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    cancel = "#!/bin/bash\necho $1 >> {folder}/cancelled; kill -TERM -- -$(cat {folder}/$1.pid) 2>/dev/null; exit 0\n"
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "scancel": cancel}.items():
+        path = folder / name
+        path.write_text(text.replace("{folder}", str(folder)))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def quick(run, code):
+    """The run with a command of a moment in place of its own."""
+
+    class Quick(sweep_lib.Run):
+        def command(self, workdir):
+            return [sys.executable, "-c", code, str(workdir), json.dumps(config_lib.as_dict(self.config))]
+
+    return Quick(run.name, run.reference, run.overrides, run.config)
+
+
+WORKS = (
+    "import sys, json, os, pathlib; w = pathlib.Path(sys.argv[1]); w.mkdir(parents=True, exist_ok=True); print('works')\n"
+    "(w / 'config.json').write_text(sys.argv[2]); (w / 'timings.json').write_text('{}')\n"
+)
+KILLED_ONCE = (
+    "import sys, os, signal, pathlib; w = pathlib.Path(sys.argv[1]); w.mkdir(parents=True, exist_ok=True)\n"
+    "seen = w / 'seen'\n"
+    "if not seen.exists():\n    seen.touch(); os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)\n"
+) + WORKS
+
+
+def test_jobs_of_slurm_ask_for_what_was_given_and_end_in_the_table(runs, tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr("submitit.core.core.InfoWatcher.is_done", _without_delay)
+    workdir = tmp_path / "w"
+    launch = sweep_lib.launcher("slurm", workdir, minutes=90, partition="gpu-long", gpus=2, cpus=8)
+    wrong = "import sys; sys.exit('error: data.name: there is no such data set') if False else (print('error: no', file=sys.stderr), sys.exit(2))"
+    jobs = [quick(runs[0], WORKS), quick(runs[1], KILLED_ONCE), quick(runs[2], wrong)]
+    table, _ = go(jobs, workdir, launch, parallel=2)
+    assert table[runs[0].name]["state"] == "done"
+    assert (table[runs[1].name]["state"], table[runs[1].name]["kills"]) == ("done", 1)
+    assert table[runs[2].name]["state"] == "failed: error: no"
+    assert (workdir / f"runs/{runs[0].name}.log").read_text() == "works\n"
+
+    script = (cluster / "101.sh").read_text().splitlines()
+    for flag in ("--time=90", "--partition=gpu-long", "--gpus-per-node=2", "--cpus-per-task=8", "--job-name=sweep-w"):
+        assert f"#SBATCH {flag}" in script
+    assert any("submitit.core._submit" in line for line in script)
+
+
+def _without_delay(self, job_id, mode="standard"):
+    """As it is, but asked anew every time."""
+    state = self.get_state(job_id, mode="force")
+    return state.upper() not in ("READY", "PENDING", "RUNNING", "UNKNOWN", "REQUEUED", "COMPLETING")
+
+
+def test_jobs_of_slurm_are_cancelled_with_the_sweep(runs, tmp_path, cluster):
+    workdir = tmp_path / "w"
+    (workdir / "runs").mkdir(parents=True)
+    launch = sweep_lib.launcher("slurm", workdir)
+    job = launch(quick(runs[0], "import time; time.sleep(600)"), 0)
+    assert job.poll() is None
+    job.stop()
+    assert (cluster / "cancelled").read_text() == "101\n"
+
+
+def test_without_slurm_the_launcher_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="take --launcher=local"):
+        sweep_lib.launcher("slurm", tmp_path)
+
+
+def test_runs_of_this_machine_have_gpus_of_their_own(runs, tmp_path):
+    (tmp_path / "runs").mkdir()
+    launch = sweep_lib.launcher("local", tmp_path, gpus=2)
+    job = launch(quick(runs[0], "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"), 3)
+    while job.poll() is None:
+        time.sleep(0.01)
+    assert (tmp_path / f"runs/{runs[0].name}.log").read_text() == "6,7\n"
+
+
+def test_a_run_of_this_machine_ends_when_told_with_all_it_started(runs, tmp_path):
+    (tmp_path / "runs").mkdir()
+    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+    job = sweep_lib.launcher("local", tmp_path)(quick(runs[0], code), 0)
+    log = tmp_path / f"runs/{runs[0].name}.log"
+    while not log.read_text().strip():
+        time.sleep(0.01)
+    child = int(log.read_text())
+    sweep_lib._stop([job])
+    assert job.poll() == -signal.SIGTERM
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    state = (
+        Path(f"/proc/{child}/stat").read_text().split(")")[1].split()[0] if Path(f"/proc/{child}").exists() else "gone"
+    )
+    assert state in ("gone", "Z")
+
+
+def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "sc_jax.sweep", f"--sweep={SWEEP}:four", f"--workdir={tmp_path}/w", "--parallel=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while len(started := children.read_text().split()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "0 of 4 runs are done" in told
+    assert "the same command goes on" in told
+    assert not any(Path(f"/proc/{child}").exists() for child in started)
