@@ -266,7 +266,7 @@ SETTINGS = {
     "cnn-first": "the same, a first CNN, replaced after its test results were there",
     "full": "Fashion-MNIST, 58,000 images, MLP",
     "full_cnn": "Fashion-MNIST, 58,000 images, CNN",
-    "cifar10_jpeg": "CIFAR-10 as JPEG, narrow ResNet-20",
+    "cifar10_jpeg": "CIFAR-10 as JPEG, 12,000 images, narrow ResNet-20",
     "trec": "TREC, LSTM",
     "sst2": "SST-2, LSTM",
     "adult": "Adult, MLP",
