@@ -100,6 +100,9 @@ DRAWN = {
     "scod_plane": lambda d: figures.scod_plane(*plane()),
     "severities": lambda d: figures.severities(shifted(), 0.05),
     "cascade_shift": lambda d: figures.cascade_shift(cascades()),
+    "selective_errors": lambda d: figures.selective_errors(
+        [(name, [r, r / 2], [r / 2, r / 4], [2 * r, r]) for name, r in (("a", 0.2), ("b", 0.1))], (100, 80)
+    ),
 }
 
 
