@@ -41,17 +41,19 @@ class Outcome(NamedTuple):
 
 def networks_of(config: Config, workdir: Any) -> Callable[[Split], list[Predictions]]:
     """Every member of the run as a function: split → predictions with features."""
-    job, mesh = job_lib.build(config), parallel.data_mesh()
+    job = job_lib.build(config)
+    mesh = job.mesh
     with job_lib.open_checkpoints(job, workdir) as saved:
-        like = parallel.replicated(state.shape_of_state(job.model, job.optimizer, job.members), mesh)
-        trained = saved.restore(job.total_steps, like)
+        made = job.model, job.optimizer, job.members, job.examples_with_targets
+        trained = saved.restore(job.total_steps, parallel.placed(state.shape_of_state(*made), mesh))
     (weights,) = inference.networks(job, trained, mesh)
     mapped = parallel.map_over_devices(inference.outputs_of(job), mesh)
     kernel, bias = jax.device_get(member_heads(job.model, weights.params))
 
     def of(split: Split) -> list[Predictions]:
-        batches = split.inputs, split.example_id
-        found = parallel.in_batches(lambda one: mapped(weights, one), batches, config.prediction.batch_size, axis=1)
+        batches = parallel.in_batches((split.inputs, split.example_id), config.prediction.batch_size)
+        each = [parallel.to_host(mapped(weights, parallel.divide(batch, mesh, axis=0))) for batch in batches]
+        found = {name: np.concatenate([one[name] for one in each], axis=1)[:, : len(split)] for name in each[0]}
         return [
             Predictions(split.label, logits, split.example_id, features, kernel[i], bias[i], is_ood=split.is_ood)
             for i, (logits, features) in enumerate(zip(found["logits"], found["features"], strict=True))
