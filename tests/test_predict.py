@@ -14,6 +14,7 @@ from sc_jax import config, evaluate, files, ops, pages, predict, predictions, re
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.methods import pixels
+from sc_jax.training import parallel
 
 pytestmark = pytest.mark.filterwarnings("ignore:only 4 clusters")
 
@@ -73,7 +74,8 @@ def job_of(splits, batch_size=2):
         ensemble=config.Ensemble(),
     )
     dataset = StreamedDataset("scenes", tuple("abcd"), splits, "print", IGNORE)
-    return SimpleNamespace(config=configured, dataset=dataset, names=NAMES, ignore_label=IGNORE)
+    mesh = parallel.data_mesh()
+    return SimpleNamespace(config=configured, dataset=dataset, names=NAMES, ignore_label=IGNORE, mesh=mesh)
 
 
 def about(split):

@@ -147,7 +147,7 @@ def test_images_that_are_decoded_on_the_way_are_passed_too(tmp_path: Path, monke
         params = jax.tree.map(lambda leaf: leaf[0], weights.params)
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), weights.model_state)
         each, apply = [], jax.jit(job.model.apply, static_argnames="train")
-        for images, labels in job_lib._training_batches(job, 3, 6):
+        for images, labels in job_lib._training_batches(job, mesh, 3, 6):
             inputs, _ = transform(jax.random.key(0), images[0], labels[0])
             after = apply(params, zeros, inputs, train=True, key=jax.random.key(0))[1]
             each.append(jax.tree.map(lambda leaf: 10 * leaf, after))

@@ -63,7 +63,7 @@ def test_a_stream_taken_up_again_ends_with_the_same_bits() -> None:
 
 def test_members_of_a_seed_get_the_same_images_and_members_of_other_seeds_do_not() -> None:
     job = job_lib.build(streaming())
-    inputs, labels = next(job_lib._training_batches(job, 0, job.total_steps))
+    inputs, labels = next(job_lib._training_batches(job, job.mesh, 0, job.total_steps))
     assert inputs.shape == (2, 8, 12, 12, 3)
     assert labels.shape == (2, 8)
     assert not np.array_equal(labels[0], labels[1])
