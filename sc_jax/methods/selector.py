@@ -17,7 +17,7 @@ import numpy as np
 
 from sc_jax import files, ops
 from sc_jax.files import InputError
-from sc_jax.methods import logit_norm, scod, temperature
+from sc_jax.methods import confidence_head, logit_norm, scod, temperature
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import Split
 from sc_jax.ops.activation_scores import React
@@ -220,6 +220,7 @@ _STATES = {
     "vim": Vim,
     "sirc": (Residual, SircParameters),
     "react": React,
+    "confidnet": confidence_head.ConfidenceHead,
 }
 """What each fitted score is fitted to: a named tuple of numbers, arrays and named tuples, or a tuple of such."""
 
