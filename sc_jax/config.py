@@ -28,7 +28,7 @@ class Data:
     """What is learned from, and how it comes to the model.
 
     `name` is known to `sc_jax.data`; `small` is the made-up small set of that name, in the same form on disk. `train_split`
-    is trained on, or of data in memory its first `train_examples`, where that is not 0. Examples of the classes `held_out` are
+    is trained on, or of data in memory `train_examples` of it, drawn by hash, where that is not 0. Examples of the classes `held_out` are
     in the test split alone, as OOD, and so are the images of the data sets `outliers` (`sc_jax.data.outliers`). Images become (image / 255 − mean) / std, by channel or one for all. What follows is for images that are
     decoded on the way: the side of the crop in training and at test, the share of the shorter side that the crop at test
     covers, how Pillow resamples (random-resized crops of images in memory follow it too), and how many

@@ -195,15 +195,16 @@ def _require_corruptions(config: Config, dataset: data.Dataset | StreamedDataset
 
 
 def _shortened(dataset: data.Dataset | StreamedDataset, name: str, count: int) -> data.Dataset:
-    """The data set with the first `count` examples alone in one of its splits."""
+    """The data set with `count` examples alone in one of its splits: drawn by hash, since a file may be sorted by class."""
     if isinstance(dataset, StreamedDataset):
         raise InputError(f"data.train_examples: images of {dataset.name} are decoded on the way; leave it out")
     split = dataset.splits[name]
     if count > len(split):
         raise InputError(f"data.train_examples = {count} exceeds the {len(split)} examples of {name}")
-    group = None if split.group is None else split.group[:count]
-    first = data.Split(split.inputs[:count], split.label[:count], split.example_id[:count], group)
-    return dataclasses.replace(dataset, splits={**dataset.splits, name: first})
+    drawn = np.sort(sources.hash_order(f"{dataset.name}/{name}", len(split))[:count])
+    group = None if split.group is None else split.group[drawn]
+    fewer = data.Split(split.inputs[drawn], split.label[drawn], split.example_id[drawn], group)
+    return dataclasses.replace(dataset, splits={**dataset.splits, name: fewer})
 
 
 def _preprocessed(config: Config) -> Config:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sc_jax import config as config_lib
-from sc_jax import files, models
+from sc_jax import data, files, models
 from sc_jax.config import Augmentation, Config
 from sc_jax.files import InputError
 from sc_jax.models import pretrained
@@ -349,15 +349,30 @@ def test_what_is_known_belongs_to_the_run(tmp_path: Path) -> None:
 # Fewer examples
 
 
-def test_the_first_examples_alone_are_trained_on() -> None:
-    config = table()
+def test_fewer_examples_are_trained_on_drawn_from_all_of_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, load = table(), data.load
+
+    def sorted_by_class(*args: Any) -> data.Dataset:
+        found = load(*args)
+        split = found.splits["train"]
+        order = np.argsort(split.label, kind="stable")
+        ordered = dataclasses.replace(
+            split, inputs=split.inputs[order], label=split.label[order], example_id=split.example_id[order]
+        )
+        return dataclasses.replace(found, splits={**found.splits, "train": ordered})
+
+    monkeypatch.setattr(data, "load", sorted_by_class)
     whole, short = (
         job_lib.build(dataclasses.replace(config, data=dataclasses.replace(config.data, train_examples=n)))
         for n in (0, 20)
     )
+    kept = np.isin(whole.dataset.splits["train"].example_id, short.dataset.splits["train"].example_id)
+    assert kept.sum() == len(short.dataset.splits["train"]) == 20
+    assert np.flatnonzero(kept)[-1] > 20, "not the first, which are of one class"
+    assert set(short.dataset.splits["train"].label) == set(whole.dataset.splits["train"].label)
     for field in ("inputs", "label", "example_id"):
         mine, theirs = (getattr(job.dataset.splits["train"], field) for job in (short, whole))
-        np.testing.assert_array_equal(mine, theirs[:20])
+        np.testing.assert_array_equal(mine, theirs[kept])
         np.testing.assert_array_equal(
             getattr(short.dataset.splits["test"], field), getattr(whole.dataset.splits["test"], field)
         )
