@@ -17,7 +17,7 @@ import optax
 from sc_jax import config as config_lib
 from sc_jax import data, files, models
 from sc_jax.config import Config
-from sc_jax.data import corruptions, images, outliers, pipelines, small, streams
+from sc_jax.data import corruptions, images, outliers, pipelines, small, sources, streams
 from sc_jax.data.streams import StreamedDataset
 from sc_jax.files import InputError
 from sc_jax.models import costs, ensemble_layers, pretrained
