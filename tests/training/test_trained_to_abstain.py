@@ -255,7 +255,7 @@ def test_a_run_taken_up_again_ends_with_the_same_bits(tmp_path: Path) -> None:
         with checkpoints.Checkpoints(tmp_path / f"{len(stops)}", {}) as saved:
             for first, last in itertools.pairwise((0, *stops, 12)):
                 if first:
-                    current = saved.restore(first, parallel.replicated(state.shape_of_state(*made), mesh))
+                    current = saved.restore(first, parallel.placed(state.shape_of_state(*made), mesh))
                 with job_lib.stepping(job, mesh, first) as advance:
                     for s in range(first, last):
                         current, _ = advance(current, s)
@@ -273,7 +273,7 @@ def test_files_hold_the_confidence_that_a_member_trained(tmp_path: Path) -> None
     job = job_lib.build(config)
     with job_lib.open_checkpoints(job, tmp_path) as saved:
         made = job.model, job.optimizer, job.members, job.examples_with_targets
-        trained = saved.restore(12, parallel.replicated(state.shape_of_state(*made), parallel.data_mesh()))
+        trained = saved.restore(12, parallel.placed(state.shape_of_state(*made), parallel.data_mesh()))
     split = job.dataset.splits["validation"]
     outputs = models.member_outputs(
         job.model, trained.params, trained.model_state, job.evaluation_transform(split.inputs), ("logits", *HEADS[:2])
