@@ -315,7 +315,10 @@ def load(reference: str, overrides: Mapping[str, str] | None = None) -> Config:
       InputError: names the file, the field, and the nearest field that exists.
     """
     path, _, variant = reference.partition(":")
-    values = called(path, "get_config", variant or "default").to_dict()
+    given = called(path, "get_config", variant or "default")
+    if not hasattr(given, "to_dict"):
+        raise InputError(f"{path}: get_config({variant or 'default'!r}) gives {type(given).__name__}, not a ConfigDict")
+    values = given.to_dict()
     for field, text in (overrides or {}).items():
         _override(values, field, text, path)
     return _checked_values(_build(Config, values, path, ""), path)

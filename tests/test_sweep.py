@@ -386,7 +386,14 @@ def test_a_run_of_this_machine_ends_when_told_with_all_it_started(runs, tmp_path
 
 def test_ctrl_c_ends_the_runs_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "sc_jax.sweep", f"--sweep={SWEEP}:four", f"--workdir={tmp_path}/w", "--parallel=2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 120
     while len(started := children.read_text().split()) < 2 and time.monotonic() < deadline:

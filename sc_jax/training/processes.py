@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -90,6 +91,8 @@ def start(asked: Asked) -> None:
     _check(asked, several)
     if not several:
         return
+    if asked.process == 0 and asked.coordinator is not None:
+        _require_free(asked.coordinator)
     mine = f"process {asked.process} of {asked.processes}" if asked.process is not None else "this process"
     _last_words(
         f"error: {mine} did not find all others within {JOINING} s (what JAX says of it stands above); start all of them at "
@@ -110,15 +113,31 @@ def start(asked: Asked) -> None:
         KeyError,
     ) as error:  # what JAX finds in a cluster's variables may not fit
         _last_words("")
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"--coordinator, --processes: the processes cannot be joined ({reason}); name a free port of the first process's "
-            "host, or give all three of --coordinator, --processes and --process"
-        ) from error
+        raise _cannot_join(error) from error
     _last_words(
         f"error: process {jax.process_index()} of {jax.process_count()} was ended: it was killed, or another process died or could "
         f"not be reached (what JAX says of it stands above); {_GOES_ON}\n"
     )
+
+
+def _cannot_join(error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"--coordinator, --processes: the processes cannot be joined ({reason}); name a free port of the first process's "
+        "host, or give all three of --coordinator, --processes and --process"
+    )
+
+
+def _require_free(coordinator: str) -> None:
+    """Refuses a port that another program has: JAX at times ends by SIGSEGV there."""
+    port = int(coordinator.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+        ).close()
+    except OSError as error:
+        raise _cannot_join(error) from error
 
 
 def _check(asked: Asked, several: bool) -> None:

@@ -38,7 +38,9 @@ def name_of(recipe: tuple[str, str]) -> str:
 
 def test_every_config_is_a_row() -> None:
     files = {str(path.relative_to(ROOT / "experiments")) for path in (ROOT / "experiments").glob("*/*.py")}
-    own_studies = {f"label_smoothing/{name}.py" for name in ("recipe", "config", "objectives", "stored_resnets")}
+    own_studies = {
+        f"label_smoothing/{name}.py" for name in ("recipe", "config", "objectives", "stored_resnets", "sweep")
+    }
     assert files - own_studies == {
         *ROWS,
         "abstention/config.py",
@@ -83,7 +85,8 @@ def test_a_smoke_run_swaps_nothing(recipe: tuple[str, str]) -> None:
     small, whole = (config_lib.load(f"{ROOT}/{reference}") for reference in recipe)
     assert (small.model, small.augmentation) == (whole.model, whole.augmentation)
     crop = {"train_size": whole.data.train_size} if small.data.name == "cityscapes" else {}
-    assert dataclasses.replace(small.data, small=False, **crop) == whole.data
+    size = {"train_examples": whole.data.train_examples, "small": False}
+    assert dataclasses.replace(small.data, **size, **crop) == whole.data
     size = {"batch_size", "steps", "log_every", "checkpoint_every", "warmup_epochs", "warmup_factor", "milestones"}
     of_small, of_whole = (
         {name: value for name, value in dataclasses.asdict(config.training).items() if name not in size}
