@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -252,12 +253,14 @@ class _Kept:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs what it raises, with its stack, and leaves writes behind that end after it; what is raised becomes a line of ours."""
+    """Orbax logs what it raises, with its stack, and leaves reads and writes behind that end after it; what is raised becomes a line of ours."""
     log, told = logging.getLogger("absl"), sys.unraisablehook
     before = log.level
 
     def tell(left: Any) -> None:
-        if str(left.exc_value) != "Event loop is closed":
+        code = getattr(left.object, "cr_code", None)  # of a coroutine
+        theirs = code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename
+        if not theirs and str(left.exc_value) != "Event loop is closed":
             told(left)
 
     log.setLevel(logging.CRITICAL)

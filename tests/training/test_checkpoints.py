@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -254,3 +255,23 @@ def test_damage_that_orbax_cannot_open_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(metadata))
     with pytest.raises(InputError, match="cannot be used for checkpoints"):
         save(tmp_path, 2)
+
+
+def test_what_orbax_leaves_of_a_failed_read_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that fails leaves the others of the same restore unfinished, each of which prints a traceback when it is collected."""
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    save(tmp_path, 1)
+    for path in (tmp_path / "1/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:9])
+    with Checkpoints(tmp_path, {"a": 1}) as saved, pytest.raises(InputError, match="damaged"):
+        saved.restore(1, tree())
+    left = []
+    for name in ("/venv/orbax/read.py", "/elsewhere/read.py"):
+        space: dict[str, Any] = {}
+        exec(compile("async def read(): pass", name, "exec"), space)
+        left.append(SimpleNamespace(object=space["read"](), exc_value=Exception("while reading")))
+        sys.unraisablehook(left[-1])
+        left[-1].object.close()
+    assert [one for one in told if one in left] == left[1:]
