@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -91,8 +92,9 @@ class Door:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, unless it has ended."""
-        if self.running:
-            os.kill(self._process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # of one that ends at this moment
+            if self.running:
+                os.kill(self._process.pid, number)
 
     def said(self) -> str:
         """What it has said so far."""
