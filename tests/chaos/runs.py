@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -194,7 +195,10 @@ def latest(workdir: Path) -> int:
 def half_written(workdir: Path) -> list[str]:
     """What writers were at work on: files and checkpoints under their temporary names."""
     temporary = re.compile(r"\.tmp$|orbax-checkpoint-tmp")
-    return sorted(str(path.relative_to(workdir)) for path in workdir.rglob("*") if temporary.search(path.name))
+    there = (  # by os.walk, which passes over folders that are renamed meanwhile
+        os.path.join(folder, name) for folder, *names in os.walk(workdir) for name in itertools.chain(*names)
+    )
+    return sorted(os.path.relpath(path, workdir) for path in there if temporary.search(os.path.basename(path)))
 
 
 def resumed_at(said: str) -> int:
