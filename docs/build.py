@@ -1016,9 +1016,22 @@ def collect() -> None:
                 shutil.copy(source, target / source.name)
 
 
+def _at_home(value: Any, run: str) -> Any:
+    """A document whose paths into the run are those of `runs/`, wherever the run was made."""
+    if isinstance(value, dict):
+        return {name: _at_home(item, run) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item, run) for item in value]
+    inside = isinstance(value, str) and value.startswith("/") and f"/{run}/" in value
+    return f"runs/{run}/{value.partition(f'/{run}/')[2]}" if inside else value
+
+
 def _copy(workdir: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for source in [workdir / "metrics.json", *sorted((workdir / "figures").glob("*.png"))]:
+    files.write_json(
+        target / "metrics.json", _at_home(files.read_json(workdir / "metrics.json"), workdir.name), seal=True
+    )
+    for source in sorted((workdir / "figures").glob("*.png")):
         shutil.copy(source, target / source.name)
     text = (workdir / "report.md").read_text(encoding="utf-8").replace("](figures/", "](")
     files.write_text(target / "report.md", text)

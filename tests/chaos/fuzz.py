@@ -610,8 +610,9 @@ def fuzz(name: str, numbers: Sequence[int], folder: Path, memory: int | None = M
             counts["loaded"] += 1
         except InputError:
             counts["refused"] += 1
-        except (Exception, Hang):
-            failed.append({"number": number, "error": traceback.format_exc()[-1500:]})
+        except (Exception, Hang) as error:
+            traceback.print_exc()
+            failed.append({"number": number, "error": f"{type(error).__name__}: {error}"[:500]})
         finally:
             signal.alarm(0)
     shutil.rmtree(folder, ignore_errors=True)
