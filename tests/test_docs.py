@@ -109,3 +109,12 @@ def test_the_commands_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), target
     for module in set(re.findall(r"-m (sc_jax\.[\w.]+)", readme)):
         assert importlib.util.find_spec(module) is not None, module
+
+
+def test_paths_into_a_run_are_those_of_its_place_wherever_it_was_made(build: ModuleType) -> None:
+    row = {
+        "predictions": "/elsewhere/x-default/predictions/a/test.npz",
+        "n": [3, "x-default/", "/elsewhere/y/test.npz"],
+    }
+    there = {"predictions": "runs/x-default/predictions/a/test.npz", "n": [3, "x-default/", "/elsewhere/y/test.npz"]}
+    assert build._at_home(row, "x-default") == there
