@@ -224,8 +224,16 @@ def with_interval(metric: str, described: dict[str, Any]) -> str:
     return number_with_interval(described["estimate"], described["interval"], _FACTOR[metric])
 
 
-def _estimate(document: dict[str, Any], alpha: float, score: str, metric: str) -> dict[str, Any]:
-    return next(r for r in document["aggregates"] if (r["alpha"], r["score"]) == (alpha, score))["metrics"][metric]
+def _cell_of(document: dict[str, Any], part: str, **wanted: Any) -> dict[str, Any] | None:
+    """The row of "aggregates" or "curves" that has these fields, of smoothing or of other objectives."""
+    rows = [*document[part], *document.get("objectives", {}).get(part, [])]
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def _primary_sides(primary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the primary contrasts compare, each once, the first control ahead."""
+    sides = [row[side] for row in primary for side in ("control", "treatment")]
+    return [side for i, side in enumerate(sides) if side not in sides[:i]]
 
 
 def claim(document: dict[str, Any]) -> str:
@@ -401,24 +409,36 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     primary = [row for row in document["contrasts"] if row["kind"] == "primary"]
     exploratory = [row for row in document["contrasts"] if row["kind"] == "exploratory"]
     alpha = _main_alpha(document)
-    pictures = {"finding.png": figures.finding(document["curves"], document["aggregates"], alpha)}
+    if alpha:
+        finding, shown_there = figures.finding(document["curves"], document["aggregates"], alpha), ", and NAURC by α"
+        cells = [
+            ("cross-entropy, MSP", _cell_of(document, "aggregates", alpha=0.0, score="msp")),
+            (f"smoothing α = {alpha:g}, MSP", _cell_of(document, "aggregates", alpha=alpha, score="msp")),
+            (f"smoothing α = {alpha:g}, p-norm", _cell_of(document, "aggregates", alpha=alpha, score="max_logit_pnorm")),
+        ]
+    else:
+        sides = _primary_sides(primary)
+        curves = [{**_cell_of(document, "curves", **side), "predictions": treatment_name(side)} for side in sides]
+        finding, shown_there = figures.risk_coverage(curves), " of what the primary contrasts compare"
+        cells = [
+            (
+                f"{treatment_name(side)}, {SCORE_NAMES.get(side['score'], side['score'])}",
+                _cell_of(document, "aggregates", **side),
+            )
+            for side in sides
+        ]
+    pictures = {"finding.png": finding}
     if document["max_logit_gap"]:
         pictures["suppression.png"] = figures.suppression(document["suppression"])
         pictures["max_logit_gap.png"] = figures.max_logit_gap(document["max_logit_gap"], alpha)
     seeds = document["aggregates"][0]["seeds"]
     n = document["runs"][0]["n"]
     sentence = claim(document)
-    cells = [
-        ("cross-entropy, MSP", (0.0, "msp")),
-        (f"smoothing α = {alpha:g}, MSP", (alpha, "msp")),
-        (f"smoothing α = {alpha:g}, p-norm", (alpha, "max_logit_pnorm")),
-    ]
-    there = {(row["alpha"], row["score"]) for row in document["aggregates"]}
     shown = (("aurc", 100), ("naurc", 1), ("error", 100))
     tiles = [
-        (label, [number(_estimate(document, *cell, metric)["estimate"], factor) for metric, factor in shown])
-        for label, cell in cells
-        if cell in there
+        (label, [number(row["metrics"][metric]["estimate"], factor) for metric, factor in shown])
+        for label, row in cells
+        if row is not None
     ]
     how = (
         f"Mean of {seeds} seeds on {n:,} test examples, one training set. Brackets: {_level(document)} intervals from a crossed bootstrap over "
@@ -482,7 +502,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         f"<h1>{html.escape(sentence)}</h1>",
         '<div class="tiles">'
         + "".join(
-            f'<div class="tile c{i}"><div class="label">{html.escape(label)}</div><div class="big">{aurc}</div>'
+            f'<div class="tile{f" c{i}" if alpha else ""}"><div class="label">{html.escape(label)}</div><div class="big">{aurc}</div>'
             f'<div class="small">AURC ×100 · NAURC {naurc} · error {error} %</div></div>'
             for i, (label, (aurc, naurc, error)) in enumerate(tiles)
         )
@@ -506,7 +526,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         "\n".join(
             f"- **{label}**: AURC ×100 {aurc}, NAURC {naurc}, error {error} %" for label, (aurc, naurc, error) in tiles
         ),
-        "![Risk-coverage curves, and NAURC by α](figures/finding.png)",
+        f"![Risk-coverage curves{shown_there}](figures/finding.png)",
         " ".join(part for part in (how, caution, rest) if part),
         "## Primary contrasts",
         contrast_table(primary, True).markdown(),

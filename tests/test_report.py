@@ -73,6 +73,23 @@ def everything(tmp_path_factory):
     return folder / "out"
 
 
+def test_a_study_without_smoothing_shows_what_its_contrasts_compare(tmp_path):
+    """No line of "smoothing α = 0" beside cross-entropy, no reason of smoothing, and each side of a contrast once."""
+    sides = [("focal=2", "msp"), ("max_suppression=0.2", "max_logit")]
+    primary = tuple(
+        Contrast(f"{name} is less", "aurc", 0.0, score, 0.0, "msp", "less", 0.0, treatment_objective=name)
+        for name, score in sides
+    )
+    settings = dataclasses.replace(SETTINGS, scores=("msp", "max_logit"))
+    write_study(tmp_path, runs((0.0, *(name for name, _ in sides))), settings, primary)
+    report.main([f"--workdir={tmp_path}"])
+    text = (tmp_path / "report.md").read_text()
+    tiles = [line.partition("**:")[0] for line in text.splitlines() if line.startswith("- **")]
+    assert tiles == ["- **α = 0, MSP", "- **focal loss, γ = 2, MSP", "- **MaxSup, α = 0.2, max logit"]
+    assert "The reason" not in text and "smoothing" not in tiles[0]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["finding.png", "objectives.png"]
+
+
 both = pytest.mark.parametrize("kind", ["study_report", "files_report", "everything"])
 
 

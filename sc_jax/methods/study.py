@@ -104,7 +104,7 @@ def evaluate(
     Returns:
       {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}, and, where there are
       other objectives than label smoothing, "objectives": {"aggregates", "curves", "contrasts"} of them, the latter exploratory; "repair": of
-      `repair`, if asked for. Of ensembles "suppression" and "max_logit_gap" are empty: the mean of probabilities has no logits of its own.
+      `repair`, if asked for. "suppression" and "max_logit_gap" are empty where no α but 0 is, and of ensembles: the mean of probabilities has no logits of its own.
     """
     known = [_known(run) for run in runs]
     counts = evaluation.resampled(known[0].test, settings, settings.seed)
@@ -138,6 +138,7 @@ def evaluate(
     of_smoothing = {key: cell for key, cell in cells.items() if key not in of_others}
     level, by_alpha = settings.level, [known[i] for i in smoothed]
     of_logits = [known[i] for i in smoothed if runs[i].test.logits.ndim == 2]
+    smoothing = any(run.alpha for run in of_logits)
     contrasted = _Contrasts(cells, seed_counts, level)
     document = {
         "level": level,
@@ -147,7 +148,7 @@ def evaluate(
         "contrasts": contrasted.primary(primary) + contrasted.exploratory(_pairs(of_smoothing)),
         "curves": _curves(of_smoothing, seed_counts, level),
         "suppression": _suppression(of_logits),
-        "max_logit_gap": _max_logit_gap(of_logits, counts, seed_counts, level),
+        "max_logit_gap": _max_logit_gap(of_logits, counts, seed_counts, level) if smoothing else [],
     }
     if of_others:
         document["objectives"] = {

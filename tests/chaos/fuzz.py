@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import importlib.util
 import io
 import json
 import random
@@ -487,6 +488,74 @@ def _read_image(folder: Path) -> None:
     assert image.dtype == np.uint8
 
 
+def _seeds_of_cifar() -> list[Files]:
+    from sc_jax.data import cifar
+
+    rng, width = np.random.default_rng(0), cifar.CIFAR10.width
+    names = [name for part in cifar.CIFAR10.parts.values() for name in part]
+    return [{name: rng.integers(0, 10, 2 * width).astype(np.uint8).tobytes() for name in names}]
+
+
+def _read_cifar(folder: Path) -> None:
+    from sc_jax.data import cifar
+
+    for image, label in cifar.unpacked(cifar.CIFAR10, cifar.read_binary(cifar.CIFAR10, folder)).values():
+        assert image.shape == (len(label), 32, 32, 3)
+
+
+def _seeds_of_requests(folder: Path) -> list[Files]:
+    from sc_jax.data import clinc150
+
+    parts = {name: [["play a song", "music"], ["set an alarm", "alarm"]] for name in ("train", "val", "test")}
+    parts |= {f"oos_{name}": [["how old is the sun", "oos"]] for name in ("train", "val", "test")}
+    return [{clinc150.NAMES[0]: json.dumps(parts).encode()}]
+
+
+def _read_requests(folder: Path) -> None:
+    from sc_jax.data import clinc150
+
+    names, content = clinc150.read(folder)
+    assert all(-1 <= label < len(names) for texts in content.values() for _, label in texts)
+
+
+def _seeds_of_torch(folder: Path) -> list[Files]:
+    import torch
+
+    tensors = {"a.weight": torch.ones(2, 2, dtype=torch.bfloat16), "b": torch.arange(3)}
+    seeds = []
+    for content, as_zip in ((tensors, True), ({"state_dict": tensors}, True), (tensors, False)):
+        torch.save(content, folder / "w.pth", _use_new_zipfile_serialization=as_zip)
+        seeds.append({"w.pth": (folder / "w.pth").read_bytes()})
+    return seeds
+
+
+def _read_torch(folder: Path) -> None:
+    from sc_jax.models import pretrained
+
+    for tensor in pretrained.read_tensors(folder / "w.pth").values():
+        assert tensor.dtype.kind in "fiubc"
+
+
+def _seeds_of_records(folder: Path) -> list[Files]:
+    from PIL import Image
+
+    from sc_jax.data import sources
+
+    pictures = [Image.fromarray(np.full((32, 32, 3), 9 * i, np.uint8)) for i in range(4)]
+    examples = [(i, {"id": f"test_{i}", "image": image, "label": i}) for i, image in enumerate(pictures)]
+    sources.write_tfds("cifar10", folder, {"test": examples}, [str(i) for i in range(10)])
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [{name: found[name] for name in [first, *found]} for first in found]
+
+
+def _read_records(folder: Path) -> None:
+    from sc_jax.data import streams
+
+    version = next(path.parent for path in folder.rglob("*") if path.is_file())
+    split = streams.TfdsSplit(version, "test", ("image",))
+    assert all(isinstance(split[i]["image"], bytes) for i in range(len(split)))
+
+
 def _seeds_of_metrics(folder: Path) -> list[Files]:
     from sc_jax import evaluate
     from sc_jax.methods import evaluation
@@ -549,12 +618,17 @@ READERS: dict[str, Reader] = {
     "sources.read_prepared": Reader(_in_folder(_seeds_of_prepared), _read_prepared, 3),
     "tabular.read_table": Reader(_in_folder(_seeds_of_tables), _read_table, 8),
     "text.read_lines": Reader(_seeds_of_texts, _read_texts, 10),
+    "cifar.read_binary": Reader(_seeds_of_cifar, _read_cifar, 2),
+    "clinc150.read": Reader(_in_folder(_seeds_of_requests), _read_requests, 8),
     "images.eval_record": Reader(_seeds_of_images, _read_image, 8),
+    "streams.TfdsSplit": Reader(_in_folder(_seeds_of_records), _read_records),
     "report.report": Reader(_in_folder(_seeds_of_metrics), _draw),
     "Checkpoints.restore_newest": Reader(_in_folder(_seeds_of_checkpoints), _restore),
 }
-SLOW = {"report.report": 100, "Checkpoints.restore_newest": 1000}
-"""How many inputs those get that draw pictures, or start Orbax, for each."""
+if importlib.util.find_spec("torch"):
+    READERS["pretrained.read_tensors, of torch"] = Reader(_in_folder(_seeds_of_torch), _read_torch)
+SLOW = {"report.report": 100, "Checkpoints.restore_newest": 1000, "streams.TfdsSplit": 1000}
+"""How many inputs those get that draw pictures, or start Orbax or TFDS, for each."""
 
 
 def inputs(name: str, numbers: Sequence[int]) -> Iterator[tuple[int, Files]]:

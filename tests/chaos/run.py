@@ -33,13 +33,13 @@ class Results:
     """`chaos.json`, written after every trial: what was interrupted goes on, unless the code of `sc_jax` has changed since.
 
     Args:
-      path: of the file.
+      path: of the file; folder: of the trials, which is not said where an outcome names a file in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: Path) -> None:
         from sc_jax import files
 
-        self._path, code = path, files.fingerprint_sources(".")
+        self._path, self._folder, code = path, f"{folder}/", files.fingerprint_sources(".")
         there = files.read_json(path) if path.exists() else {}
         self.document = there if there.get("code") == code else {"code": code}
 
@@ -50,7 +50,8 @@ class Results:
 
         rows = self.document.setdefault(kind, [])
         for number, trial in enumerate(trials[len(rows) :], len(rows) + 1):
-            rows.append(trial())
+            told = trial()
+            rows.append({k: v.replace(self._folder, "") if isinstance(v, str) else v for k, v in told.items()})
             self.document["machine"] = machine.describe()
             files.write_json(self._path, self.document)
             if rows[-1]["outcome"] in BAD:
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")  # of all processes
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         if set(only) & {"kills", "damage", "limits"}:
-            results, place = Results(machine.RESULTS / "chaos.json"), Place(Path(folder) / "place")
+            results, place = Results(machine.RESULTS / "chaos.json", Path(folder)), Place(Path(folder) / "place")
             place.undisturbed()
             for name, part in (("damage", damages), ("kills", kills), ("limits", limits)):
                 if name in only:
