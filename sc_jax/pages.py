@@ -414,7 +414,10 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         cells = [
             ("cross-entropy, MSP", _cell_of(document, "aggregates", alpha=0.0, score="msp")),
             (f"smoothing α = {alpha:g}, MSP", _cell_of(document, "aggregates", alpha=alpha, score="msp")),
-            (f"smoothing α = {alpha:g}, p-norm", _cell_of(document, "aggregates", alpha=alpha, score="max_logit_pnorm")),
+            (
+                f"smoothing α = {alpha:g}, p-norm",
+                _cell_of(document, "aggregates", alpha=alpha, score="max_logit_pnorm"),
+            ),
         ]
     else:
         sides = _primary_sides(primary)

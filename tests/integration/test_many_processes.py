@@ -22,6 +22,29 @@ from sc_jax import files, predictions
 from sc_jax.training.logs import read_log
 
 STEPS = 30
+OTHERS = {
+    "photographs, streamed": [
+        "--config=experiments/label_smoothing/imagenet_resnet50.py:smoke",
+        "--config.model.name=cnn",
+    ],
+    "scenes": ["--config=experiments/label_smoothing/cityscapes.py:smoke"],
+    "texts": ["--config=experiments/label_smoothing/trec.py:smoke"],
+    "an ensemble in the network": [
+        f"--config={CONFIG}:smoke",
+        "--config.training.steps=6",
+        "--config.ensemble.kind=packed",
+        "--config.ensemble.members=2",
+        "--config.ensemble.alpha=1.5",
+    ],
+    "the best checkpoint": [
+        f"--config={CONFIG}:smoke",
+        "--config.training.steps=6",
+        "--config.training.checkpoint_every=2",
+        "--config.training.checkpoints_best=1",
+        "--config.prediction.checkpoint=best",
+    ],
+}
+"""What trains and predicts by other ways through the code; with --devices=all."""
 TOLERANCE = 2e-4
 """Of losses and logits after 30 steps of Adam, since sums over a batch are added in another order."""
 
@@ -179,6 +202,34 @@ def test_processes_that_are_stopped_or_killed_end_the_job_and_another_number_goe
         assert all("train:" not in job.said(other) for other in (1, 2, 3)), "the first process speaks for all"
     assert_same_run(workdir, alone)
     assert not (workdir / "predictions/.shares").exists()
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_two_processes_do_the_rest_as_one(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    if pytestconfig.getoption("--devices") != "all":
+        pytest.skip("runs with --devices=all")
+    monkeypatch.setenv("SC_JAX_DATA", str(tmp_path / "data"))
+    for count, devices in ((1, 1), (2, 2)):
+        arguments = [*OTHERS[what], f"--workdir={tmp_path / str(count)}"]
+        with Job(tmp_path / "said", TRAIN_AND_PREDICT, count, devices, lambda _, a=arguments: a) as job:
+            assert job.ended(600) == [0] * count, "\n".join(map(job.said, range(count)))
+    one, two = tmp_path / "1", tmp_path / "2"
+    curves = [[line["loss"] for line in read_log(folder / "train.jsonl")] for folder in (one, two)]
+    np.testing.assert_allclose(*curves, rtol=1e-3)
+    found = sorted(path.relative_to(one) for path in one.glob("predictions/**/*.npz"))
+    assert found == sorted(path.relative_to(two) for path in two.glob("predictions/**/*.npz")) != []
+    for path in found:
+        with np.load(one / path) as alone, np.load(two / path) as shared:
+            assert sorted(alone) == sorted(shared)
+            for name in alone:
+                if alone[name].dtype.kind == "f":
+                    np.testing.assert_allclose(
+                        shared[name], alone[name], rtol=0.01, atol=0.01, err_msg=f"{path} {name}"
+                    )
+                elif name in ("example_id", "label"):
+                    np.testing.assert_array_equal(shared[name], alone[name], err_msg=f"{path} {name}")
 
 
 def test_different_configs_and_a_workdir_in_use_are_refused_by_all(tmp_path: Path) -> None:

@@ -552,3 +552,26 @@ def test_corruptions_of_what_is_no_image_in_memory_are_refused() -> None:
         changed = dataclasses.replace(config, prediction=dataclasses.replace(config.prediction, **prediction))
         with pytest.raises(InputError, match=message):
             job_lib.build(changed)
+
+
+def test_the_best_checkpoint_predicts_where_it_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told that earlier is better, `predict` takes the first checkpoint, whose logits differ from the last one's."""
+    changes = {"training.steps": "6", "training.checkpoint_every": "2", "training.checkpoints_best": "1"}
+    changes |= {"training.warmup_epochs": "0.0", "prediction.checkpoint": "best", "training.statistics_every": "0"}
+    config = config_lib.load(f"{RECIPES}/config.py:smoke", changes)
+    accuracies = iter((0.9, 0.5, 0.4))
+    monkeypatch.setattr("sc_jax.train.judging", lambda *_: lambda reached: next(accuracies))
+    train(config, tmp_path)
+    predict(config, tmp_path)
+    job, split = job_lib.build(config), config.prediction.splits[0]
+    inputs = job.evaluation_transform(job.dataset.splits[split].inputs[:50])
+    made = [load(tmp_path / "predictions" / name / f"{split}.npz").logits[:50] for name in job.names]
+    logits = {}
+    with job_lib.open_checkpoints(job, tmp_path) as saved:
+        assert saved.best_step() == 2
+        for step in (2, 6):
+            like = state.shape_of_state(job.model, job.optimizer, job.members, 0)
+            kept = saved.restore(step, parallel.placed(like, job.mesh, "replicated"))
+            logits[step] = models.member_logits(job.model, kept.params, kept.model_state, inputs)
+    np.testing.assert_allclose(made, logits[2], rtol=1e-4, atol=1e-4)
+    assert np.abs(np.array(made) - np.asarray(logits[6])).max() > 0.01
