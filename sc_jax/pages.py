@@ -683,7 +683,8 @@ def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
             number_with_interval(m[name]["estimate"], ends[name], _FACTOR[name])
             for name in ("error", "aurc", "naurc", "failure_auroc")
         ]
-        less = [row[name] and row[name]["naurc"] for name in ("minus_alpha_0", "minus_msp")]
+        fields = ("minus_alpha_0", "minus_alpha_0_msp", "minus_msp", "minus_after")
+        less = [row[name] and row[name]["naurc"] for name in fields]
         chosen = "" if p is None else str(p) if isinstance(p, int) else ", ".join(map(str, p))
         score = SCORE_NAMES[row["score"]]
         lines.append(
@@ -705,7 +706,9 @@ def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
         "NAURC",
         "AUROC_f",
         "NAURC minus α = 0",
-        "NAURC minus MSP of mean probabilities",
+        "minus MSP of mean probabilities at α = 0",
+        "minus MSP of mean probabilities",
+        "before minus after averaging",
         "p",
     ]
     return Table(headings, lines)
