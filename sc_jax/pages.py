@@ -151,8 +151,8 @@ FILES_PICTURES = ("risk_coverage.png", "reliability.png")
 GRID_PICTURES = ("risk_coverage.png",)
 """The pictures beside the pages of a study, and beside those of any files."""
 
-REASON_PICTURES = ("suppression.png", "max_logit_gap.png")
-"""The further ones of a study whose members have logits; the mean of an ensemble's probabilities has none."""
+REASON_PICTURES = {"suppression": "suppression.png", "max_logit_gap": "max_logit_gap.png"}
+"""The further ones of a study of smoothing whose members have logits, each where that part of its document is not empty."""
 
 PIXEL_PICTURES = ("pixels.png", "pixels_risk_coverage.png", "images_risk_coverage.png")
 """The further ones of a study of segmentation."""
@@ -400,6 +400,12 @@ def _settings_table(workdir: Path, document: dict[str, Any]) -> Table:
     return Table(["setting", "value"], rows)
 
 
+_NO_GAP = (
+    "Of two classes the gap at equal MSP is not defined: the log-odds of MSP are twice the centred max logit, so that right and wrong "
+    "predictions of equal MSP have the same."
+)
+
+
 def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     """The pages of a study of label smoothing.
 
@@ -414,7 +420,10 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         cells = [
             ("cross-entropy, MSP", _cell_of(document, "aggregates", alpha=0.0, score="msp")),
             (f"smoothing α = {alpha:g}, MSP", _cell_of(document, "aggregates", alpha=alpha, score="msp")),
-            (f"smoothing α = {alpha:g}, p-norm", _cell_of(document, "aggregates", alpha=alpha, score="max_logit_pnorm")),
+            (
+                f"smoothing α = {alpha:g}, p-norm",
+                _cell_of(document, "aggregates", alpha=alpha, score="max_logit_pnorm"),
+            ),
         ]
     else:
         sides = _primary_sides(primary)
@@ -428,8 +437,9 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
             for side in sides
         ]
     pictures = {"finding.png": finding}
-    if document["max_logit_gap"]:
+    if document["suppression"]:
         pictures["suppression.png"] = figures.suppression(document["suppression"])
+    if document["max_logit_gap"]:
         pictures["max_logit_gap.png"] = figures.max_logit_gap(document["max_logit_gap"], alpha)
     seeds = document["aggregates"][0]["seeds"]
     n = document["runs"][0]["n"]
@@ -468,7 +478,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         "mean is α(1 − error − 1/K). That is an identity, not an observation: the dots are autodiff on test logits in tenths of MSP, "
         "the lines the closed form (largest difference per example "
         f"{max((row['largest_difference_per_example'] for row in document['suppression']), default=0):.0e}). Suppression is strong where errors "
-        "are rare and weakens as they become likely. The evidence that it bites is the next figure."
+        "are rare and weakens as they become likely."
     )
     caution = _without_smoothing(document)
     left = _remaining(document, alpha)
@@ -481,18 +491,25 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     )
 
     reason, reason_text = [], []
-    if document["max_logit_gap"]:
+    if document["suppression"]:
+        next_is = "The evidence that it bites is the next figure." if document["max_logit_gap"] else _NO_GAP
+        identity_text = f"{identity_text} {next_is}"
         reason = [
             "<h2>The reason</h2>",
             f'<div class="pair"><div>{figures.to_svg(pictures["suppression.png"])}</div><p>{html.escape(identity_text)}</p></div>',
-            f"<p>{html.escape(gap_text)}</p>",
-            figures.to_svg(pictures["max_logit_gap.png"]),
-            _gap_table(document).html(),
         ]
         reason_text = [
             "## The reason",
             identity_text,
             "![The extra gradient on the max logit against the error rate](figures/suppression.png)",
+        ]
+    if document["max_logit_gap"]:
+        reason += [
+            f"<p>{html.escape(gap_text)}</p>",
+            figures.to_svg(pictures["max_logit_gap.png"]),
+            _gap_table(document).html(),
+        ]
+        reason_text += [
             gap_text,
             "![Max logit of right and wrong predictions at equal MSP](figures/max_logit_gap.png)",
             _gap_table(document).markdown(),
