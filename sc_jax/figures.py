@@ -561,6 +561,36 @@ def logit_statistics(lines: Sequence[dict[str, Any]], splits: Sequence[str], alp
     return figure
 
 
+def logits_by_confidence(
+    rows: dict[str, Sequence[dict[str, Any]]], edges: Sequence[float], p: float, alpha: float
+) -> Figure:
+    """Extra gradient on the max logit, centred max logit and ‖v‖_p by bin of confidence, of right and of wrong predictions.
+
+    Args:
+      rows: split → rows of `logit_statistics.by_alpha`, the split trained on first; edges: inner edges of the bins, log-odds of the
+        MSP; p: of the norm; alpha: the smoothing.
+    """
+    figure, panels = _axes(3, 12, 3.6)
+    shown = (
+        ("extra_gradient", "extra gradient on the max logit"),
+        ("centred_max_logit", "max logit − mean logit"),
+        ("norm", f"p-norm of the logits, p = {p:g}"),
+    )
+    for (split, of), style in zip(rows.items(), ("--", "-"), strict=True):
+        row = next(row for row in of if row["alpha"] == alpha)
+        for axes, (name, label) in zip(panels, shown, strict=True):
+            for i, (kind, colour) in enumerate((("right", BLUE), ("wrong", RED))):
+                values = np.array(row[name][i], float)
+                axes.plot(
+                    np.arange(len(values)), values, style, color=colour, marker="o", ms=3, label=f"{kind}, {split}"
+                )
+            axes.set(xlabel="bin of the log-odds of MSP, up to", ylabel=label)
+            axes.set_xticks(range(len(edges) + 1), [*(f"{edge:g}" for edge in edges), "∞"])
+    panels[0].set_title(f"label smoothing α = {alpha:g}" if alpha else "cross-entropy", fontsize=10.5, loc="left")
+    panels[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def training_ranking(lines: Sequence[dict[str, Any]], split: str, alphas: Sequence[float]) -> Figure:
     """How a network ranks its errors while it learns, by α, mean over seeds: AURC, coverage at 5 % risk, risk at 80 % coverage.
 

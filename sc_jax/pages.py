@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from sc_jax import figures, files
 from sc_jax.figures import SCORE_NAMES, treatment_name
+from sc_jax.methods import logit_statistics
 from sc_jax.training.logs import read_header, read_log
 
 TABLE = (
@@ -163,7 +164,7 @@ REPAIR_PICTURES = ("norms.png", "shifts.png", "learning_curve.png", "ensembles.p
 OBJECTIVE_PICTURES = ("objectives.png",)
 """The further one of a study of more objectives than label smoothing."""
 
-TRAINING_PICTURES = ("logit_statistics.png", "training_ranking.png")
+TRAINING_PICTURES = ("logit_statistics.png", "logits_by_confidence.png", "training_ranking.png")
 """The further ones of a study that watched its logits while it trained."""
 
 _FACTOR = {name: factor for name, _, factor in (*TABLE, *(c for _, _, columns in FILES_TABLES for c in columns))}
@@ -581,22 +582,27 @@ def of_grid(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure],
     return pictures, "\n".join(body), "\n\n".join(text) + "\n"
 
 
-def of_training(workdir: Path) -> tuple[dict[str, Figure], str, str]:
+def of_training(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     """The section of a study that left `logit_statistics.jsonl`; returns as `of_study`."""
     path = workdir / "logit_statistics.jsonl"
     header = read_header(path)
     lines, (trained, held_out) = read_log(path), header["splits"]
     gradient = figures.logit_statistics(lines, header["splits"], header["alphas"])
+    rows = {split: logit_statistics.by_alpha(lines[-1][split], header["alphas"]) for split in header["splits"]}
+    confidence = figures.logits_by_confidence(rows, header["edges"], header["p"], _main_alpha(document))
     ranking = figures.training_ranking(lines, held_out, header["alphas"])
     note = (
         f"While training: means over the first examples of {trained} and {held_out}, without augmentation or dropout. Trained-on examples are "
         "soon nearly all right, so that smoothing pushes their max logits down alike; on held-out ones the push would be weaker, by α times the "
-        f"error rate. Below, how the errors of {held_out} are ranked by MSP. Numbers by bin of confidence, with the norms, are in logit_statistics.jsonl."
+        f"error rate. Next, step {lines[-1]['step']:,}, the last: means by bin of confidence, all seeds taken together. Below, how the errors of {held_out} are ranked by MSP. "
+        "Numbers of every step are in logit_statistics.jsonl."
     )
-    body = f"<h2>While training</h2>\n{figures.to_svg(gradient)}\n{_note(note)}\n{figures.to_svg(ranking)}"
+    drawn = "\n".join(figures.to_svg(picture) for picture in (confidence, ranking))
+    body = f"<h2>While training</h2>\n{figures.to_svg(gradient)}\n{_note(note)}\n{drawn}"
     text = f"## While training\n\n![Extra gradient and max logit by epoch](figures/logit_statistics.png)\n\n{note}\n\n"
+    text += "![Extra gradient, max logit and norm by confidence](figures/logits_by_confidence.png)\n\n"
     text += "![AURC, coverage at 5 % risk and risk at 80 % coverage by epoch](figures/training_ranking.png)\n"
-    return dict(zip(TRAINING_PICTURES, (gradient, ranking), strict=True)), body, text
+    return dict(zip(TRAINING_PICTURES, (gradient, confidence, ranking), strict=True)), body, text
 
 
 _AVERAGES = {

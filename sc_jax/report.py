@@ -89,7 +89,7 @@ def _sections(workdir: Path, document: dict[str, Any]) -> tuple[list[Section], l
             sections.append(section)
             names += pictures
     if (workdir / "logit_statistics.jsonl").exists():
-        sections.append(lambda document: pages.of_training(workdir))
+        sections.append(functools.partial(pages.of_training, workdir))
         names += pages.TRAINING_PICTURES
     return sections, names
 

@@ -82,6 +82,7 @@ DRAWN = {
     "reliability": lambda d: figures.reliability([table(), table("b.npz")]),
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
     "logit_statistics": lambda d: figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]),
+    "logits_by_confidence": lambda d: figures.logits_by_confidence(by_confidence(), [0.0], 3.0, 0.2),
     "training_ranking": lambda d: figures.training_ranking(STATISTICS, "validation", [0.0, 0.2]),
     "pixels": lambda d: figures.pixels(*pixel_maps()),
     "norms": lambda d: figures.norms(repaired()["norms"], 0.2),
@@ -376,6 +377,23 @@ def test_logit_statistics_weigh_bins_by_their_examples():
     np.testing.assert_allclose(right.get_ydata(), [(3 * 2 + 1 * 6) / 4] * 2)
     np.testing.assert_allclose(wrong.get_ydata(), [1.0] * 2)
     assert legend(top) == ["α = 0", "α = 0.2"]
+
+
+def by_confidence():
+    more = {"norm": [[1.0, 2.0], [3.0, None]]}
+    return {"train": [{"alpha": 0.2, **ALL_RIGHT, **more}], "validation": [{"alpha": 0.2, **SMOOTHED, **more}]}
+
+
+def test_logits_by_confidence_has_a_line_for_right_and_wrong_of_both_splits():
+    extra, top, norm = figures.logits_by_confidence(by_confidence(), [0.0], 3.0, 0.2).axes
+    trained_right, trained_wrong, right, wrong = (line.get_ydata() for line in extra.lines)
+    np.testing.assert_array_equal(trained_wrong, [np.nan, np.nan])
+    np.testing.assert_array_equal(trained_right, right)
+    np.testing.assert_array_equal(wrong, [-0.02, np.nan])
+    np.testing.assert_array_equal(top.lines[2].get_ydata(), [2.0, 6.0])
+    np.testing.assert_array_equal(norm.lines[3].get_ydata(), [3.0, np.nan])
+    assert legend(norm) == ["right, train", "wrong, train", "right, validation", "wrong, validation"]
+    assert "p = 3" in norm.get_ylabel()
 
 
 def test_training_ranking_averages_over_the_seeds_of_each_alpha():
