@@ -564,29 +564,30 @@ def logit_statistics(lines: Sequence[dict[str, Any]], splits: Sequence[str], alp
 def logits_by_confidence(
     rows: dict[str, Sequence[dict[str, Any]]], edges: Sequence[float], p: float, alpha: float
 ) -> Figure:
-    """Extra gradient on the max logit, centred max logit and ‖v‖_p by bin of confidence, of right and of wrong predictions.
+    """Extra gradient on the max logit of all predictions, centred max logit and ‖v‖_p of right and of wrong ones, by bin of confidence.
 
     Args:
       rows: split → rows of `logit_statistics.by_alpha`, the split trained on first; edges: inner edges of the bins, log-odds of the
         MSP; p: of the norm; alpha: the smoothing.
     """
     figure, panels = _axes(3, 12, 3.6)
-    shown = (
-        ("extra_gradient", "extra gradient on the max logit"),
-        ("centred_max_logit", "max logit − mean logit"),
-        ("norm", f"p-norm of the logits, p = {p:g}"),
-    )
+    place = np.arange(len(edges) + 1)
     for (split, of), style in zip(rows.items(), ("--", "-"), strict=True):
         row = next(row for row in of if row["alpha"] == alpha)
-        for axes, (name, label) in zip(panels, shown, strict=True):
+        count, extra = np.array(row["count"], float), np.array(row["extra_gradient"], float)
+        total = count.sum(axis=0)
+        mean = np.where(total > 0, np.nansum(count * extra, axis=0) / np.maximum(total, 1), np.nan)
+        panels[0].plot(place, mean, style, color=GREY, marker="o", ms=3, label=f"all, {split}")
+        for axes, name in zip(panels[1:], ("centred_max_logit", "norm"), strict=True):
             for i, (kind, colour) in enumerate((("right", BLUE), ("wrong", RED))):
                 values = np.array(row[name][i], float)
-                axes.plot(
-                    np.arange(len(values)), values, style, color=colour, marker="o", ms=3, label=f"{kind}, {split}"
-                )
-            axes.set(xlabel="bin of the log-odds of MSP, up to", ylabel=label)
-            axes.set_xticks(range(len(edges) + 1), [*(f"{edge:g}" for edge in edges), "∞"])
+                axes.plot(place, values, style, color=colour, marker="o", ms=3, label=f"{kind}, {split}")
+    labels = ("extra gradient on the max logit", "max logit − mean logit", f"p-norm of the logits, p = {p:g}")
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set(xlabel="bin of the log-odds of MSP, up to", ylabel=label)
+        axes.set_xticks(place, [*(f"{edge:g}" for edge in edges), "∞"])
     panels[0].set_title(f"label smoothing α = {alpha:g}" if alpha else "cross-entropy", fontsize=10.5, loc="left")
+    panels[0].legend()
     panels[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

@@ -386,10 +386,8 @@ def by_confidence():
 
 def test_logits_by_confidence_has_a_line_for_right_and_wrong_of_both_splits():
     extra, top, norm = figures.logits_by_confidence(by_confidence(), [0.0], 3.0, 0.2).axes
-    trained_right, trained_wrong, right, wrong = (line.get_ydata() for line in extra.lines)
-    np.testing.assert_array_equal(trained_wrong, [np.nan, np.nan])
-    np.testing.assert_array_equal(trained_right, right)
-    np.testing.assert_array_equal(wrong, [-0.02, np.nan])
+    np.testing.assert_allclose(extra.lines[0].get_ydata(), [0.18, 0.18])
+    np.testing.assert_allclose(extra.lines[1].get_ydata(), [(3 * 0.18 + 4 * -0.02) / 7, 0.18])
     np.testing.assert_array_equal(top.lines[2].get_ydata(), [2.0, 6.0])
     np.testing.assert_array_equal(norm.lines[3].get_ydata(), [3.0, np.nan])
     assert legend(norm) == ["right, train", "wrong, train", "right, validation", "wrong, validation"]
