@@ -605,12 +605,13 @@ def of_training(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figu
     return dict(zip(TRAINING_PICTURES, (gradient, confidence, ranking), strict=True)), body, text
 
 
-_AVERAGES = {
+AVERAGES = {
     "single_members": "single members, mean",
     "mean_probabilities": "mean probabilities",
     "mean_logits": "mean logits",
     "mean_normalised": "mean of p-normed logits",
 }
+"""What an ensemble averages, in words."""
 
 
 def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
@@ -713,7 +714,7 @@ def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
         lines.append(
             [
                 f"{row['alpha']:g}",
-                _AVERAGES[row["average"]],
+                AVERAGES[row["average"]],
                 score,
                 *cells,
                 *(_described(x, "naurc", True) for x in less),
