@@ -168,6 +168,36 @@ def finding(curves: Sequence[dict[str, Any]], aggregates: Sequence[dict[str, Any
     return figure
 
 
+def settings(studies: dict[str, tuple[Sequence[dict[str, Any]], float]]) -> Figure:
+    """Risk-coverage curves of CE, LS and LS + p-norm with bands, a panel for each study.
+
+    Args:
+      studies: title → its "curves" as in `metrics.json`, and the α of its smoothing.
+    """
+    columns = min(4, len(studies))
+    rows = -(-len(studies) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.1 * columns, 2.8 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    labels = {}
+    for axes, (title, (curves, alpha)) in zip(panels, studies.items(), strict=False):
+        by_cell = {(row["alpha"], row["score"]): row for row in curves}
+        for a, score, colour, label in (
+            (0.0, "msp", BLUE, "cross-entropy, MSP"),
+            (alpha, "msp", RED, "label smoothing, MSP"),
+            (alpha, "max_logit_pnorm", GREEN, "label smoothing, p-norm"),
+        ):
+            if (a, score) in by_cell:
+                _curve(axes, by_cell[a, score], colour, label)
+        labels |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        axes.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
+        axes.set_title(f"{title}, α = {alpha:g}", fontsize=8.5, loc="left")
+    for axes in panels[len(studies) :]:
+        axes.remove()
+    figure.legend(labels.values(), labels, loc="outside upper left", ncols=3)
+    return figure
+
+
 def _curve(axes: Axes, row: dict[str, Any], colour: str, label: str) -> None:
     coverage, risk = 100 * np.array(row["coverage"]), 100 * np.array(row["risk"])
     axes.plot(coverage, risk, color=colour, label=label, lw=1.8)

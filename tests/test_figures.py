@@ -75,6 +75,7 @@ DRAWN = {
     "error_ranks": lambda d: figures.error_ranks(d["curves"], 0.2),
     "repairs": lambda d: figures.repairs(d["aggregates"], 0.2),
     "objectives": lambda d: figures.objectives([*d["aggregates"], {**d["aggregates"][0], "objective": "focal=2"}]),
+    "settings": lambda d: figures.settings({"one": (d["curves"], 0.2), "two": (d["curves"], 0.2)}),
     "finding": lambda d: figures.finding(d["curves"], d["aggregates"], 0.2),
     "suppression": lambda d: figures.suppression(d["suppression"]),
     "max_logit_gap": lambda d: figures.max_logit_gap(d["max_logit_gap"], 0.2),
@@ -366,6 +367,19 @@ def test_training_averages_over_the_seeds_of_each_alpha():
     np.testing.assert_allclose(loss.lines[1].get_ydata(), [3.5, 1.75, 3.5 / 3])
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [0.65] * 3)
     assert legend(accuracy) == ["α = 0", "α = 0.2"]
+
+
+def test_settings_have_a_panel_each_with_what_they_have(document):
+    two_classes = [row for row in document["curves"] if row["score"] == "msp"]
+    figure = figures.settings({f"s{i}": (two_classes if i else document["curves"], 0.2) for i in range(5)})
+    shown = figure.axes
+    assert [axes.get_title(loc="left") for axes in shown] == [f"s{i}, α = 0.2" for i in range(5)]
+    assert [len(axes.lines) for axes in shown] == [3, 2, 2, 2, 2]
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["cross-entropy, MSP", "label smoothing, MSP", "label smoothing, p-norm"]
+    by_score = {(row["alpha"], row["score"]): row for row in document["curves"]}
+    np.testing.assert_allclose(shown[0].lines[2].get_ydata(), 100 * np.array(by_score[0.2, "max_logit_pnorm"]["risk"]))
 
 
 def test_logit_statistics_weigh_bins_by_their_examples():
