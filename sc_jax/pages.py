@@ -746,7 +746,7 @@ def of_objectives(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str
         "What else the members were trained with, on the same batches from the same initialisation, each at one strength that was not tuned. NAURC as a mean over seeds with intervals over seeds "
         "and test examples; the line is cross-entropy with MSP. p is chosen per member on the validation split."
     )
-    count = f"{len(others['contrasts'])} exploratory contrasts of them with α = 0 and of scores with MSP (not corrected for multiplicity)"
+    count = f"{len(others['contrasts'])} exploratory contrasts (not corrected for multiplicity): of them with every α by MSP, of what the primary contrasts treat with the others, and of scores with MSP"
     table, contrasts = _aggregate_table(others["aggregates"]), contrast_table(others["contrasts"], False)
     body = ["<h2>Other objectives</h2>", figures.to_svg(picture), _note(note), table.html()]
     body += [f"<details><summary>{count}</summary>{contrasts.html()}</details>"]

@@ -37,7 +37,7 @@ EXPLORATORY_METRICS = (
     "brier",
     "ece",
 )
-"""Metrics compared between every α and α = 0, and between every tuned score and MSP."""
+"""Metrics of the exploratory contrasts."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -437,6 +437,10 @@ def test_single_members_are_the_mean_of_ensembles_of_one():
             alone.append(others[0 if score == "msp" else 2])
         if score != "msp":
             assert mean["p"] == [row["p"] for row in alone]
+        assert mean["minus_after"] is None
+        for metric, told in mean["minus_alpha_0_msp"].items():
+            plain = rows[0.0, "mean_probabilities", "msp"]["metrics"][metric]["estimate"]
+            assert told["estimate"] == pytest.approx(mean["metrics"][metric]["estimate"] - plain, abs=1e-12)
         for metric, told in mean["metrics"].items():
             assert told["estimate"] == pytest.approx(np.mean([r["metrics"][metric]["estimate"] for r in alone]))
 
