@@ -24,16 +24,17 @@ import numpy as np  # noqa: E402
 
 from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
 from sc_jax import cascade_pages, files, ops, pages  # noqa: E402 (the docs are built from the checkout)
-from sc_jax.methods import abstention_table  # noqa: E402
+from sc_jax.methods import abstention_table, logit_statistics  # noqa: E402
 from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
+from sc_jax.training.logs import read_header, read_log  # noqa: E402
 
 STUDY, CASCADES, SCOD, ABSTENTION = (
     ROOT / "experiments" / name for name in ("label_smoothing", "cascades", "scod", "abstention")
 )
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "docs/metrics.md", ROOT / "docs/guarantees.md", ROOT / "docs/cascades.md"),
-    *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md", ROOT / "docs/speed.md"),
+    *(ROOT / "docs/survival.md", ROOT / "docs/scaling.md", ROOT / "docs/speed.md", ROOT / "docs/recipes.md"),
     *(STUDY / "README.md", CASCADES / "README.md", SCOD / "README.md", ABSTENTION / "README.md"),
 )
 
@@ -499,29 +500,236 @@ def repairs(variant: str) -> str:
     return pages.Table(headings, lines).markdown()
 
 
+def _alpha(document: dict[str, Any]) -> float:
+    """The α of a study's first primary contrast."""
+    return next(r["treatment"]["alpha"] for r in document["contrasts"] if r["kind"] == "primary")
+
+
+def _told(row: dict[str, Any] | None) -> str:
+    """A difference with its interval; "not defined" where there is none."""
+    return "not defined" if row is None else pages.number_with_interval(row["estimate"], row["interval"], signed=True)
+
+
+def _compared(document: dict[str, Any], metric: str, *sides: tuple[float | str, str]) -> dict[str, Any] | None:
+    """The contrast of (α or objective, score) with another, if it was made."""
+    for row in (*document["contrasts"], *document.get("objectives", {}).get("contrasts", [])):
+        there = ((row[s].get("objective", row[s].get("alpha")), row[s]["score"]) for s in ("treatment", "control"))
+        if row["metric"] == metric and tuple(there) == sides:
+            return row
+    return None
+
+
+def gaps() -> str:
+    """The max logit at equal MSP beside the damage and the repair, setting by setting."""
+    lines = []
+    for name, document in _settings().items():
+        alpha = _alpha(document)
+        smooth, several = (alpha, "msp"), any(r["score"] == "max_logit_pnorm" for r in document["aggregates"])
+        gap = {row["alpha"]: row for row in document["max_logit_gap"]} if several else {}
+        cells = [_told(gap[a]["centred"] if gap else None) for a in (0.0, alpha)]
+        cells.append(_told(gap[alpha]["centred_minus_alpha_0"] if gap else None))
+        cells.append(_told(_compared(document, "naurc", smooth, (0.0, "msp"))))
+        cells.append(_told(_compared(document, "naurc", (alpha, "max_logit_pnorm"), smooth)))
+        lines.append([f"{SETTINGS[name]}, α = {alpha:g}", *cells])
+    headings = ["setting", "gap, CE", "gap, LS", "LS minus CE", "damage: NAURC, LS minus CE"]
+    return pages.Table([*headings, "repair: NAURC under LS, p-norm minus MSP"], lines).markdown()
+
+
+REPAIRED = ("full", "full_cnn")
+"""Variants whose predictions went through `evaluation.repair`."""
+
+
+def best_norms() -> str:
+    """The p that is best on the test split, with and without centring, less MSP."""
+    lines = []
+    for variant in REPAIRED:
+        document = _metrics(variant)
+        for alpha in (0.0, _alpha(document)):
+            for centred in (True, False):
+                of = [r for r in document["repair"]["norms"] if (r["alpha"], r["centred"]) == (alpha, centred)]
+                best, worst = (of_all(of, key=lambda r: r["minus_msp"]["naurc"]["estimate"]) for of_all in (min, max))
+                cells = [cell for r in (best, worst) for cell in (str(r["p"]), _told(r["minus_msp"]["naurc"]))]
+                above = sum(r["minus_msp"]["naurc"]["interval"][0] > 0 for r in of)
+                setting = f"{SETTINGS[variant]}, α = {alpha:g}" if centred else ""
+                lines.append([setting, "yes" if centred else "no", *cells, f"{above} of {len(of)}"])
+    headings = [
+        "setting",
+        "centred",
+        "best p",
+        "NAURC, minus MSP",
+        "worst p",
+        "NAURC, minus MSP",
+        "p shown to be worse",
+    ]
+    return pages.Table(headings, lines).markdown()
+
+
+def calibration_sizes() -> str:
+    """What choosing p on so many calibration examples costs."""
+    lines, columns = {}, []
+    for variant in REPAIRED:
+        document = _metrics(variant)
+        alpha = _alpha(document)
+        columns.append(f"{SETTINGS[variant]}: excess AURC %")
+        for row in document["repair"]["learning_curve"]:
+            if row["alpha"] == alpha and not row["fallback"]:
+                told = row["regret"]["aurc"]
+                cell = pages.number_with_interval(told["estimate"], told["interval"], 100)
+                lines.setdefault(row["size"], []).append(cell)
+    return pages.Table(
+        ["calibration examples", *columns], [[f"{n:,}", *cells] for n, cells in lines.items()]
+    ).markdown()
+
+
+def _ensembles(variant: str, alpha: float) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(r["average"], r["score"]): r for r in _metrics(variant)["repair"]["ensembles"] if r["alpha"] == alpha}
+
+
+def ensembles() -> str:
+    """What deep ensembles leave of the damage, and p-norm before and after averaging, as NAURC."""
+    lines = []
+    for variant in REPAIRED:
+        alpha, normed = _alpha(_metrics(variant)), "max_logit_pnorm"
+        of = _ensembles(variant, alpha)
+        damaged = (of["single_members", "msp"], of["mean_probabilities", "msp"])
+        shown = [_told(row["minus_alpha_0"]["naurc"]) for row in damaged]
+        for row in (of[average, normed] for average in ("mean_normalised", "mean_logits")):
+            naurc = row["metrics"]["naurc"]
+            shown.append(pages.number_with_interval(naurc["estimate"], naurc["interval_p_chosen_anew"]))
+            shown.append(_told(row["minus_msp"]["naurc"]))
+        lines.append([f"{SETTINGS[variant]}, α = {alpha:g}, {of['mean_logits', normed]['members']} members", *shown])
+    headings = ["ensemble", "damage to single members", "damage to the ensemble"]
+    headings += [f"p-norm {when}{what}" for when in ("before", "after") for what in (" averaging", ", minus MSP")]
+    return pages.Table(headings, lines).markdown()
+
+
+def ensemble_contrasts(variant: str) -> str:
+    """Every ensemble at the study's α less the ensemble of α = 0 by MSP, and p-norm before averaging less that after."""
+    rows = _ensembles(variant, _alpha(_metrics(variant))).values()
+    if not all("minus_after" in row for row in rows):
+        return "Not run."
+    lines = []
+    for row in rows:
+        cells = (row[name] and row[name]["naurc"] for name in ("minus_alpha_0_msp", "minus_after"))
+        name = f"{pages.AVERAGES[row['average']]}, {pages.SCORE_NAMES[row['score']]}"
+        lines.append([name, *("" if cell is None else _told(cell) for cell in cells)])
+    headings = [SETTINGS[variant], "NAURC, minus the ensemble of α = 0 by MSP", "p-norm before minus after averaging"]
+    return pages.Table(headings, lines).markdown()
+
+
+SPARING = ("error_smoothing=0.2", "equal_suppression=0.2")
+BESIDE = (
+    "max_suppression=0.2",
+    "instance_smoothing=0.2",
+    "inverse_instance_smoothing=0.2",
+    "margin_smoothing=10",
+    "acls=0.1",
+)
+"""What was built to spare the ranking, and the published objectives that it is compared with."""
+
+
+def objective_contrasts() -> str:
+    """Exploratory: what spares the ranking against published objectives, and some of these against label smoothing."""
+    document = _metrics("objectives")
+    pairs = [(a, b) for a in SPARING for b in BESIDE]
+    pairs += [(a, 0.2) for a in (*BESIDE[:2], "shuffled_error_smoothing=0.2")]
+    found = {
+        pair: [_compared(document, metric, *((side, "msp") for side in pair)) for metric in ("naurc", "error")]
+        for pair in pairs
+    }
+    if any(None in told for told in found.values()):
+        return "Not run."
+    lines = [
+        [
+            *(pages.treatment_name(naurc[side]) for side in ("treatment", "control")),
+            _told(naurc),
+            pages.number_with_interval(error["estimate"], error["interval"], 100, signed=True),
+        ]
+        for naurc, error in found.values()
+    ]
+    return pages.Table(["trained with", "minus", "NAURC", "error, points"], lines).markdown()
+
+
+def while_training(variant: str) -> str:
+    """Means over the last step's statistics of the logits, right and wrong, trained on and held out."""
+    path = STUDY / "results" / variant / "logit_statistics.json"
+    if not path.exists():
+        return "Not run."
+    f, lines = files.read_json(path), []
+    for alpha in (0.0, _alpha(_metrics(variant))):
+        for split, rows in f["splits"].items():
+            row = next(row for row in rows if row["alpha"] == alpha)
+            count = np.array(row["count"], float)
+
+            def mean(name: str, row: dict[str, Any] = row, count: np.ndarray = count) -> np.ndarray:
+                return np.nansum(count * np.array(row[name], float), axis=1)
+
+            kinds = count.sum(axis=1)
+            extra = mean("extra_gradient").sum() / kinds.sum()
+            each = (mean(name) / kinds for name in ("centred_max_logit", "norm"))
+            cells = [f"{value:.2f}" for pair in each for value in pair]
+            lines.append(
+                [f"{alpha:g}", split, f"{kinds[1] / kinds.sum():.2%}", f"{extra:.4f}".replace("-", "−"), *cells]
+            )
+    headings = ["α", "split", "wrong", "mean extra gradient on the max logit", "max logit − mean logit, right", "wrong"]
+    headings += [f"‖logits‖ with p = {f['p']:g}, right", "wrong"]
+    return f"{pages.Table(headings, lines).markdown()}\n\n{SETTINGS[variant]}, step {f['step']:,}, the last; all seeds together."
+
+
+def statistics_cost() -> str:
+    """What the statistics of the logits cost."""
+    f = _benchmark("logit_statistics")
+    return (
+        f"For {f['members']} members of {f['model']}, every {f['statistics_every']} steps, {f['statistics_examples']:,} examples of each split: "
+        f"{f['share_of_training']:.1%} of the training time ({_machine(f)}; `python -m benchmarks.logit_statistics`)."
+    )
+
+
+def study_cost() -> str:
+    """Wall time of the studies by stage, where a run left it."""
+    stages, lines = ("train", "predict", "evaluate", "report"), []
+    for name in (*SETTINGS, "objectives"):
+        path = STUDY / "results" / name / "timings.json"
+        if path.exists():
+            seconds = {stage: row["seconds"] for stage, row in files.read_json(path).items() if stage in stages}
+        elif name == "default":
+            seconds = _benchmark("run_stages")["seconds"]
+        else:
+            continue
+        cells = [f"{seconds[stage]:,.0f}" if stage in seconds else "" for stage in stages]
+        lines.append([SETTINGS.get(name, "objectives"), *cells, f"{sum(seconds.values()) / 60:,.1f}"])
+    headings = ["setting", *(f"{stage}, s" for stage in stages), "in all, minutes"]
+    return pages.Table(headings, lines).markdown()
+
+
 STORED = ("resnet20", "resnet32", "resnet44", "resnet56")
 """Variants of the study's stored_resnets.py."""
 
 
 def stored() -> str:
-    """Networks of others under every score: NAURC, and its difference to MSP."""
+    """Networks of others: what MSP comes to, and of every other score the NAURC less that of MSP."""
     lines, scores = [], {}
+    metrics = ("error", "aurc", "naurc", "failure_auroc", "coverage_at_risk_0.05")
     for variant in STORED:
         document = _metrics(f"stored_resnets_{variant}")
         naurc = {row["score"]: row["metrics"]["naurc"] for row in document["aggregates"]}
-        error = document["aggregates"][0]["metrics"]["error"]
+        msp = next(row["metrics"] for row in document["aggregates"] if row["score"] == "msp")
         against = {
             row["treatment"]["score"]: row
             for row in document["contrasts"]
             if row["metric"] == "naurc" and row["control"]["score"] == "msp"
         }
         scores |= dict.fromkeys(naurc)
-        lines.append([variant.replace("resnet", "ResNet-"), pages.with_interval("error", error)])
-        for score in scores:
-            told = naurc[score] if score == "msp" else against[score]
-            lines[-1].append(pages.with_interval("naurc", told).replace("-", "−"))
-    names = ["NAURC, MSP" if score == "msp" else f"{pages.SCORE_NAMES[score]}, minus MSP" for score in scores]
-    return pages.Table(["network", "error %", *names], lines).markdown()
+        lines.append([variant.replace("resnet", "ResNet-")])
+        lines[-1] += [pages.with_interval(metric, msp[metric]) for metric in metrics]
+        lines[-1] += [_told(against[score]) for score in scores if score != "msp"]
+        low, high = against["max_logit_pnorm"]["interval"]
+        lines[-1].append("worse than MSP" if low > 0 else "better than MSP" if high < 0 else "not shown")
+        fallback = next(row for row in document["aggregates"] if row["score"] == "max_logit_pnorm_or_msp")
+        lines[-1].append(", ".join("MSP" if p == "msp" else f"p = {p}" for p in fallback["fitted"]))
+    names = [f"{pages.SCORE_NAMES[score]}, NAURC minus MSP" for score in scores if score != "msp"]
+    headings = ["network", *(f"{pages.heading(metric)}, MSP" for metric in metrics), *names]
+    return pages.Table([*headings, "p-norm ranks", "the fallback takes"], lines).markdown()
 
 
 def objectives() -> str:
@@ -950,7 +1158,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stored": stored,
     "verdicts": verdicts,
     "rows": rows,
+    "gaps": gaps,
     "repairs full": lambda: repairs("full"),
+    "repairs full_cnn": lambda: repairs("full_cnn"),
+    "best norms": best_norms,
+    "calibration sizes": calibration_sizes,
+    "ensembles": ensembles,
+    "ensemble contrasts": lambda: ensemble_contrasts("full"),
+    "objective contrasts": objective_contrasts,
+    "while training": lambda: while_training("full"),
+    "statistics cost": statistics_cost,
+    "study cost": study_cost,
     "cascade default": lambda: cascade("default"),
     "cascade resnet20_resnet56": lambda: cascade("resnet20_resnet56"),
     "cascade speed": cascade_speed,
@@ -1033,8 +1251,20 @@ def _copy(workdir: Path, target: Path) -> None:
     )
     for source in sorted((workdir / "figures").glob("*.png")):
         shutil.copy(source, target / source.name)
+    watched, timings = workdir / "logit_statistics.jsonl", workdir / "timings.json"
+    if watched.exists():
+        files.write_json(target / "logit_statistics.json", _last_statistics(watched), seal=True)
+    if timings.exists():
+        shutil.copy(timings, target / timings.name)
     text = (workdir / "report.md").read_text(encoding="utf-8").replace("](figures/", "](")
     files.write_text(target / "report.md", text)
+
+
+def _last_statistics(watched: Path) -> dict[str, Any]:
+    """The last step of a run's statistics of the logits, the seeds of each α taken together."""
+    header, last = read_header(watched), read_log(watched)[-1]
+    splits = {split: logit_statistics.by_alpha(last[split], header["alphas"]) for split in header["splits"]}
+    return {"step": last["step"], "epoch": last["epoch"], "edges": header["edges"], "p": header["p"], "splits": splits}
 
 
 WITHOUT_RUN = ("guarantees",)

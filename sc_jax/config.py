@@ -119,7 +119,7 @@ class Training:
     `sam` (ρ) are off at 0. With 0 `epochs` the network predicts as its `model.weights` are. With `steps` > 0 training ends
     after so many, whatever `epochs` says. `log_every`, `checkpoint_every` and `statistics_every` count steps. Statistics of the
     logits (`sc_jax.methods.logit_statistics`; none at 0) are of `statistics_examples` examples of the train split, as they are at test, and of
-    as many of the calibration split. `teacher` is the workdir of an earlier run, for objectives that learn from its predictions.
+    as many of the calibration split, with the norm ‖v‖_p of p = `statistics_p`. `teacher` is the workdir of an earlier run, for objectives that learn from its predictions.
     Beside the newest `checkpoints_kept` the `checkpoints_best` of highest accuracy on the calibration split stay, the mean over members, for
     `prediction.checkpoint`; it is measured every `checkpoint_every` steps.
     """
@@ -148,6 +148,7 @@ class Training:
     steps: int = 0
     statistics_every: int = 0
     statistics_examples: int = 1000
+    statistics_p: float = 2.0
     teacher: str = ""
     checkpoints_best: int = 0
 
@@ -513,6 +514,7 @@ def _checked_values(config: Config, path: str) -> Config:
     for name in ("batch_size", "log_every", "checkpoint_every", "checkpoints_kept", "statistics_examples"):
         require(getattr(t, name) > 0, f"training.{name}", getattr(t, name), "positive")
     require(0 < t.learning_rate < math.inf, "training.learning_rate", t.learning_rate, "positive and finite")
+    require(1 <= t.statistics_p < math.inf, "training.statistics_p", t.statistics_p, "≥ 1 and finite")
     for name in ("weight_decay", "gradient_clip", "sam", "steps", "statistics_every", "checkpoints_best"):
         require(0 <= getattr(t, name) < math.inf, f"training.{name}", getattr(t, name), "≥ 0 and finite")
     require(
@@ -574,6 +576,7 @@ def _checked_values(config: Config, path: str) -> Config:
         ("decay_factor", t.schedule == "step", "training.schedule is step"),
         ("power", t.schedule == "poly", "training.schedule is poly"),
         ("statistics_examples", t.statistics_every > 0, "training.statistics_every is positive"),
+        ("statistics_p", t.statistics_every > 0, "training.statistics_every is positive"),
     ):
         if not acts:
             refuse_idle(path, "training", t, field, where)

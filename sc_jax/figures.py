@@ -168,6 +168,36 @@ def finding(curves: Sequence[dict[str, Any]], aggregates: Sequence[dict[str, Any
     return figure
 
 
+def settings(studies: dict[str, tuple[Sequence[dict[str, Any]], float]]) -> Figure:
+    """Risk-coverage curves of CE, LS and LS + p-norm with bands, a panel for each study.
+
+    Args:
+      studies: title → its "curves" as in `metrics.json`, and the α of its smoothing.
+    """
+    columns = min(4, len(studies))
+    rows = -(-len(studies) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.1 * columns, 2.8 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    labels = {}
+    for axes, (title, (curves, alpha)) in zip(panels, studies.items(), strict=False):
+        by_cell = {(row["alpha"], row["score"]): row for row in curves}
+        for a, score, colour, label in (
+            (0.0, "msp", BLUE, "cross-entropy, MSP"),
+            (alpha, "msp", RED, "label smoothing, MSP"),
+            (alpha, "max_logit_pnorm", GREEN, "label smoothing, p-norm"),
+        ):
+            if (a, score) in by_cell:
+                _curve(axes, by_cell[a, score], colour, label)
+        labels |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        axes.set(xlabel="coverage (%)", ylabel="selective risk (%)", xlim=(0, 100), ylim=(0, None))
+        axes.set_title(f"{title}, α = {alpha:g}", fontsize=8.5, loc="left")
+    for axes in panels[len(studies) :]:
+        axes.remove()
+    figure.legend(labels.values(), labels, loc="outside upper left", ncols=3)
+    return figure
+
+
 def _curve(axes: Axes, row: dict[str, Any], colour: str, label: str) -> None:
     coverage, risk = 100 * np.array(row["coverage"]), 100 * np.array(row["risk"])
     axes.plot(coverage, risk, color=colour, label=label, lw=1.8)
@@ -558,6 +588,37 @@ def logit_statistics(lines: Sequence[dict[str, Any]], splits: Sequence[str], alp
     panels[0].set(xlabel="epoch", ylabel="extra gradient on the max logit", title=f"{trained} (dashed), {held_out}")
     panels[1].set(xlabel="epoch", ylabel="max logit − mean logit", title=f"{held_out}: wrong (dashed), right")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def logits_by_confidence(
+    rows: dict[str, Sequence[dict[str, Any]]], edges: Sequence[float], p: float, alpha: float
+) -> Figure:
+    """Extra gradient on the max logit of all predictions, centred max logit and ‖v‖_p of right and of wrong ones, by bin of confidence.
+
+    Args:
+      rows: split → rows of `logit_statistics.by_alpha`, the split trained on first; edges: inner edges of the bins, log-odds of the
+        MSP; p: of the norm; alpha: the smoothing.
+    """
+    figure, panels = _axes(3, 12, 3.6)
+    place = np.arange(len(edges) + 1)
+    for (split, of), style in zip(rows.items(), ("--", "-"), strict=True):
+        row = next(row for row in of if row["alpha"] == alpha)
+        count, extra = np.array(row["count"], float), np.array(row["extra_gradient"], float)
+        total = count.sum(axis=0)
+        mean = np.where(total > 0, np.nansum(count * extra, axis=0) / np.maximum(total, 1), np.nan)
+        panels[0].plot(place, mean, style, color=GREY, marker="o", ms=3, label=f"all, {split}")
+        for axes, name in zip(panels[1:], ("centred_max_logit", "norm"), strict=True):
+            for i, (kind, colour) in enumerate((("right", BLUE), ("wrong", RED))):
+                values = np.array(row[name][i], float)
+                axes.plot(place, values, style, color=colour, marker="o", ms=3, label=f"{kind}, {split}")
+    labels = ("extra gradient on the max logit", "max logit − mean logit", f"p-norm of the logits, p = {p:g}")
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set(xlabel="bin of the log-odds of MSP, up to", ylabel=label)
+        axes.set_xticks(place, [*(f"{edge:g}" for edge in edges), "∞"])
+    panels[0].set_title(f"label smoothing α = {alpha:g}" if alpha else "cross-entropy", fontsize=10.5, loc="left")
+    panels[0].legend()
+    panels[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from sc_jax import figures, files
 from sc_jax.figures import SCORE_NAMES, treatment_name
+from sc_jax.methods import logit_statistics
 from sc_jax.training.logs import read_header, read_log
 
 TABLE = (
@@ -151,8 +152,8 @@ FILES_PICTURES = ("risk_coverage.png", "reliability.png")
 GRID_PICTURES = ("risk_coverage.png",)
 """The pictures beside the pages of a study, and beside those of any files."""
 
-REASON_PICTURES = ("suppression.png", "max_logit_gap.png")
-"""The further ones of a study whose members have logits; the mean of an ensemble's probabilities has none."""
+REASON_PICTURES = {"suppression": "suppression.png", "max_logit_gap": "max_logit_gap.png"}
+"""The further ones of a study of smoothing whose members have logits, each where that part of its document is not empty."""
 
 PIXEL_PICTURES = ("pixels.png", "pixels_risk_coverage.png", "images_risk_coverage.png")
 """The further ones of a study of segmentation."""
@@ -163,7 +164,7 @@ REPAIR_PICTURES = ("norms.png", "shifts.png", "learning_curve.png", "ensembles.p
 OBJECTIVE_PICTURES = ("objectives.png",)
 """The further one of a study of more objectives than label smoothing."""
 
-TRAINING_PICTURES = ("logit_statistics.png", "training_ranking.png")
+TRAINING_PICTURES = ("logit_statistics.png", "logits_by_confidence.png", "training_ranking.png")
 """The further ones of a study that watched its logits while it trained."""
 
 _FACTOR = {name: factor for name, _, factor in (*TABLE, *(c for _, _, columns in FILES_TABLES for c in columns))}
@@ -400,6 +401,12 @@ def _settings_table(workdir: Path, document: dict[str, Any]) -> Table:
     return Table(["setting", "value"], rows)
 
 
+_NO_GAP = (
+    "Of two classes the gap at equal MSP is not defined: the log-odds of MSP are twice the centred max logit, so that right and wrong "
+    "predictions of equal MSP have the same."
+)
+
+
 def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     """The pages of a study of label smoothing.
 
@@ -431,8 +438,9 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
             for side in sides
         ]
     pictures = {"finding.png": finding}
-    if document["max_logit_gap"]:
+    if document["suppression"]:
         pictures["suppression.png"] = figures.suppression(document["suppression"])
+    if document["max_logit_gap"]:
         pictures["max_logit_gap.png"] = figures.max_logit_gap(document["max_logit_gap"], alpha)
     seeds = document["aggregates"][0]["seeds"]
     n = document["runs"][0]["n"]
@@ -471,7 +479,7 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
         "mean is α(1 − error − 1/K). That is an identity, not an observation: the dots are autodiff on test logits in tenths of MSP, "
         "the lines the closed form (largest difference per example "
         f"{max((row['largest_difference_per_example'] for row in document['suppression']), default=0):.0e}). Suppression is strong where errors "
-        "are rare and weakens as they become likely. The evidence that it bites is the next figure."
+        "are rare and weakens as they become likely."
     )
     caution = _without_smoothing(document)
     left = _remaining(document, alpha)
@@ -484,18 +492,25 @@ def of_study(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure]
     )
 
     reason, reason_text = [], []
-    if document["max_logit_gap"]:
+    if document["suppression"]:
+        next_is = "The evidence that it bites is the next figure." if document["max_logit_gap"] else _NO_GAP
+        identity_text = f"{identity_text} {next_is}"
         reason = [
             "<h2>The reason</h2>",
             f'<div class="pair"><div>{figures.to_svg(pictures["suppression.png"])}</div><p>{html.escape(identity_text)}</p></div>',
-            f"<p>{html.escape(gap_text)}</p>",
-            figures.to_svg(pictures["max_logit_gap.png"]),
-            _gap_table(document).html(),
         ]
         reason_text = [
             "## The reason",
             identity_text,
             "![The extra gradient on the max logit against the error rate](figures/suppression.png)",
+        ]
+    if document["max_logit_gap"]:
+        reason += [
+            f"<p>{html.escape(gap_text)}</p>",
+            figures.to_svg(pictures["max_logit_gap.png"]),
+            _gap_table(document).html(),
+        ]
+        reason_text += [
             gap_text,
             "![Max logit of right and wrong predictions at equal MSP](figures/max_logit_gap.png)",
             _gap_table(document).markdown(),
@@ -567,30 +582,36 @@ def of_grid(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure],
     return pictures, "\n".join(body), "\n\n".join(text) + "\n"
 
 
-def of_training(workdir: Path) -> tuple[dict[str, Figure], str, str]:
+def of_training(workdir: Path, document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
     """The section of a study that left `logit_statistics.jsonl`; returns as `of_study`."""
     path = workdir / "logit_statistics.jsonl"
     header = read_header(path)
     lines, (trained, held_out) = read_log(path), header["splits"]
     gradient = figures.logit_statistics(lines, header["splits"], header["alphas"])
+    rows = {split: logit_statistics.by_alpha(lines[-1][split], header["alphas"]) for split in header["splits"]}
+    confidence = figures.logits_by_confidence(rows, header["edges"], header["p"], _main_alpha(document))
     ranking = figures.training_ranking(lines, held_out, header["alphas"])
     note = (
         f"While training: means over the first examples of {trained} and {held_out}, without augmentation or dropout. Trained-on examples are "
         "soon nearly all right, so that smoothing pushes their max logits down alike; on held-out ones the push would be weaker, by α times the "
-        f"error rate. Below, how the errors of {held_out} are ranked by MSP. Numbers by bin of confidence, with the norms, are in logit_statistics.jsonl."
+        f"error rate. Next, step {lines[-1]['step']:,}, the last: means by bin of confidence, all seeds taken together. Below, how the errors of {held_out} are ranked by MSP. "
+        "Numbers of every step are in logit_statistics.jsonl."
     )
-    body = f"<h2>While training</h2>\n{figures.to_svg(gradient)}\n{_note(note)}\n{figures.to_svg(ranking)}"
+    drawn = "\n".join(figures.to_svg(picture) for picture in (confidence, ranking))
+    body = f"<h2>While training</h2>\n{figures.to_svg(gradient)}\n{_note(note)}\n{drawn}"
     text = f"## While training\n\n![Extra gradient and max logit by epoch](figures/logit_statistics.png)\n\n{note}\n\n"
+    text += "![Extra gradient, max logit and norm by confidence](figures/logits_by_confidence.png)\n\n"
     text += "![AURC, coverage at 5 % risk and risk at 80 % coverage by epoch](figures/training_ranking.png)\n"
-    return dict(zip(TRAINING_PICTURES, (gradient, ranking), strict=True)), body, text
+    return dict(zip(TRAINING_PICTURES, (gradient, confidence, ranking), strict=True)), body, text
 
 
-_AVERAGES = {
+AVERAGES = {
     "single_members": "single members, mean",
     "mean_probabilities": "mean probabilities",
     "mean_logits": "mean logits",
     "mean_normalised": "mean of p-normed logits",
 }
+"""What an ensemble averages, in words."""
 
 
 def of_repair(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str]:
@@ -686,13 +707,14 @@ def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
             number_with_interval(m[name]["estimate"], ends[name], _FACTOR[name])
             for name in ("error", "aurc", "naurc", "failure_auroc")
         ]
-        less = [row[name] and row[name]["naurc"] for name in ("minus_alpha_0", "minus_msp")]
+        fields = ("minus_alpha_0", "minus_alpha_0_msp", "minus_msp", "minus_after")
+        less = [row[name] and row[name]["naurc"] for name in fields]
         chosen = "" if p is None else str(p) if isinstance(p, int) else ", ".join(map(str, p))
         score = SCORE_NAMES[row["score"]]
         lines.append(
             [
                 f"{row['alpha']:g}",
-                _AVERAGES[row["average"]],
+                AVERAGES[row["average"]],
                 score,
                 *cells,
                 *(_described(x, "naurc", True) for x in less),
@@ -708,7 +730,9 @@ def _ensemble_table(rows: Sequence[dict[str, Any]]) -> Table:
         "NAURC",
         "AUROC_f",
         "NAURC minus α = 0",
-        "NAURC minus MSP of mean probabilities",
+        "minus MSP of mean probabilities at α = 0",
+        "minus MSP of mean probabilities",
+        "before minus after averaging",
         "p",
     ]
     return Table(headings, lines)
@@ -722,7 +746,7 @@ def of_objectives(document: dict[str, Any]) -> tuple[dict[str, Figure], str, str
         "What else the members were trained with, on the same batches from the same initialisation, each at one strength that was not tuned. NAURC as a mean over seeds with intervals over seeds "
         "and test examples; the line is cross-entropy with MSP. p is chosen per member on the validation split."
     )
-    count = f"{len(others['contrasts'])} exploratory contrasts of them with α = 0 and of scores with MSP (not corrected for multiplicity)"
+    count = f"{len(others['contrasts'])} exploratory contrasts (not corrected for multiplicity): of them with every α by MSP, of what the primary contrasts treat with the others, and of scores with MSP"
     table, contrasts = _aggregate_table(others["aggregates"]), contrast_table(others["contrasts"], False)
     body = ["<h2>Other objectives</h2>", figures.to_svg(picture), _note(note), table.html()]
     body += [f"<details><summary>{count}</summary>{contrasts.html()}</details>"]

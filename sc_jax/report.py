@@ -71,7 +71,7 @@ def _sections(workdir: Path, document: dict[str, Any]) -> tuple[list[Section], l
     first, names = pages.of_files, list(pages.FILES_PICTURES)
     if any(row["kind"] == "primary" for row in document.get("contrasts", [])):
         first, names = functools.partial(pages.of_study, workdir), list(pages.STUDY_PICTURES)
-        names += pages.REASON_PICTURES if document["max_logit_gap"] else ()
+        names += [name for part, name in pages.REASON_PICTURES.items() if document[part]]
     elif "cascades" in document:
         first, names = cascade_pages.head, []
     elif "aggregates" in document:
@@ -89,7 +89,7 @@ def _sections(workdir: Path, document: dict[str, Any]) -> tuple[list[Section], l
             sections.append(section)
             names += pictures
     if (workdir / "logit_statistics.jsonl").exists():
-        sections.append(lambda document: pages.of_training(workdir))
+        sections.append(functools.partial(pages.of_training, workdir))
         names += pages.TRAINING_PICTURES
     return sections, names
 

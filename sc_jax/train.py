@@ -133,13 +133,14 @@ def watching(
         weights: Any, alpha: jax.Array, inputs: jax.Array, label: jax.Array, where: jax.Array
     ) -> tuple[Any, ...]:
         logits = member_logits(job.model, *weights, job.evaluation_transform(inputs))
-        sums = logit_statistics.measure(logits, label, alpha, where)
+        sums = logit_statistics.measure(logits, label, alpha, where, p=t.statistics_p)
         told = sums, ops.msp(logits), ops.predicted_class(logits) != label[None], where
         return parallel.keep_whole(told, mesh)
 
     measure, alpha = jax.jit(measured), parallel.replicate(job.members.alpha, mesh)
     alphas = [tag["alpha"] for tag in job.tags]
     header = {"members": job.names, "alphas": alphas, "splits": splits, "edges": logit_statistics.EDGES}
+    header["p"] = t.statistics_p
     path = workdir / "logit_statistics.jsonl"
     lines = logs.Lines(path, header, first_step) if processes.first() else logs.Silent()
     pending: list[tuple[int, Any]] = []

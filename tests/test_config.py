@@ -244,6 +244,7 @@ def test_a_wrong_type_names_field_value_and_what_is_needed(field, text, problem)
         ("training.cycles", "3"),
         ("ensemble.kind", "bagging"),
         ("training.sam", "-1"),
+        ("training.statistics_p", "0.5"),
         ("prediction.pixels", "0"),
         ("data.train_examples", "-1"),
     ],
@@ -268,6 +269,7 @@ def test_a_value_out_of_range_names_the_field(field, text):
         ("training.warmup_factor", "0.1", "training.warmup_epochs is positive"),
         ("training.decay_factor", "0.5", "training.schedule is step"),
         ("training.power", "0.8", "training.schedule is poly"),
+        ("training.statistics_p", "3.0", "training.statistics_every is positive"),
         ("model.weights_part", "backbone", "model.weights names a file"),
         ("training.teacher", "runs/earlier", "members.objectives learn from it"),
     ],
@@ -277,6 +279,7 @@ def test_a_field_that_does_nothing_is_refused_and_named(field, text, where):
         "training.betas": {"training.optimizer": "sgd"},
         "training.decay": {"training.weight_decay": "0.0"},
         "training.warmup_factor": {"training.warmup_epochs": "0.0"},
+        "training.statistics_p": {"training.statistics_every": "0"},
     }.get(field, {})
     config_lib.load(str(STUDY), idle)
     message = refused(STUDY, {field: text, **idle})

@@ -11,8 +11,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from made_up import ALPHAS, PRIMARY, SETTINGS, errors, runs
+
+from sc_jax import ops
+from sc_jax.config import Contrast
+from sc_jax.methods import study
 
 DOCUMENTS = [
     "README.md",
@@ -22,6 +28,7 @@ DOCUMENTS = [
     "docs/house.md",
     "docs/data.md",
     "docs/recipes.md",
+    "docs/losses.md",
     "docs/ensembles.md",
     "docs/cascades.md",
     "docs/scod.md",
@@ -109,6 +116,57 @@ def test_the_commands_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), target
     for module in set(re.findall(r"-m (sc_jax\.[\w.]+)", readme)):
         assert importlib.util.find_spec(module) is not None, module
+
+
+def test_the_contrasts_of_objectives_are_told_once_they_are_made(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shuffled = "shuffled_error_smoothing=0.2"
+    primary = [
+        Contrast("", "naurc", 0.0, "msp", 0.0, "msp", "less", 0.0, treatment_objective=name) for name in build.SPARING
+    ]
+    given = runs((*ALPHAS, *build.SPARING, *build.BESIDE, shuffled))
+    document = study.evaluate(given, SETTINGS, primary)
+    monkeypatch.setattr(build, "_metrics", lambda variant: document)
+    lines = build.objective_contrasts().splitlines()[2:]
+    assert len(lines) == len(build.SPARING) * len(build.BESIDE) + 3
+    naurc = {
+        name: np.mean(
+            [float(ops.naurc(ops.msp(run.test.logits), errors(run.test))) for run in given if run.alpha == name]
+        )
+        for name in ("error_smoothing=0.2", "max_suppression=0.2")
+    }
+    difference = naurc["error_smoothing=0.2"] - naurc["max_suppression=0.2"]
+    assert lines[0].split(" | ")[2].startswith(f"{difference:+.3f}".replace("-", "−"))
+    document["objectives"]["contrasts"].clear()
+    assert build.objective_contrasts() == "Not run."
+
+
+def test_the_contrasts_of_ensembles_are_told_once_they_are_made(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = study.evaluate(runs(), SETTINGS, PRIMARY, with_repair=True)
+    monkeypatch.setattr(build, "_metrics", lambda variant: document)
+    lines = build.ensemble_contrasts("full").splitlines()[2:]
+    assert [line.endswith("|  |") for line in lines].count(False) == 1, "p-norm before averaging is one way"
+    for row in document["repair"]["ensembles"]:
+        del row["minus_after"]
+    assert build.ensemble_contrasts("full") == "Not run."
+
+
+def test_the_last_statistics_of_a_run_are_kept_by_alpha(build: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "logit_statistics.jsonl"
+    header = {"alphas": [0.2, 0.0, 0.2], "splits": ["train"], "edges": [0.0], "p": 3.0}
+    counts = [[[1, 2], [0, 1]], [[4, 0], [0, 0]], [[3, 0], [0, 1]]]
+    norms = [[[1.0, 2.0], [None, 5.0]], [[3.0, None], [None, None]], [[2.0, None], [None, 7.0]]]
+    lines = [{"step": step, "epoch": step / 10, "train": {"count": counts, "norm": norms}} for step in (1, 2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    kept = build._last_statistics(path)
+    assert (kept["step"], kept["p"]) == (2, 3.0)
+    assert kept["splits"]["train"] == [
+        {"alpha": 0.0, "count": counts[1], "norm": norms[1]},
+        {"alpha": 0.2, "count": [[4, 2], [0, 2]], "norm": [[1.75, 2.0], [None, 6.0]]},
+    ]
 
 
 def test_paths_into_a_run_are_those_of_its_place_wherever_it_was_made(build: ModuleType) -> None:

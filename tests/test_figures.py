@@ -75,6 +75,7 @@ DRAWN = {
     "error_ranks": lambda d: figures.error_ranks(d["curves"], 0.2),
     "repairs": lambda d: figures.repairs(d["aggregates"], 0.2),
     "objectives": lambda d: figures.objectives([*d["aggregates"], {**d["aggregates"][0], "objective": "focal=2"}]),
+    "settings": lambda d: figures.settings({"one": (d["curves"], 0.2), "two": (d["curves"], 0.2)}),
     "finding": lambda d: figures.finding(d["curves"], d["aggregates"], 0.2),
     "suppression": lambda d: figures.suppression(d["suppression"]),
     "max_logit_gap": lambda d: figures.max_logit_gap(d["max_logit_gap"], 0.2),
@@ -82,6 +83,7 @@ DRAWN = {
     "reliability": lambda d: figures.reliability([table(), table("b.npz")]),
     "training": lambda d: figures.training(LINES, [0.0, 0.2, 0.2]),
     "logit_statistics": lambda d: figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]),
+    "logits_by_confidence": lambda d: figures.logits_by_confidence(by_confidence(), [0.0], 3.0, 0.2),
     "training_ranking": lambda d: figures.training_ranking(STATISTICS, "validation", [0.0, 0.2]),
     "pixels": lambda d: figures.pixels(*pixel_maps()),
     "norms": lambda d: figures.norms(repaired()["norms"], 0.2),
@@ -367,6 +369,19 @@ def test_training_averages_over_the_seeds_of_each_alpha():
     assert legend(accuracy) == ["α = 0", "α = 0.2"]
 
 
+def test_settings_have_a_panel_each_with_what_they_have(document):
+    two_classes = [row for row in document["curves"] if row["score"] == "msp"]
+    figure = figures.settings({f"s{i}": (two_classes if i else document["curves"], 0.2) for i in range(5)})
+    shown = figure.axes
+    assert [axes.get_title(loc="left") for axes in shown] == [f"s{i}, α = 0.2" for i in range(5)]
+    assert [len(axes.lines) for axes in shown] == [3, 2, 2, 2, 2]
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["cross-entropy, MSP", "label smoothing, MSP", "label smoothing, p-norm"]
+    by_score = {(row["alpha"], row["score"]): row for row in document["curves"]}
+    np.testing.assert_allclose(shown[0].lines[2].get_ydata(), 100 * np.array(by_score[0.2, "max_logit_pnorm"]["risk"]))
+
+
 def test_logit_statistics_weigh_bins_by_their_examples():
     extra, top = figures.logit_statistics(STATISTICS, ["train", "validation"], [0.0, 0.2]).axes
     dashed, solid = extra.lines[-2:]
@@ -376,6 +391,21 @@ def test_logit_statistics_weigh_bins_by_their_examples():
     np.testing.assert_allclose(right.get_ydata(), [(3 * 2 + 1 * 6) / 4] * 2)
     np.testing.assert_allclose(wrong.get_ydata(), [1.0] * 2)
     assert legend(top) == ["α = 0", "α = 0.2"]
+
+
+def by_confidence():
+    more = {"norm": [[1.0, 2.0], [3.0, None]]}
+    return {"train": [{"alpha": 0.2, **ALL_RIGHT, **more}], "validation": [{"alpha": 0.2, **SMOOTHED, **more}]}
+
+
+def test_logits_by_confidence_has_a_line_for_right_and_wrong_of_both_splits():
+    extra, top, norm = figures.logits_by_confidence(by_confidence(), [0.0], 3.0, 0.2).axes
+    np.testing.assert_allclose(extra.lines[0].get_ydata(), [0.18, 0.18])
+    np.testing.assert_allclose(extra.lines[1].get_ydata(), [(3 * 0.18 + 4 * -0.02) / 7, 0.18])
+    np.testing.assert_array_equal(top.lines[2].get_ydata(), [2.0, 6.0])
+    np.testing.assert_array_equal(norm.lines[3].get_ydata(), [3.0, np.nan])
+    assert legend(norm) == ["right, train", "wrong, train", "right, validation", "wrong, validation"]
+    assert "p = 3" in norm.get_ylabel()
 
 
 def test_training_ranking_averages_over_the_seeds_of_each_alpha():

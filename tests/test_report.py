@@ -87,6 +87,7 @@ def test_a_study_without_smoothing_shows_what_its_contrasts_compare(tmp_path):
     tiles = [line.partition("**:")[0] for line in text.splitlines() if line.startswith("- **")]
     assert tiles == ["- **α = 0, MSP", "- **focal loss, γ = 2, MSP", "- **MaxSup, α = 0.2, max logit"]
     assert "The reason" not in text
+    assert "smoothing" not in tiles[0]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["finding.png", "objectives.png"]
 
 
@@ -536,6 +537,18 @@ def test_a_study_without_cross_entropy_smoothing_or_p_norm_is_reported(tmp_path,
     write_study(tmp_path, runs(alphas), dataclasses.replace(SETTINGS, scores=scores), (contrast,))
     report.main([f"--workdir={tmp_path}"])
     assert contrast.claim in page(tmp_path).text
+
+
+def test_a_study_of_two_classes_says_that_its_gap_is_not_defined(tmp_path):
+    write_study(tmp_path)
+    document = files.read_json(tmp_path / "metrics.json")
+    files.write_json(tmp_path / "metrics.json", {**document, "max_logit_gap": []})
+    report.main([f"--workdir={tmp_path}"])
+    text = (tmp_path / "report.md").read_text()
+    assert "the gap at equal MSP is not defined" in text
+    assert "the gap at equal MSP is not defined" in page(tmp_path).text
+    assert "the next figure" not in text
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["finding.png", "suppression.png"]
 
 
 def test_one_seed_is_reported_without_an_interval_over_seeds(tmp_path):

@@ -7,7 +7,7 @@
 Data: `python -m sc_jax.data.prepare cifar10_jpeg --from DIR` first: JPEG copies of CIFAR-10, trained and tested on alike.
 Not the paper's row, which is cifar10.py: channels 4, 8, 16 instead of 16, 32, 64, 12,000 of its training images, 5 epochs instead of 75
 with the rate divided at 3 and 4, float32; the rest is that recipe. A CPU does narrow convolutions slowly; this was fixed before the first run. `whole` is all of it, 5 seeds, in bfloat16.
-Cost on two CPU cores and result: README.md. Published: none in figures for this row.
+Result, and cost where a run left it: README.md. Published: none in figures for this row.
 Source of recipe: Xia, Laurent, Franchi & Bouganis, ICLR 2025 (arXiv 2403.14715), their configs.
 """
 

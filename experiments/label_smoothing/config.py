@@ -11,7 +11,7 @@ Variants:
   full_cnn the same with a smaller CNN, 16-32 at 3·10⁻³, 5 epochs (2,265 steps; cnn has 1,395).
   smoke    4 members, one epoch, 50 resamples: every stage in seconds, no finding.
 
-Cost on two CPU cores: default under 2 minutes, cnn 5 to 12; full and full_cnn: README.md. Result: README.md in this folder, generated from runs.
+Cost on two CPU cores: default under 2 minutes, cnn 5 to 12; of others where a run left it, in README.md. Result: README.md in this folder, generated from runs.
 Source of the claim: Xia, Laurent, Franchi & Bouganis, ICLR 2025 (arXiv 2403.14715).
 """
 

@@ -12,11 +12,11 @@ that is larger where errors are likely so that the suppression is equal (`equal_
 knowing P_err. Hence the primary contrasts, all by MSP: (1, 2) both rank better than label smoothing (NAURC); (3) smoothing by error ranks better than the
 same α(x) on other x, so that it is their place that does it; (4) it has fewer errors than cross-entropy, since doing nothing would pass the others; (5, 6) it ranks no
 worse than cross-entropy, and no worse than label smoothing after p-norm (NAURC, margin 0.01); (7) it has no more errors than label smoothing (margin
-0.5 points). Against MaxSup and the instance-based smoothings the contrasts are exploratory: those see the labels they were trained on.
+0.5 points). Against MaxSup and the instance-based smoothings the contrasts are exploratory, also those added after the first results: those see the labels they were trained on.
 P_err is out of fold: by networks that learned from the example it would be near 0 everywhere, which is plain smoothing again.
 Each objective has one strength, which is not tuned: 0.2 where α is meant, else one from its literature.
 
-Cost on two CPU cores and result: README.md.
+Result, and cost where a run left it: README.md.
 """
 
 from config import get_config as default_config

@@ -1,12 +1,13 @@
 """What happens to the logits while a network learns: means by confidence, apart for right and wrong predictions, and the ranking.
 
-A stream: `measure` a batch, `merge` what was measured, `means` at the end. Everything is a sum, so that batches, devices and
+A stream: `measure` a batch, `merge` what was measured, `means` at the end, `by_alpha` of members together. Everything is a sum, so that batches, devices and
 processes merge in any order. How errors are ranked is no sum: `ranking` takes a whole sample.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,6 +100,29 @@ def means(sums: Sums) -> dict[str, Any]:
                 mean = np.asarray(total, np.float64) / count
             result[name] = np.where(count > 0, mean, None).tolist()
     return result
+
+
+def by_alpha(told: dict[str, Any], alphas: Sequence[float]) -> list[dict[str, Any]]:
+    """The statistics of all members of the same α taken together, as JSON values.
+
+    Args:
+      told: of `means`; alphas: [m], of each member.
+
+    Returns:
+      By α ascending {"alpha", "count": [2][bins], name: [2][bins] for each other field}: means over all their examples, None where there
+      are none.
+    """
+    rows = []
+    count, of = np.array(told["count"], float), np.array(alphas)
+    for alpha in sorted(set(alphas)):
+        total = count[of == alpha].sum(axis=0)
+        row = {"alpha": alpha, "count": total.astype(int).tolist()}
+        for name, values in told.items():
+            if name not in ("count", "ranking"):
+                summed = np.nansum(count[of == alpha] * np.array(values, float)[of == alpha], axis=0)
+                row[name] = np.where(total > 0, summed / np.maximum(total, 1), None).tolist()
+        rows.append(row)
+    return rows
 
 
 def ranking(score: np.ndarray, wrong: np.ndarray) -> dict[str, list[float]]:

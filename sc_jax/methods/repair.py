@@ -252,8 +252,9 @@ def ensembles(
 
     Returns:
       A row per α and way. "metrics": estimate and interval, p held fixed, and where there is a p "interval_p_chosen_anew"; the latter
-      replicates are those of "minus_alpha_0" (the same way at α = 0) and "minus_msp" (MSP of the mean probabilities at the
-      same α). There is one ensemble per α: no interval covers seeds.
+      replicates are those of "minus_alpha_0" (the same way at α = 0), "minus_alpha_0_msp" and "minus_msp" (MSP of the mean
+      probabilities at α = 0, and at the same α), and "minus_after" (of p-norm before averaging: p-norm of the mean logits at the
+      same α); each None where there is nothing to compare. There is one ensemble per α: no interval covers seeds.
     """
     cells: dict[tuple[float, str, str], _Cell] = {}
     groups = _by_alpha(runs)
@@ -272,7 +273,13 @@ def ensembles(
         if score != "msp":
             for metric, told in metrics.items():
                 told["interval_p_chosen_anew"] = _interval(cell.replicates[metric], level)
-        plain, msp = cells.get((0.0, average, score)), cells[alpha, "mean_probabilities", "msp"]
+        controls = {
+            "minus_alpha_0": (0.0, average, score),
+            "minus_alpha_0_msp": (0.0, "mean_probabilities", "msp"),
+            "minus_msp": (alpha, "mean_probabilities", "msp"),
+            "minus_after": (alpha, "mean_logits", score) if average == "mean_normalised" else None,
+        }
+        known = {name: cells[key] for name, key in controls.items() if key in cells and cells[key] is not cell}
         rows.append(
             {
                 "alpha": alpha,
@@ -282,8 +289,7 @@ def ensembles(
                 "members": len(groups[alpha]),
                 "p": cell.p,
                 "metrics": metrics,
-                "minus_alpha_0": None if plain is None or alpha == 0 else _difference(cell, plain, level),
-                "minus_msp": None if cell is msp else _difference(cell, msp, level),
+                **{name: _difference(cell, known[name], level) if name in known else None for name in controls},
                 "intervals_cover": "test examples",
                 "contrasts_cover": "test examples" + (", choice of p" if score != "msp" else ""),
             }

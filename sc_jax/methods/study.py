@@ -37,7 +37,7 @@ EXPLORATORY_METRICS = (
     "brier",
     "ece",
 )
-"""Metrics compared between every α and α = 0, and between every tuned score and MSP."""
+"""Metrics of the exploratory contrasts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,8 @@ def evaluate(
     Returns:
       {"level", "runs", "left_out", "aggregates", "contrasts", "curves", "suppression", "max_logit_gap"}, and, where there are
       other objectives than label smoothing, "objectives": {"aggregates", "curves", "contrasts"} of them, the latter exploratory; "repair": of
-      `repair`, if asked for. "suppression" and "max_logit_gap" are empty where no α but 0 is, and of ensembles: the mean of probabilities has no logits of its own.
+      `repair`, if asked for. "suppression" and "max_logit_gap" are empty where no α but 0 is, and of ensembles: the mean of probabilities has no logits of its own;
+      "max_logit_gap" is of two classes too: there equal MSP is equal centred max logit.
     """
     known = [_known(run) for run in runs]
     counts = evaluation.resampled(known[0].test, settings, settings.seed)
@@ -139,6 +140,7 @@ def evaluate(
     level, by_alpha = settings.level, [known[i] for i in smoothed]
     of_logits = [known[i] for i in smoothed if runs[i].test.logits.ndim == 2]
     smoothing = any(run.alpha for run in of_logits)
+    gapped = smoothing and of_logits[0].test.num_classes > 2
     contrasted = _Contrasts(cells, seed_counts, level)
     document = {
         "level": level,
@@ -148,13 +150,13 @@ def evaluate(
         "contrasts": contrasted.primary(primary) + contrasted.exploratory(_pairs(of_smoothing)),
         "curves": _curves(of_smoothing, seed_counts, level),
         "suppression": _suppression(of_logits),
-        "max_logit_gap": _max_logit_gap(of_logits, counts, seed_counts, level) if smoothing else [],
+        "max_logit_gap": _max_logit_gap(of_logits, counts, seed_counts, level) if gapped else [],
     }
     if of_others:
         document["objectives"] = {
             "aggregates": _aggregates(of_others, seed_counts, level),
             "curves": _curves(of_others, seed_counts, level),
-            "contrasts": contrasted.exploratory(_pairs(of_others, (0.0, "msp") in cells)),
+            "contrasts": contrasted.exploratory(_pairs_of_objectives(cells, primary)),
         }
     if with_repair:
         document["repair"] = repair(by_alpha, settings, counts, calibration_counts, seed_counts)
@@ -327,12 +329,8 @@ Side = tuple[float | str, str]
 """α or objective, and score."""
 
 
-def _pairs(cells: Cells, plain: bool = False) -> list[tuple[Side, Side]]:
-    """Every α with α = 0 and every tuned score with MSP; of other objectives (`plain`: there is cross-entropy with MSP) with that."""
-    if any(isinstance(alpha, str) for alpha, _ in cells):
-        return [(side, (0.0, "msp")) for side in cells if plain] + [
-            ((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells
-        ]
+def _pairs(cells: Cells) -> list[tuple[Side, Side]]:
+    """Every α with α = 0, and every tuned score with MSP."""
     pairs = [((alpha, score), (0.0, score)) for alpha, score in cells if alpha != 0 and (0.0, score) in cells]
     pairs += [((alpha, score), (alpha, "msp")) for alpha, score in cells if score != "msp" and (alpha, "msp") in cells]
     return pairs + [
@@ -340,6 +338,23 @@ def _pairs(cells: Cells, plain: bool = False) -> list[tuple[Side, Side]]:
         for alpha, score in cells
         if score != "msp" and alpha != 0 and (0.0, "msp") in cells
     ]
+
+
+def _pairs_of_objectives(cells: Cells, primary: Sequence[Contrast]) -> list[tuple[Side, Side]]:
+    """Every objective with cross-entropy by MSP, and every tuned score with MSP; by MSP every objective with each α, and those that the
+    primary contrasts treat with every other objective."""
+    others = {side: None for side in cells if isinstance(side[0], str)}
+    by_msp = [side for side in cells if side[1] == "msp"]
+    treated = [contrast.treatment_objective for contrast in primary]
+    pairs = [(side, (0.0, "msp")) for side in others]
+    pairs += [(side, (side[0], "msp")) for side in others if side[1] != "msp"]
+    pairs += [(side, control) for side in others if side in by_msp for control in by_msp if control not in others]
+    pairs += [((name, "msp"), side) for name in treated for side in others if side in by_msp and side[0] != name]
+    known: dict[tuple[Side, Side], None] = {}
+    for treatment, control in pairs:
+        if treatment in cells and control in cells and (control, treatment) not in known:
+            known[treatment, control] = None
+    return list(known)
 
 
 class _Contrasts:

@@ -59,6 +59,8 @@ def test_the_report_shows_what_happened_to_the_logits(smoke_run: Path) -> None:
     assert "While training" in (smoke_run / "report.html").read_text(encoding="utf-8")
     assert "](figures/logit_statistics.png)" in (smoke_run / "report.md").read_text(encoding="utf-8")
     assert (smoke_run / "figures/logit_statistics.png").exists()
+    assert "](figures/logits_by_confidence.png)" in (smoke_run / "report.md").read_text(encoding="utf-8")
+    assert (smoke_run / "figures/logits_by_confidence.png").exists()
 
 
 def test_the_log_has_every_member(smoke_run: Path) -> None:

@@ -103,9 +103,27 @@ def test_ranking_is_that_of_the_metrics() -> None:
     assert [value[2] for value in told.values()] == [0.0, 0.0, None, 1.0, 0.0], "no errors: naurc is not defined"
 
 
+def test_members_of_an_alpha_together_are_one_member_with_all_their_examples() -> None:
+    rng = np.random.default_rng(3)
+    logits, label = rng.normal(size=(3, 50, 4)) * 3, rng.integers(0, 4, 50)
+    alphas = np.array([0.2, 0.0, 0.2])
+    everywhere = np.ones(50, bool)
+    told = logit_statistics.means(jax.device_get(logit_statistics.measure(logits, label, alphas, everywhere)))
+    rows = logit_statistics.by_alpha({**told, "ranking": {}}, alphas.tolist())
+    assert [row["alpha"] for row in rows] == [0.0, 0.2]
+    for row, members in zip(rows, ([1], [0, 2]), strict=True):
+        n = len(members)
+        one = np.concatenate(logits[members])[None], np.tile(label, n), alphas[members[:1]], np.ones(50 * n, bool)
+        expected = logit_statistics.means(jax.device_get(logit_statistics.measure(*one)))
+        assert row.keys() == {"alpha", *expected}
+        for name, (values,) in expected.items():
+            np.testing.assert_allclose(np.array(row[name], float), np.array(values, float), rtol=1e-5, err_msg=name)
+
+
 def test_training_leaves_what_the_predictions_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SC_JAX_DATA", str(tmp_path / "data"))
     more = {"training.statistics_every": "2", "training.statistics_examples": "17", "training.steps": "3"}
+    more["training.statistics_p"] = "3"
     config = config_lib.load(f"{RECIPES}/bank_marketing.py:smoke", more)
     train(config, tmp_path)
     predict(config, tmp_path)
@@ -114,6 +132,7 @@ def test_training_leaves_what_the_predictions_say(tmp_path: Path, monkeypatch: p
     lines = read_log(path)
     assert [line["step"] for line in lines] == [2, 3], "every second step, and the last"
     assert header["splits"] == ["train", "validation"]
+    assert header["p"] == 3
     logits, label = [], None
     for name in header["members"]:
         predicted = predictions.load(tmp_path / "predictions" / name / "validation.npz")
@@ -121,7 +140,7 @@ def test_training_leaves_what_the_predictions_say(tmp_path: Path, monkeypatch: p
         label = predicted.label[:17]
     alpha = np.array(config.members.alphas, np.float32)
     told = logit_statistics.means(
-        jax.device_get(logit_statistics.measure(np.stack(logits), label, alpha, np.ones(17, bool)))
+        jax.device_get(logit_statistics.measure(np.stack(logits), label, alpha, np.ones(17, bool), p=3.0))
     )
     for name, values in told.items():
         found = np.array(lines[-1]["validation"][name], float)

@@ -94,7 +94,7 @@ def test_a_weight_is_so_many_rows_of_the_test_split(name):
     }
 
     def without_tests(rows):  # p-values of contrasts are of other resamples
-        return [{**row, "minus_alpha_0": None, "minus_msp": None} for row in rows]
+        return [{name: None if name.startswith("minus_") else value for name, value in row.items()} for row in rows]
 
     told = [estimates(without_tests(rows)) for rows in (ANALYSES[name](weighing), by_name[name]())]
     np.testing.assert_allclose(told[0], told[1], rtol=1e-9, atol=1e-12)
@@ -404,6 +404,9 @@ def test_contrasts_of_ensembles_are_paired_by_resample(brute):
             continue
         way = (row["average"], row["score"])
         controls = {"minus_alpha_0": (0.0, *way), "minus_msp": (row["alpha"], "mean_probabilities", "msp")}
+        controls["minus_alpha_0_msp"] = (0.0, "mean_probabilities", "msp")
+        before = row["average"] == "mean_normalised"
+        controls["minus_after"] = (row["alpha"], "mean_logits" if before else way[0], way[1])
         for field, control in controls.items():
             if control == (row["alpha"], *way):
                 assert row[field] is None
@@ -434,6 +437,10 @@ def test_single_members_are_the_mean_of_ensembles_of_one():
             alone.append(others[0 if score == "msp" else 2])
         if score != "msp":
             assert mean["p"] == [row["p"] for row in alone]
+        assert mean["minus_after"] is None
+        for metric, told in mean["minus_alpha_0_msp"].items():
+            plain = rows[0.0, "mean_probabilities", "msp"]["metrics"][metric]["estimate"]
+            assert told["estimate"] == pytest.approx(mean["metrics"][metric]["estimate"] - plain, abs=1e-12)
         for metric, told in mean["metrics"].items():
             assert told["estimate"] == pytest.approx(np.mean([r["metrics"][metric]["estimate"] for r in alone]))
 

@@ -299,6 +299,27 @@ def test_the_gap_at_equal_msp_is_told_for_every_alpha_and_kind(document):
         assert {len(row["profile"][name]) for name in ("msp", "right", "wrong")} == {10}
 
 
+def test_of_two_classes_there_is_no_gap_at_equal_msp():
+    """MSP's log-odds are twice the centred max logit, so that nothing is left to differ."""
+    two = [
+        dataclasses.replace(
+            run,
+            **{
+                split: dataclasses.replace(
+                    getattr(run, split), logits=getattr(run, split).logits[:, :2], label=getattr(run, split).label % 2
+                )
+                for split in ("test", "calibration")
+            },
+        )
+        for run in runs()
+    ]
+    logits = two[0].test.logits.astype(np.float64)
+    np.testing.assert_allclose(ops.msp(logits), 2 * (logits.max(axis=1) - logits.mean(axis=1)), rtol=1e-9)
+    found = study.evaluate(two, dataclasses.replace(SETTINGS, scores=("msp", "margin")), (PRIMARY[0],))
+    assert found["max_logit_gap"] == []
+    assert [row["alpha"] for row in found["suppression"]] == [0.2]
+
+
 def test_a_shift_of_the_logits_moves_the_raw_gap_alone(document):
     rng = np.random.default_rng(0)
     shift = rng.normal(scale=3, size=(TEST, 1))
@@ -492,6 +513,28 @@ def test_objectives_are_contrasted_by_name_paired_by_seed(with_objectives):
     assert [(r["treatment"]["objective"], r["treatment"]["score"]) for r in with_plain] == [
         (objective, score) for objective in OBJECTIVES for score in SETTINGS.scores
     ]
+
+
+def test_objectives_are_contrasted_by_msp_with_every_alpha_and_with_what_the_primary_contrasts_treat():
+    given = runs((*ALPHAS, "a=1", "b=1", "c=1"))
+    treats = [Contrast("", "naurc", 0.0, "msp", 0.0, "msp", "less", 0.0, name, "c=1") for name in ("a=1", "b=1")]
+    document = study.evaluate(given, SETTINGS, treats)
+    rows = [row for row in document["objectives"]["contrasts"] if row["treatment"]["score"] == "msp"]
+
+    def pairs(metric):
+        sides = [[row[side] for side in ("treatment", "control")] for row in rows if row["metric"] == metric]
+        return [tuple(side.get("objective", side.get("alpha")) for side in pair) for pair in sides]
+
+    of_alphas = [(name, alpha) for name in ("a=1", "b=1", "c=1") for alpha in ALPHAS]
+    each = {*of_alphas, ("a=1", "b=1"), ("a=1", "c=1"), ("b=1", "c=1")}
+    assert sorted(pairs("error"), key=str) == sorted(each, key=str)
+    told = {("a=1", "c=1"), ("b=1", "c=1")}  # by the primary contrasts
+    assert sorted(pairs("naurc"), key=str) == sorted(each - told, key=str)
+    row = next(
+        row for row in rows if row["control"] == {"objective": "b=1", "score": "msp"} and row["metric"] == "error"
+    )
+    members = {(run.alpha, run.seed): errors(run.test).mean() for run in given}
+    assert row["per_seed"] == pytest.approx([members["a=1", seed] - members["b=1", seed] for seed in SEEDS])
 
 
 def test_the_repair_is_of_the_alphas_on_the_resamples_of_the_study():
