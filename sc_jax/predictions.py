@@ -639,7 +639,7 @@ class Examples(NamedTuple):
       about: of the sidecar: data set, split, fingerprint of the data set, checkpoint, tags, where it has them.
       num_classes: k; form: "logits" or "probabilities", with the number of members.
       example_id: int or str [n]; None where the file gives none.
-      rows: uint64 [≤ n], increasing, hashes of label and logits of each row that is one of a kind in the file; None where rows are not
+      rows: uint64 [≤ n], increasing, hashes of label and logits, as float32, of each row that is one of a kind in the file; None where rows are not
         compared.
     """
 
@@ -675,8 +675,9 @@ def _row_hashes(p: Predictions) -> np.ndarray:
     step = max(1, (1 << 17) // (p.logits.size // len(p)))
     for start in range(0, len(p), step):
         logits = np.moveaxis(p.logits[..., start : start + step, :], -2, 0)
-        label = p.label[start : start + step].astype(np.float64)
-        table = np.column_stack([label, logits.reshape(len(label), -1).astype(np.float64)])
+        label = p.label[start : start + step].astype(np.float32)
+        with np.errstate(over="ignore"):  # one file may hold float32 of what the other has in float64
+            table = np.column_stack([label, logits.reshape(len(label), -1).astype(np.float32)])
         digests = b"".join(hashlib.blake2b(values, digest_size=8).digest() for values in table)
         hashes[start : start + step] = np.frombuffer(digests, "<u8")
     unique, count = np.unique(hashes, return_counts=True)

@@ -87,6 +87,7 @@ def copies(fitted, other):
         "a part": select(fitted, np.arange(len(fitted) // 2)),
         "among others": dataclasses.replace(fitted, **both, example_id=10**6 + np.arange(len(fitted) + len(other))),
         "with other ids": dataclasses.replace(fitted, example_id=10**6 + np.arange(len(fitted)), ids_given=True),
+        "in float32": dataclasses.replace(fitted, logits=fitted.logits.astype(np.float32), ids_given=False),
         "without ids": dataclasses.replace(fitted, ids_given=False),
     }
 
