@@ -62,7 +62,7 @@ def _selected(path: str, chosen: Selector, test: Predictions) -> list[dict[str, 
     """Rows of a selector on a file: one, and one more for each group or class that its promise is within."""
     about = {"predictions": test.source, "selector": path, "method": chosen.method, "score": chosen.score}
     about |= {"promise": str(chosen.promise), **dataclasses.asdict(chosen.promise)}
-    about |= {"fitted_on": chosen.fitted_on.split or chosen.fitted_on.source, "target": about.pop("risk")}
+    about |= {"fitted_on": chosen.fitted_on.about.get("split") or chosen.fitted_on.source, "target": about.pop("risk")}
     return [{**about, **row._asdict()} for row in guarantees.realised(chosen, chosen(test), test)]
 
 

@@ -16,9 +16,9 @@ import difflib
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -627,29 +627,108 @@ def by_id(predictions: Form) -> Form:
     return ordered
 
 
-def shared_rows(a: Predictions, b: Predictions) -> int:
-    """How many rows of `b` stand in `a` too, label and logits alike, whatever their order and ids.
+_ABOUT = ("dataset", "split", "data_fingerprint", "checkpoint", "tags")
+"""What of a sidecar says which examples these are, and of which model."""
 
-    Only rows that are one of a kind in their own file count: saturated outputs repeat without being the same example.
+
+class Examples(NamedTuple):
+    """What a file's examples and model are known again by, when the file is gone. See `known_by`.
+
+    Attributes:
+      source: where it was read from, for messages; n: how many count: those that are not OOD.
+      about: of the sidecar: data set, split, fingerprint of the data set, checkpoint, tags, where it has them.
+      num_classes: k; form: "logits" or "probabilities", with the number of members.
+      example_id: int or str [n]; None where the file gives none.
+      rows: uint64 [≤ n], increasing, hashes of label and logits, as float32, of each row that is one of a kind in the file; None where rows are not
+        compared.
     """
 
-    def rows(p: Predictions) -> np.ndarray:
-        digests = np.empty(len(p), "V16")  # 128 bits of each row: the rows themselves would be held three times over
-        step = max(1, (1 << 17) // (p.logits.size // len(p)))
-        for start in range(0, len(p), step):
-            logits = np.moveaxis(p.logits[..., start : start + step, :], -2, 0)
-            label = p.label[start : start + step].astype(np.float64)
-            table = np.column_stack([label, logits.reshape(len(label), -1).astype(np.float64)])
-            for row, values in enumerate(table, start):
-                digests[row] = np.void(hashlib.blake2b(values, digest_size=16).digest())
-        unique, count = np.unique(digests, return_counts=True)
-        return unique[count == 1]
+    source: str
+    n: int
+    about: Mapping[str, Any]
+    num_classes: int
+    form: str
+    example_id: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
-    return (
-        len(np.intersect1d(rows(a), rows(b), assume_unique=True))
-        if a.logits[..., :1, :].shape == b.logits[..., :1, :].shape
-        else 0
+
+def known_by(p: Predictions | Stream, rows: bool = True) -> Examples:
+    """What these examples are known again by.
+
+    Args:
+      p: the file; rows: also by its rows. Of a stream, which is too long for it, never.
+    """
+    return Examples(
+        p.source,
+        len(p) if p.is_ood is None else int((~p.is_ood).sum()),
+        {key: p.provenance[key] for key in _ABOUT if key in p.provenance},
+        p.num_classes,
+        _form(p),
+        p.example_id if p.ids_given else None,
+        _row_hashes(p) if rows and isinstance(p, Predictions) else None,
     )
+
+
+def _row_hashes(p: Predictions) -> np.ndarray:
+    """Only rows that are one of a kind count: saturated outputs repeat without being the same example."""
+    hashes = np.empty(len(p), np.uint64)  # the rows themselves would be held three times over
+    step = max(1, (1 << 17) // (p.logits.size // len(p)))
+    for start in range(0, len(p), step):
+        logits = np.moveaxis(p.logits[..., start : start + step, :], -2, 0)
+        label = p.label[start : start + step].astype(np.float32)
+        with np.errstate(over="ignore"):  # one file may hold float32 of what the other has in float64
+            table = np.column_stack([label, logits.reshape(len(label), -1).astype(np.float32)])
+        digests = b"".join(hashlib.blake2b(values, digest_size=8).digest() for values in table)
+        hashes[start : start + step] = np.frombuffer(digests, "<u8")
+    unique, count = np.unique(hashes, return_counts=True)
+    return unique[count == 1]
+
+
+def shared_rows(a: Examples, b: Examples) -> int:
+    """How many rows of one stand in the other too, label and logits alike, whatever their order and ids."""
+    if a.rows is None or b.rows is None or (a.num_classes, a.form) != (b.num_classes, b.form):
+        return 0
+    return len(np.intersect1d(a.rows, b.rows, assume_unique=True))
+
+
+def _one_split(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return a.get("split") is not None and all(a.get(key) == b.get(key) for key in ("dataset", "split"))
+
+
+def _ids_decide(a: Examples, b: Examples) -> bool:
+    """Ids of one data set name the examples; rows alike are examples alike, which tables of few columns have."""
+    one_data_set = a.about.get("data_fingerprint") is not None and _same(a, b, "data_fingerprint")
+    return one_data_set and a.example_id is not None and b.example_id is not None
+
+
+def _same(a: Examples, b: Examples, key: str) -> bool:
+    return a.about.get(key) == b.about.get(key)
+
+
+def _shared(a: Examples, b: Examples) -> str | None:
+    """How it shows that `b` holds examples of `a`: by ids, or by rows that are one of a kind in both, unless ids decide."""
+    if a.example_id is not None and b.example_id is not None:
+        ids = np.intersect1d(a.example_id, b.example_id)
+        if len(ids):
+            return f", field 'example_id': {len(ids)} ids are in {a.source} too (first {ids[0]})"
+    repeated = 0 if _ids_decide(a, b) else shared_rows(a, b)
+    if repeated > max(1, b.n // 100):
+        return f": {repeated} of its {b.n} rows (label and logits) are in {a.source} too"
+    return None
+
+
+def _refuse_other_model(a: Examples, b: Examples) -> None:
+    """Refuses `a`, which is to be of the model behind `b`."""
+    problem = None
+    differ = [key for key in ("checkpoint", "tags") if key in a.about and key in b.about and not _same(a, b, key)]
+    if differ:
+        problem = f": is of another model than {b.source} ({differ[0]} differ in their sidecars)"
+    elif a.num_classes != b.num_classes:
+        problem = f", field 'logits': k = {a.num_classes} classes, {b.source} has {b.num_classes}"
+    elif a.form != b.form:
+        problem = f": holds {a.form}, {b.source} holds {b.form}"
+    if problem is not None:
+        raise InputError(f"{a.source}{problem}; give another split of the same model in the same form")
 
 
 def refuse_shared(test: Predictions | Stream, calibration: Predictions, what: str = "calibration") -> None:
@@ -662,44 +741,43 @@ def refuse_shared(test: Predictions | Stream, calibration: Predictions, what: st
       InputError: the files are the same, name the same split or another model, or share examples: by id, or by rows of
         label and logits that are one of a kind in both, unless their sidecars name one data set, whose ids then decide.
     """
-    here, there = test.provenance, calibration.provenance
-    if Path(test.source).resolve() == Path(calibration.source).resolve() or (
-        here.get("split") is not None and all(here.get(key) == there.get(key) for key in ("dataset", "split"))
-    ):
+    a, b = (known_by(p, rows=False) for p in (test, calibration))
+    named = test.source != Predictions.source
+    same_file = named and Path(test.source).resolve() == Path(calibration.source).resolve()
+    if same_file or _one_split(a.about, b.about):
         raise InputError(
             f"{calibration.source}: the {what} file is of the same split as {test.source}; "
             "what is fitted on a split is not reported on it: give another split of the same model"
         )
-    for key in ("checkpoint", "tags"):
-        if key in here and key in there and here[key] != there[key]:
+    _refuse_other_model(b, a)
+    if not isinstance(test, Stream) and not _ids_decide(a, b):
+        a, b = known_by(test), known_by(calibration)
+    problem = _shared(a, b)
+    if problem is not None:
+        raise InputError(
+            f"{calibration.source}{problem}; give a {what} file that shares no example, or, if these are other examples, "
+            "other ids"
+        )
+
+
+def refuse_fitted_on(given: Predictions, fitted_on: Iterable[Examples], what: str) -> None:
+    """Refuses examples that something was fitted on, by the rule of `refuse_shared`, and outputs of another model.
+
+    Args:
+      given: what it is to be applied to; fitted_on: splits; what: was fitted on them, for messages.
+
+    Raises:
+      InputError: as `refuse_shared`, but for files of one name: what lies there now may be another.
+    """
+    mine = known_by(given)
+    for on in fitted_on:
+        problem = f": is of the same split as {mine.source}" if _one_split(mine.about, on.about) else _shared(mine, on)
+        if problem is not None:
             raise InputError(
-                f"{calibration.source}: is of another model than {test.source} ({key} differ in their sidecars); "
-                "give another split of the same model"
+                f"{mine.source}: holds examples that {what} was fitted on ({on.source}{problem}); "
+                "what is fitted on a split is not reported on it: give another split of the same model"
             )
-    if test.num_classes != calibration.num_classes:
-        raise InputError(
-            f"{calibration.source}, field 'logits': k = {calibration.num_classes} classes, {test.source} has "
-            f"{test.num_classes}; give another split of the same model"
-        )
-    if _form(test) != _form(calibration):
-        raise InputError(
-            f"{calibration.source}: holds {_form(calibration)}, {test.source} holds {_form(test)}; "
-            "give another split of the same model in the same form"
-        )
-    _refuse_shared_ids(test, calibration, what)
-    if isinstance(test, Stream):
-        return  # too long to compare row by row
-    one_data_set = here.get("data_fingerprint") is not None and here["data_fingerprint"] == there.get(
-        "data_fingerprint"
-    )
-    if one_data_set and test.ids_given and calibration.ids_given:
-        return  # ids name the examples; rows alike are examples alike, which tables of few columns have
-    repeated = shared_rows(test, calibration)
-    if repeated > max(1, len(calibration) // 100):
-        raise InputError(
-            f"{calibration.source}: {repeated} of its {len(calibration)} rows (label and logits) are in {test.source} too; "
-            f"give a {what} file that shares no example"
-        )
+        _refuse_other_model(mine, on)
 
 
 def _form(p: Predictions | Stream) -> str:
@@ -718,17 +796,6 @@ def refuse_unknown_only(p: Predictions | Stream | Scored) -> None:
         )
     if p.weight is not None and not p.weight[known].any():
         raise InputError(f"{p.source}, field 'weight': all examples that are not OOD have weight 0; weigh at least one")
-
-
-def _refuse_shared_ids(test: Predictions | Stream, calibration: Predictions, what: str) -> None:
-    if not (test.ids_given and calibration.ids_given):
-        return
-    shared = np.intersect1d(test.example_id, calibration.example_id)
-    if len(shared):
-        raise InputError(
-            f"{calibration.source}, field 'example_id': {len(shared)} ids are in {test.source} too (first "
-            f"{shared[0]}); give a {what} file that shares no example, or, if these are other examples, other ids"
-        )
 
 
 def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Predictions], Predictions | None]:

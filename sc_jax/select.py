@@ -6,8 +6,9 @@ python -m sc_jax.select --calibration=V.npz --predictions=T.npz --method=sgr --r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sc_jax import cli, files, predictions
 from sc_jax.files import InputError
@@ -20,7 +21,7 @@ from sc_jax.predictions import Predictions
 
 METHODS = (*guarantees.METHODS, *(f"singleton_{score}" for score in selector_lib.NONCONFORMITY))
 
-SEED = 0
+SEED, SHARE = 0, 0.2
 """Of the draw of examples to tune on, where no file of them is given."""
 
 
@@ -31,21 +32,38 @@ def fit(
     *,
     risk: float,
     delta: float | None,
-    tuning: Predictions | None,
-    tuning_share: float,
-    within: str,
-    starts: Sequence[float],
+    tuning: Predictions | None = None,
+    tuning_share: float | None = None,
+    within: str = "all",
+    starts: Sequence[float] | None = None,
+    p_value: str | None = None,
 ) -> Selector:
     """The selector of a method by name; examples to tune on are drawn from the calibration file where they are needed and not given.
 
     Args:
-      calibration, risk, delta, within, starts: see `guarantees.fit`; method: of `METHODS`; score: MSP where it is None.
-      tuning: a third split, or None; tuning_share: of the calibration examples, drawn where there is none.
+      calibration, risk, delta, within: see `guarantees.fit`; method: of `METHODS`; score: MSP where it is None.
+      tuning: a third split, or None; tuning_share: of the calibration examples, drawn where there is none, `SHARE` by default.
+      starts, p_value: see `guarantees.fit`, whose defaults hold where they are None.
 
     Raises:
-      InputError: names the argument that is wrong.
+      InputError: names the argument that is wrong, or that the method does not use.
     """
+    score_name = "msp" if score is None else score
     try:
+        tunes = not method.startswith("singleton_") and (
+            method.startswith("ltt") or scores_lib.named([score_name])[score_name].needs_calibration
+        )
+        for name, value, used in (
+            ("tuning", tuning, tunes),
+            ("tuning-share", tuning_share, tunes and tuning is None),
+            ("starts", starts, method == "ltt_fixed_sequence"),
+            ("p-value", p_value, method.startswith("ltt")),
+        ):
+            if value is not None and not used:
+                beside = " --tuning" if name == "tuning-share" and tuning is not None else ""
+                raise InputError(
+                    f"--{name}: is not used with --method={method} --score={score_name}{beside}; leave it out"
+                )
         if method.startswith("singleton_"):
             if delta is not None:
                 raise ValueError(
@@ -54,14 +72,14 @@ def fit(
             if score is not None:
                 raise ValueError("a singleton has the nonconformity score in the method's name; leave the score out")
             return conformal.fit_selector(calibration, method.removeprefix("singleton_"), risk=risk, within=within)
-        score = "msp" if score is None else score
         rest, whole = calibration, None
-        needed = method.startswith("ltt") or scores_lib.named([score])[score].needs_calibration
-        if needed and tuning is None:
-            tuning, rest = guarantees.divide(calibration, tuning_share, SEED)
+        if tunes and tuning is None:
+            tuning, rest = guarantees.divide(calibration, SHARE if tuning_share is None else tuning_share, SEED)
             whole = calibration
+        chosen = {"starts": starts, "p_value": p_value}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
         return guarantees.fit(
-            rest, method, score, risk=risk, delta=delta, tuning=tuning, within=within, starts=starts, whole=whole
+            rest, method, score_name, risk=risk, delta=delta, tuning=tuning, within=within, whole=whole, **chosen
         )
     except InputError:
         raise
@@ -83,7 +101,7 @@ def _print(chosen: Selector, found: Sequence[Realised]) -> None:
             print(f"  {where}no threshold can be certified on {about['n']} examples: nothing is accepted")
             continue
         seen = f"{about['errors']} errors in {about['accepted']} accepted of {about['n']}"
-        print(f"  {where}threshold {chosen.score} ≥ {threshold:.6g}, certified bound {about['bound']:.4g} ({seen})")
+        print(f"  {where}threshold {chosen.score} ≥ {threshold:.6g}, {_reason(chosen, about)} ({seen})")
     for row in found:
         low, high = row.risk_interval
         risk = f"risk {row.risk:.4f} [{low:.4f}, {high:.4f}]" if row.accepted else "no risk"
@@ -92,6 +110,16 @@ def _print(chosen: Selector, found: Sequence[Realised]) -> None:
             f"test{where}: coverage {row.coverage:.4f} ({row.accepted} of {row.n}), realised {risk}, "
             f"accepted and wrong {row.accepted_and_wrong:.4f}: {row.verdict}"
         )
+
+
+def _reason(chosen: Selector, about: Mapping[str, Any]) -> str:
+    """Why this threshold: the bound of what was certified, or the inequality that a marginal promise rests on."""
+    if about["bound"] is not None:
+        return f"certified bound {about['bound']:.4g}"
+    target = f"≤ {chosen.promise.risk}, on average over calibration sets"
+    if chosen.promise.within == "label":
+        return f"(errors + 1)/(n + 1) of each label {target}"
+    return f"({about['errors']} + 1)/({about['n']} + 1) {target}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,24 +141,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tuning-share",
         type=float,
-        default=0.2,
-        help="of the calibration file, drawn to tune on where there is no --tuning",
+        help=f"of the calibration file, drawn to tune on where there is no --tuning; default: {SHARE}",
     )
     parser.add_argument(
         "--within", default="all", choices=selector_lib.STRATA, help="hold the promise within each group or class"
     )
     parser.add_argument(
-        "--starts", default="0.5", metavar="C[,C…]", help="coverages where ltt_fixed_sequence begins, each at δ/starts"
+        "--starts", metavar="C[,C…]", help="coverages where ltt_fixed_sequence begins, each at δ/starts; default: 0.5"
+    )
+    parser.add_argument(
+        "--p-value", choices=tuple(guarantees.P_VALUES), help="of ltt; default: binomial, which is exact for errors"
     )
     parser.add_argument("--workdir", metavar="DIR", help="writes selector.json, decisions.npz and decisions.json there")
     given = parser.parse_args(argv)
     try:
-        starts = tuple(float(start) for start in given.starts.split(","))
+        starts = None if given.starts is None else tuple(float(start) for start in given.starts.split(","))
     except ValueError:
         parser.error(f"--starts={given.starts}: numbers in (0, 1], separated by commas")
-    if not all(0 < start <= 1 for start in starts):
+    if not all(0 < start <= 1 for start in starts or ()):
         parser.error(f"--starts={given.starts}: numbers in (0, 1], separated by commas")
-    if not 0 < given.tuning_share < 1:
+    if given.tuning_share is not None and not 0 < given.tuning_share < 1:
         parser.error(f"--tuning-share={given.tuning_share}: a number in (0, 1)")
     (test,), calibration = predictions.read_files([given.predictions], given.calibration)
     tuning = None
@@ -149,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tuning_share=given.tuning_share,
         within=given.within,
         starts=starts,
+        p_value=given.p_value,
     )
     decision = chosen(test)
     found = guarantees.realised(chosen, decision, test)

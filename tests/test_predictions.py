@@ -414,10 +414,14 @@ def random_predictions(seed, n=20, members=()):
     return Predictions(rng.integers(0, K, n), rng.normal(size=(*members, n, K)).astype(np.float32), np.arange(n))
 
 
+def shared_rows(a, b):
+    return predictions.shared_rows(predictions.known_by(a), predictions.known_by(b))
+
+
 @pytest.mark.parametrize("members", [(), (2,)])
 def test_shared_rows_are_found_whatever_their_order_and_ids(members):
     a, b = random_predictions(0, members=members), random_predictions(1, members=members)
-    assert predictions.shared_rows(a, b) == 0
+    assert shared_rows(a, b) == 0
     part = predictions.select(a, np.array([7, 3, 19]))
     mixed = dataclasses.replace(
         b,
@@ -425,9 +429,9 @@ def test_shared_rows_are_found_whatever_their_order_and_ids(members):
         logits=np.concatenate([b.logits, part.logits], axis=-2).astype(np.float64),
         example_id=np.arange(23) + 500,
     )
-    assert predictions.shared_rows(a, mixed) == predictions.shared_rows(mixed, a) == 3
+    assert shared_rows(a, mixed) == shared_rows(mixed, a) == 3
     other_label = dataclasses.replace(part, label=(part.label + 1) % K)
-    assert predictions.shared_rows(a, other_label) == 0
+    assert shared_rows(a, other_label) == 0
 
 
 def test_rows_that_repeat_within_a_file_are_not_examples_shared():
@@ -435,14 +439,14 @@ def test_rows_that_repeat_within_a_file_are_not_examples_shared():
     logits = np.tile([[9.0, 0, 0, 0]], (10, 1))
     a = Predictions(np.zeros(10, int), logits, np.arange(10))
     b = Predictions(np.zeros(5, int), logits[:5], np.arange(5))
-    assert predictions.shared_rows(a, b) == 0
+    assert shared_rows(a, b) == 0
 
 
 def test_files_of_other_classes_or_members_share_nothing():
     a = random_predictions(0)
     narrow = dataclasses.replace(a, label=a.label % 3, logits=a.logits[:, :3])
-    assert predictions.shared_rows(a, narrow) == 0
-    assert predictions.shared_rows(a, dataclasses.replace(a, logits=a.logits[None].repeat(2, 0))) == 0
+    assert shared_rows(a, narrow) == 0
+    assert shared_rows(a, dataclasses.replace(a, logits=a.logits[None].repeat(2, 0))) == 0
 
 
 def test_the_log_of_probabilities_ranks_as_the_logits_do(tmp_path):

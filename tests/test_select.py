@@ -133,6 +133,46 @@ def test_what_is_wrong_is_refused():
         select.main(["--calibration=val.npz", "--predictions=overlap.npz", "--method=sgr", *CERTAIN])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("--method=ltt_holm", "--starts=0.3", *CERTAIN), "starts"),
+        (("--method=sgr", "--starts=0.3", *CERTAIN), "starts"),
+        (("--method=sgr", "--tuning=tuning.npz", *CERTAIN), "tuning"),
+        (("--method=sgr", "--tuning-share=0.3", *CERTAIN), "tuning-share"),
+        (("--method=singleton_lac", "--tuning=tuning.npz", "--risk=0.07"), "tuning"),
+        (("--method=crc", "--p-value=binomial", "--risk=0.07"), "p-value"),
+        (("--method=sgr", "--p-value=hoeffding_bentkus", *CERTAIN), "p-value"),
+        (("--method=ltt_holm", "--tuning=tuning.npz", "--tuning-share=0.3", *CERTAIN), "tuning-share"),
+    ],
+    ids=str,
+)
+def test_what_a_method_does_not_use_is_refused(arguments, name):
+    assert refusal(*arguments).startswith(f"--{name}: is not used with ")
+
+
+@pytest.mark.parametrize("method", [method for method in select.METHODS if method.startswith("ltt")])
+def test_the_p_value_is_chosen(method):
+    for name in guarantees.P_VALUES:
+        run(f"--method={method}", "--tuning=tuning.npz", f"--p-value={name}", "--workdir=out", *CERTAIN)
+        splits = (predictions_lib.load(f"{split}.npz") for split in ("val", "tuning"))
+        by_hand = guarantees.fit(next(splits), method, risk=0.15, delta=0.1, tuning=next(splits), p_value=name)
+        assert selector.load("out/selector.json").thresholds == by_hand.thresholds
+
+
+def test_a_marginal_method_certifies_no_bound(capsys):
+    run("--method=crc", "--risk=0.07", "--workdir=out")
+    printed = capsys.readouterr().out
+    about = selector.load("out/selector.json").about["all"]
+    assert about["bound"] is None
+    assert "certified" not in printed
+    stated = f"({about['errors']} + 1)/({about['n']} + 1) ≤ 0.07, on average over calibration sets"
+    assert stated in printed
+    assert (about["errors"] + 1) / (about["n"] + 1) <= 0.07
+    run("--method=crc", "--risk=0.2", "--within=label")
+    assert "of each label ≤ 0.2, on average over calibration sets" in capsys.readouterr().out
+
+
 def test_refused_runs_write_nothing(tmp_path):
     refusal("--method=crc", "--workdir=out", *CERTAIN)
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from sc_jax.methods.guarantees import independent
 from sc_jax.methods.selector import Promise, Selector, nonconformity_of
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.targets import Target, as_fraction
-from sc_jax.predictions import Predictions
+from sc_jax.predictions import Examples, Predictions, known_by, refuse_fitted_on, refuse_shared
 
 DEFAULTS: dict[str, dict[str, float]] = {"raps": {"penalty": 0.1, "free": 1}, "saps": {"weight": 0.1}}
 """Numbers of the nonconformity scores that have any. They change the size of sets, never their validity, if they are fixed beforehand."""
@@ -37,6 +37,7 @@ class ConformalSets(NamedTuple):
       score: name of the nonconformity score; state: its numbers; alpha: α.
       by: "all", "group", "predicted_class" or "label", as in `Selector`.
       quantile: stratum → quantile; +∞ takes every class in.
+      fitted_on: the calibration split, and that of the clusters of classes.
     """
 
     score: str
@@ -44,6 +45,18 @@ class ConformalSets(NamedTuple):
     alpha: float
     by: str
     quantile: Mapping[str, float]
+    fitted_on: tuple[Examples, ...] = ()
+
+
+class Clusters(NamedTuple):
+    """Classes that share a quantile.
+
+    Attributes:
+      index: int [k], the cluster of each class; fitted_on: the split they were found on, () where they were fixed beforehand.
+    """
+
+    index: np.ndarray
+    fitted_on: tuple[Examples, ...] = ()
 
 
 def fit(
@@ -53,7 +66,7 @@ def fit(
     *,
     by: str = "all",
     state: Mapping[str, float] | None = None,
-    cluster: np.ndarray | None = None,
+    cluster: Clusters | None = None,
     u: Array = 0.0,
 ) -> ConformalSets:
     """Quantiles of the scores of the true classes, the ⌈(n + 1)(1 − α)⌉-th smallest in each stratum (Mondrian).
@@ -61,34 +74,41 @@ def fit(
     Args:
       calibration: a split that the score was not fitted on; score: of `selector.NONCONFORMITY`; alpha: α in (0, 1), a decimal.
       by: "all": coverage of the population; "group" or "predicted_class": of each; "label": of each true class.
-      state: numbers of the score, by default those of `DEFAULTS`; cluster: int [k], of `cluster_classes`, for by="label":
-        classes of one cluster share a quantile, and coverage is that of each cluster.
+      state: numbers of the score, by default those of `DEFAULTS`; cluster: of `cluster_classes`, or fixed beforehand, for
+        by="label": classes of one cluster share a quantile, and coverage is that of each cluster.
       u: one uniform number for each example that is not OOD, or one number for all (then give `sets` the same).
 
     Returns:
       `ConformalSets`. A class without calibration examples is in every set; a group without any has every class in its sets.
 
     Raises:
-      InputError: the examples cannot be taken for exchangeable; groups are asked for and not there; the score is unknown.
-      ValueError: clusters without by="label"; α outside (0, 1).
+      InputError: the examples cannot be taken for exchangeable, or clusters were found on them; groups are asked for and not there; the score is
+        unknown.
+      ValueError: clusters without by="label", or of another number of classes; α outside (0, 1).
 
     Source: Vovk 2012 (Mondrian); Ding, Angelopoulos, Bates, Jordan & Tibshirani, "Class-conditional conformal prediction with many
     classes", NeurIPS 2023 (clusters).
     """
     if cluster is not None and by != "label":
         raise ValueError(f"classes are clustered for by='label'; it is {by!r}")
+    if cluster is not None and np.shape(cluster.index) != (calibration.num_classes,):
+        raise ValueError(
+            f"clusters of shape {np.shape(cluster.index)}: one is needed for each of {calibration.num_classes} classes"
+        )
+    found_on = () if cluster is None else cluster.fitted_on
+    refuse_fitted_on(calibration, found_on, "the clustering of classes")
     known = independent(calibration)
     state = dict(DEFAULTS.get(score, {}) if state is None else state)
     probabilities = np.exp(ops.log_softmax(known.logits))
     own = nonconformity_of(score, state, probabilities, u)[np.arange(len(known)), known.label]
     if by == "label":
-        index = np.arange(known.num_classes) if cluster is None else np.asarray(cluster)
+        index = np.arange(known.num_classes) if cluster is None else np.asarray(cluster.index)
         names = index[known.label]
         quantile = {str(k): float(ops.conformal_quantile(own[names == index[k]], alpha)) for k in range(len(index))}
     else:
         names = selector_lib.strata(known, by, ops.predicted_class(probabilities))
         quantile = {str(name): float(ops.conformal_quantile(own[names == name], alpha)) for name in np.unique(names)}
-    return ConformalSets(score, state, float(as_fraction(alpha)), by, quantile)
+    return ConformalSets(score, state, float(as_fraction(alpha)), by, quantile, (known_by(calibration), *found_on))
 
 
 def sets(fitted: ConformalSets, predictions: Predictions, u: Array = 0.0) -> np.ndarray:
@@ -99,7 +119,11 @@ def sets(fitted: ConformalSets, predictions: Predictions, u: Array = 0.0) -> np.
 
     Returns:
       bool [n, k], true for the classes in the set.
+
+    Raises:
+      InputError: the sets were fitted on some of these examples, or on the same split, or to another model.
     """
+    refuse_fitted_on(predictions, fitted.fitted_on, "what these sets are of")
     probabilities = np.exp(ops.log_softmax(Split.of(predictions).combined.logits))
     nonconformity = nonconformity_of(fitted.score, fitted.state, probabilities, u)
     if fitted.by == "label":
@@ -120,7 +144,7 @@ def cluster_classes(
     state: Mapping[str, float] | None = None,
     seed: int = 0,
     u: Array = 0.0,
-) -> np.ndarray:
+) -> Clusters:
     """Groups classes whose scores are distributed alike, so that rare classes borrow from others.
 
     k-means, each class weighted by √n_y, of the quantiles at `QUANTILES` and 1 − α of its scores. Classes with fewer than 1/α − 1 tuning
@@ -132,7 +156,7 @@ def cluster_classes(
       clusters: of k-means, ≥ 1; seed: of its start.
 
     Returns:
-      int [k], the cluster of each class.
+      `Clusters`; `fit` refuses the examples they were found on.
 
     Source: Ding et al., NeurIPS 2023; the smallest class and the weights from memory of it.
     """
@@ -147,7 +171,7 @@ def cluster_classes(
         levels = (*QUANTILES, 1 - float(as_fraction(alpha)))
         points = np.stack([np.quantile(own[known.label == k], levels) for k in common])
         cluster[common] = _k_means(points, np.sqrt(count[common]), min(clusters, len(common)), seed)
-    return cluster
+    return Clusters(cluster, (known_by(tuning),))
 
 
 def _k_means(points: np.ndarray, weight: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -200,16 +224,8 @@ def fit_selector(
         assumption += f" within each {within.replace('_', ' ')}"
     promise = Promise("marginal", "accepted and wrong", risk, None, within, assumption)
     fitted = fit(calibration, score, risk, by=within, state=state)
-    n = len(calibration) if calibration.is_ood is None else int((~calibration.is_ood).sum())
     return Selector(
-        f"singleton_{score}",
-        promise,
-        "singleton",
-        score,
-        fitted.state,
-        within,
-        fitted.quantile,
-        selector_lib.fitted_on(calibration, n),
+        f"singleton_{score}", promise, "singleton", score, fitted.state, within, fitted.quantile, fitted.fitted_on[0]
     )
 
 
@@ -235,10 +251,11 @@ def sets_under_shift(
       bool [m, k]: with exact weights the true class is in with probability ≥ 1 − α over calibration sets and test examples.
 
     Raises:
-      ValueError: see `ops.weighted_conformal_quantile`.
+      InputError: the two share examples, or are of different models; ValueError: see `ops.weighted_conformal_quantile`.
 
     Source: Tibshirani, Foygel Barber, Candès & Ramdas, NeurIPS 2019.
     """
+    refuse_shared(predictions, calibration)
     state = DEFAULTS.get(score, {}) if state is None else state
     known = independent(calibration)
     before, after = (np.exp(ops.log_softmax(p.logits)) for p in (known, Split.of(predictions).combined))

@@ -21,7 +21,7 @@ from sc_jax.methods.evaluation import Split
 from sc_jax.methods.selector import Decision, Promise, Selector
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.targets import as_fraction, floor_of_share
-from sc_jax.predictions import Predictions, select
+from sc_jax.predictions import Predictions, known_by, refuse_fitted_on, refuse_shared, refuse_unknown_only, select
 
 METHODS = ("sgr", "ltt_fixed_sequence", "ltt_bonferroni", "ltt_holm", "crc")
 P_VALUES: dict[str, Callable[[Array, Array, Array], np.ndarray]] = {
@@ -46,11 +46,14 @@ class Chosen(NamedTuple):
 
 
 def sgr(n: Array, errors: Array, risk: float, delta: float) -> Chosen:
-    """Selection with guaranteed risk: a binary search for the largest coverage whose Clopper–Pearson bound is ≤ r.
+    """Selection with guaranteed risk: a binary search for a large coverage whose Clopper–Pearson bound is ≤ r.
 
     Examples are in order of score, least confident first. From lo = 0, hi = m − 1, ⌈log₂ m⌉ times: mid = ⌈(lo + hi)/2⌉, all with the score of
     example mid or more are accepted, and B is the upper bound of their risk at δ/⌈log₂ m⌉. If B > r, lo = mid, else hi = mid. The answer
     is the last *feasible* threshold, or to accept nothing. (The authors' code returns the last one probed, feasible or not.)
+
+    That need not be the largest feasible coverage. Rounding up, the search never probes all examples where m > 1: of 1,000 with different
+    scores it accepts 999 at most. And bounds are not monotone along the path, where few are accepted above all.
 
     The union bound is over the ⌈log₂ m⌉ thresholds of one path. Which path is taken depends on the errors, so that it
     covers them only if risk is monotone in the threshold; `learn_then_test` needs no such assumption.
@@ -104,7 +107,7 @@ def learn_then_test(
       int [...], −1 where nothing is found safe.
 
     Raises:
-      ValueError: an unknown procedure; starts for a procedure that has none.
+      ValueError: an unknown procedure; starts for a procedure that has none, none for one that has, or one outside 0..g − 1; δ outside (0, 1).
 
     Source: Angelopoulos, Bates, Candès, Jordan & Lei, "Learn then test: calibrating predictive algorithms to achieve risk control", 2021.
 
@@ -114,6 +117,10 @@ def learn_then_test(
     """
     p = np.asarray(p, np.float64)
     g = p.shape[-1]
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1); it is {delta}")
+    if not starts or not all(0 <= start < g for start in starts):
+        raise ValueError(f"starts {tuple(starts)}: one index or more in 0..{g - 1} is needed")
     if procedure != "fixed_sequence" and tuple(starts) != (0,):
         raise ValueError(f"procedure {procedure!r} tests all thresholds at once; it has no starts")
     if procedure == "fixed_sequence":
@@ -146,12 +153,17 @@ def conformal_risk_control(n: Array, errors: Array, alpha: float) -> np.ndarray:
     Returns:
       int [...], the last cell that is accepted, one that has examples; −1 where none can be.
 
+    Raises:
+      ValueError: α is outside (0, 1).
+
     Source: Angelopoulos, Bates, Fisch, Lei & Schuster, "Conformal risk control", ICLR 2024.
 
     >>> int(conformal_risk_control(np.array([8, 1, 10]), np.array([0, 1, 1]), 0.1))  # (1 + 1)/20 ≤ 0.1, (2 + 1)/20 is not
     1
     """
     n, errors = np.broadcast_arrays(np.asarray(n), np.asarray(errors))
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie in (0, 1); it is {alpha}")
     allowed = floor_of_share(as_fraction(alpha), np.asarray(n.sum(axis=-1) + 1)) - 1
     if errors.dtype.kind == "f":
         allowed = float(as_fraction(alpha)) * (n.sum(axis=-1) + 1) - 1
@@ -229,8 +241,15 @@ def independent(calibration: Predictions) -> Predictions:
     """The examples from the training distribution, if they can be taken for independent draws from the population.
 
     Raises:
-      InputError: they have survey weights that differ, or clusters of several examples: no bound here is for those.
+      InputError: they are of the training split, or all OOD; they have survey weights that differ, or clusters of several examples: no bound
+        here is for those.
     """
+    refuse_unknown_only(calibration)
+    if calibration.provenance.get("split") == "train":
+        raise InputError(
+            f"{calibration.source}, split 'train': the network was trained on these examples, where it errs less than on others; "
+            "give a split that it has not seen"
+        )
     known = Split.of(calibration).known.combined
     if known.weight is not None and (known.weight != known.weight[0]).any():
         raise InputError(
@@ -262,19 +281,20 @@ def fit(
 
     Args:
       calibration: the split that certifies; method: of `METHODS`; score: name in `methods.scores`, or a fitted rejector of
-        `methods.scod`, whose `tuning` is then what it was fitted on; promises are of the examples that are not OOD.
+        `methods.scod`, which knows the splits behind it; promises are of the examples that are not OOD.
       risk: r of the selective risk; for "crc" α of P(accepted and wrong). delta: δ; not for "crc", which has none.
-      tuning: a third split. Scores that are fitted, and the thresholds of learn-then-test, are taken from it.
+      tuning: a third split, which shares no example with `calibration`. Scores that are fitted by name, and the thresholds of learn-then-test,
+        are taken from it.
       within: "all"; "group" or "predicted_class", a threshold for each, at δ/strata so that all hold at once; "label", one threshold under
         which the promise holds within each true class (not for "sgr").
       starts: of "ltt_fixed_sequence": coverages at which walks begin, each at δ/starts. Elsewhere not used.
-      p_value: of `P_VALUES`, for learn-then-test; whole: the file that `calibration` is a part of, if it is.
+      p_value: of `P_VALUES`, for learn-then-test; whole: the file of which `calibration` and `tuning` are the parts, if they are (see `divide`).
 
     Returns:
       A `Selector`; a threshold of NaN accepts nothing.
 
     Raises:
-      InputError: the examples cannot be taken for independent, or something that is needed is not there.
+      InputError: the examples cannot be taken for independent, or the score was fitted on them, or something that is needed is not there.
       ValueError: the promise is none that the method can make (δ for a marginal one, r outside (0, 1), an unknown name).
     """
     if method not in METHODS:
@@ -285,12 +305,20 @@ def fit(
         promise = Promise(**{**vars(promise), "assumption": promise.assumption + _MONOTONE})
         if within == "label":
             raise ValueError("sgr searches along one path, which true classes do not share; take ltt_fixed_sequence")
-    known = independent(calibration)
+    if p_value not in P_VALUES:
+        raise ValueError(f"p_value {p_value!r}: there are {', '.join(P_VALUES)}")
+    if not starts or not all(0 < start <= 1 for start in starts):
+        raise ValueError(f"starts {tuple(starts)}: one coverage or more in (0, 1] is needed")
+    known, tuned_on = independent(calibration), ()
+    if tuning is not None:
+        _refuse_tuning(calibration, tuning, whole)
+        tuned_on = (known_by(tuning) if whole is None else known_by(tuning, rows=False)._replace(example_id=None),)
     if isinstance(score, str):
         state = selector_lib.fit_score(score, tuning)
-    elif tuning is None:
-        raise InputError("a rejector of `methods.scod` was fitted on a split of its own: give it as tuning")
+        tuned_on = tuned_on if state or method.startswith("ltt") else ()
     else:
+        refuse_fitted_on(calibration, score.fitted_on, "the rejector")
+        tuned_on = (*score.fitted_on, *(tuned_on if method.startswith("ltt") else ()))
         score, state = selector_lib.of_rejector(score)
     kept = calibration if calibration.is_ood is None else select(calibration, ~calibration.is_ood)
     values = selector_lib.score_of(score, state, kept)
@@ -314,11 +342,19 @@ def fit(
         thresholds[str(name)], about[str(name)] = _threshold(
             how, values[mine], error[mine], classes, tuned.get(str(name), np.zeros(0))
         )
-    fitted_on = selector_lib.fitted_on(calibration, len(known), whole)
-    tuned_on = None
-    if tuning is not None and (state or method.startswith("ltt")):
-        tuned_on = selector_lib.fitted_on(tuning, len(Split.of(tuning).known.combined))
+    fitted_on = known_by(calibration if whole is None else whole)._replace(n=len(known))
     return Selector(method, promise, "threshold", score, state, by, thresholds, fitted_on, tuned_on, about)
+
+
+def _refuse_tuning(calibration: Predictions, tuning: Predictions, whole: Predictions | None) -> None:
+    """Refuses a tuning split that shares examples with the calibration split; parts of one file are of one split, and told by their ids."""
+    if whole is None:
+        refuse_shared(calibration, tuning, "tuning")
+    elif len(shared := np.intersect1d(calibration.example_id, tuning.example_id)):
+        raise InputError(
+            f"{tuning.source}, field 'example_id': {len(shared)} ids are in both parts of {whole.source} (first {shared[0]}); "
+            "give the parts that `divide` makes"
+        )
 
 
 class _How(NamedTuple):
@@ -359,7 +395,7 @@ def _threshold(
             p = np.max([_p_values(ladder, score[c], error[c], how) for c in classes], axis=0)
             at = sorted({int(np.argmax(ladder <= ops.threshold_at_coverage(tuned, s))) for s in how.starts})
             last = int(learn_then_test(p, how.delta, how.method.removeprefix("ltt_"), at if fixed else (0,)))
-            bound = how.risk
+            bound = math.nan if last < 0 else how.risk
     else:
         cells = Cells.attained(score, error)
         if how.method == "sgr":
@@ -371,10 +407,10 @@ def _threshold(
                 own = Cells.attained(score[c], error[c])
                 at = int(conformal_risk_control(own.n, own.errors, how.risk))
                 lasts.append(-1 if at < 0 else int(np.flatnonzero(cells.score == own.score[at])[0]))
-            last, bound = min(lasts), how.risk
+            last = min(lasts)
     accepted, wrong = int(cells.n[: last + 1].sum()), int(cells.errors[: last + 1].sum())
     threshold = math.nan if last < 0 else float(cells.score[last])
-    about = {"n": len(score), "accepted": accepted, "errors": wrong, "bound": None if last < 0 else bound}
+    about = {"n": len(score), "accepted": accepted, "errors": wrong, "bound": None if math.isnan(bound) else bound}
     return threshold, about
 
 
@@ -494,7 +530,11 @@ class Monitor(NamedTuple):
 
     @property
     def interval(self) -> np.ndarray:
-        """[2], the confidence sequence of the mean loss at 1 − δ, valid at all times."""
+        """[2], the confidence sequence of the mean loss at 1 − δ, valid at all times.
+
+        It needs more than the alarm does: each loss has the same mean given those before it (`ops.confidence_sequence`). After a change
+        it is of no one mean. Interval and alarm each spend δ: with probability ≥ 1 − 2δ both are right.
+        """
         return ops.confidence_sequence(self.total, self.n, self.delta)
 
     @property

@@ -25,7 +25,7 @@ from sc_jax.methods import evaluation, logit_norm
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.logit_norm import P_GRID
 from sc_jax.ops.targets import Target, as_fraction
-from sc_jax.predictions import Predictions, select
+from sc_jax.predictions import Examples, Predictions, known_by, select
 
 PROBABILITIES = ("msp", "msp_temperature")
 """Scores that are log-odds of being right as they stand; others are calibrated."""
@@ -95,20 +95,22 @@ class OutlierRatio(NamedTuple):
 
 
 class Plugin(NamedTuple):
-    """A plug-in rejector: the two estimates, and the rule that weighs them."""
+    """A plug-in rejector: the two estimates, the rule that weighs them, and the splits behind it, on which nothing is certified."""
 
     doubt: Doubt
     ratio: OutlierRatio
     rule: ops.ScodCosts | JointRisk
+    fitted_on: tuple[Examples, ...] = ()
 
 
 class Sirc(NamedTuple):
-    """What `fit_sirc` found: the second score (None for ‖features‖₁), the first one's name, where SIRC turns."""
+    """What `fit_sirc` found: the second score (None for ‖features‖₁), the first one's name, where SIRC turns; and the splits behind it."""
 
     second: Named | None
     first: str
     a: float
     b: float
+    fitted_on: tuple[Examples, ...] = ()
 
 
 class AtBudget(NamedTuple):
@@ -116,7 +118,8 @@ class AtBudget(NamedTuple):
 
     Attributes:
       threshold: accept where the score is at least this.
-      multiplier: λ = exp(−threshold), for `ops.scod_costs_at_multiplier`.
+      multiplier: λ = exp(−threshold). No `ScodCosts` exist for λ > c_fn/(1 − π*), where accepting an outlier would be a gain:
+        `ops.scod_costs_at_multiplier` refuses it. A small budget may need such a λ; the threshold holds all the same.
       rejected: the share of the mixture that is rejected, ≤ the budget.
     """
 
@@ -159,7 +162,7 @@ def fit_black_box(
     Source: Narasimhan et al., ICLR 2024, black-box estimator (from memory, with −1/s_ood for the ratio); the scale without
     outliers and the calibration of scores that are no probabilities are ours.
     """
-    inliers = _inliers(calibration)
+    inliers, fitted_on = _inliers(calibration), _known_by(calibration, outliers, reference)
     reference = inliers if reference is None else _inliers(reference)
     named = fit_score(ood, reference)
     if outliers is not None:
@@ -170,7 +173,7 @@ def fit_black_box(
         scale = np.sqrt(weight @ (z - mean) ** 2) or 1.0
         intercept = float(np.log(weight @ np.exp(-(z - mean) / scale)))
         ratio = OutlierRatio(named, np.array([mean]), np.array([scale]), np.ones(1), intercept, 0.0)
-    return Plugin(_fit_doubt(selective, inliers, reference), ratio, rule)
+    return Plugin(_fit_doubt(selective, inliers, reference), ratio, rule, fitted_on)
 
 
 def fit_loss_based(
@@ -210,7 +213,7 @@ def fit_loss_based(
     """
     if (mixing is None) == (strict is None):
         raise ValueError("give mixing, or strict inliers to estimate it from, and not both")
-    inliers = _inliers(calibration)
+    inliers, fitted_on = _inliers(calibration), _known_by(calibration, wild, strict, reference)
     reference = inliers if reference is None else _inliers(reference)
     named = None if on == "features" else fit_score(on, reference)
     ratio = _fit_ratio(named, inliers, wild, ridge)
@@ -218,7 +221,7 @@ def fit_loss_based(
         mixing = float(ops.inlier_mixing(_log_inlier_ratio(ratio, strict)))
     if not 0 <= mixing < 1:
         raise ValueError(f"the share of inliers in the mixture must be in [0, 1); it is {mixing:.3g}")
-    return Plugin(_fit_doubt(selective, inliers, reference), ratio._replace(mixing=mixing), rule)
+    return Plugin(_fit_doubt(selective, inliers, reference), ratio._replace(mixing=mixing), rule, fitted_on)
 
 
 def fit_linear(
@@ -269,7 +272,8 @@ def fit_linear(
     area = [
         ops.scod_aurc(apply(state._replace(rule=rule), calibration), error, is_ood, **options).area for rule in rules
     ]
-    return state._replace(rule=rules[logit_norm.choose(np.array(area))])
+    best = rules[logit_norm.choose(np.array(area))]
+    return state._replace(rule=best, fitted_on=_known_by(calibration, reference))
 
 
 def fit_sirc(
@@ -298,7 +302,7 @@ def fit_sirc(
     if second != "feature_norm":
         named = fit_score(second, inliers if reference is None else _inliers(reference))
     a, b = ops.sirc_parameters(_second(named, inliers))
-    return Sirc(named, first, float(a), float(b))
+    return Sirc(named, first, float(a), float(b), _known_by(calibration, reference))
 
 
 def apply(state: Plugin | Sirc, predictions: Predictions) -> np.ndarray:
@@ -401,6 +405,10 @@ def _require(name: str, score: scores_lib.Score, predictions: Predictions) -> No
         raise InputError(
             f"{predictions.source}: the score {name!r} {reason}; name another one, or predict what it needs"
         )
+
+
+def _known_by(*splits: Predictions | None) -> tuple[Examples, ...]:
+    return tuple(known_by(split) for split in splits if split is not None)
 
 
 def _inliers(predictions: Predictions) -> Predictions:

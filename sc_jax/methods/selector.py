@@ -1,6 +1,6 @@
 """One contract for every rejector: a frozen `Selector` that states its promise, and the `Decision` it takes.
 
-A selector is fitted on one named split and applied to others; it knows what it was fitted on and refuses those very examples.
+A selector is fitted on one named split and applied to others of the same model; it knows the examples it was fitted on and refuses them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ from sc_jax.methods.evaluation import Split
 from sc_jax.ops.activation_scores import React
 from sc_jax.ops.feature_scores import KnnBank, Mahalanobis, Residual, Vim
 from sc_jax.ops.scores import SircParameters
-from sc_jax.predictions import Predictions, by_id
+from sc_jax.predictions import Examples, Predictions, refuse_fitted_on
 
-SCHEMA = 2
+SCHEMA = 3
 
 KINDS = ("pac", "marginal", "time-uniform")
 QUANTITIES = ("selective risk", "accepted and wrong")
@@ -71,27 +72,16 @@ class Promise:
         of = {"selective risk": "P(wrong | accepted)", "accepted and wrong": "P(accepted and wrong)"}[self.quantity]
         where = "" if self.within == "all" else f" within each {self.within.replace('_', ' ')}"
         how = {
-            "pac": f"with probability ≥ {1 - (self.delta or 0):g} over calibration sets",
+            "pac": f"with probability ≥ {_one_less(self.delta or 0.0)} over calibration sets",
             "marginal": "on average over calibration sets",
             "time-uniform": f"or an alarm, false with probability ≤ {self.delta} at all times together",
         }[self.kind]
-        return f"{of} ≤ {self.risk:g}{where}, {how}"
+        return f"{of} ≤ {self.risk}{where}, {how}"
 
 
-class FittedOn(NamedTuple):
-    """The examples that a selector was fitted on.
-
-    Attributes:
-      source, dataset, split: where they are from; None where nothing says so.
-      n: how many count: those that are not OOD.
-      fingerprint: of ids and labels, or of labels and logits where the file has no ids.
-    """
-
-    source: str
-    dataset: str | None
-    split: str | None
-    n: int
-    fingerprint: str
+def _one_less(delta: float) -> str:
+    """1 − δ without rounding up to 1."""
+    return f"1 − {delta}" if delta < 1e-6 else str(1 - Decimal(str(delta)))
 
 
 class Decision(NamedTuple):
@@ -117,9 +107,9 @@ class Selector:
       by: which threshold an example has: "all", one; "group" or "predicted_class", that of its group or predicted class; "label" (of
         singletons), each class its own.
       thresholds: stratum → threshold, in the unit of the score; NaN accepts nothing. A stratum that is not there accepts nothing.
-      fitted_on: the calibration split; tuned_on: the examples that the score was fitted on, or candidate thresholds taken from; None where
-        nothing was.
-      about: what the fit saw: coverage, errors, the certified bound.
+      fitted_on: the calibration split; tuned_on: those that the score was fitted on, or candidate thresholds taken from.
+      about: what the fit saw, by stratum: examples, accepted, errors, and the certified bound; None where nothing is certified, as by a marginal
+        method.
     """
 
     method: str
@@ -129,8 +119,8 @@ class Selector:
     state: Mapping[str, float | str | np.ndarray]
     by: str
     thresholds: Mapping[str, float]
-    fitted_on: FittedOn
-    tuned_on: FittedOn | None = None
+    fitted_on: Examples
+    tuned_on: tuple[Examples, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,27 +137,16 @@ class Selector:
           predictions: of the same model, logits [n, k] or [m, n, k].
 
         Raises:
-          InputError: these are the examples it was fitted on, or of the same split; what the score or the strata need is not there.
+          InputError: it was fitted on some of these examples, or on the same split, or to another model; what the score or the strata need is
+            not there.
         """
-        self._refuse_own(predictions)
+        refuse_fitted_on(predictions, (self.fitted_on, *self.tuned_on), "this selector")
         if self.rule == "singleton":
             return self._singletons(predictions)
         score = score_of(self.score, self.state, predictions)
         prediction = ops.predicted_class(Split.of(predictions).combined.logits)
         threshold = self._of_stratum(strata(predictions, self.by, prediction))
         return Decision(score >= threshold, score, prediction)
-
-    def _refuse_own(self, p: Predictions) -> None:
-        split, dataset = p.provenance.get("split"), p.provenance.get("dataset")
-        for on in (self.fitted_on, self.tuned_on):
-            if on is None:
-                continue
-            same_split = split is not None and (dataset, split) == (on.dataset, on.split)
-            if same_split or fingerprint(p) == on.fingerprint:
-                raise InputError(
-                    f"{p.source}: holds the examples that this selector was fitted on ({on.source}); "
-                    "what is fitted on a split is not reported on it: give another split of the same model"
-                )
 
     def _of_stratum(self, names: np.ndarray) -> np.ndarray:
         unique, index = np.unique(names, return_inverse=True)
@@ -257,8 +236,9 @@ def fit_score(name: str, tuning: Predictions | None) -> dict[str, float | str | 
 
 
 def of_rejector(rejector: scod.Plugin | scod.Sirc) -> tuple[str, dict[str, float | str | np.ndarray]]:
-    """A fitted rejector as the name of a score and its state."""
-    return next((name, _taken_apart(rejector)) for name, kind in REJECTORS.items() if isinstance(rejector, kind))
+    """A fitted rejector as the name of a score and its state; what it was fitted on is the selector's `tuned_on`."""
+    bare = rejector._replace(fitted_on=())
+    return next((name, _taken_apart(bare)) for name, kind in REJECTORS.items() if isinstance(bare, kind))
 
 
 def _taken_apart(state: typing.Any, at: str = "") -> dict[str, float | str | np.ndarray]:
@@ -297,7 +277,8 @@ def _assembled(form: typing.Any, state: Mapping[str, float | str | np.ndarray], 
         return tuple(_assembled(part, state, f"{at}.{i}") for i, part in enumerate(form))
     if hasattr(form, "_fields"):
         kinds = typing.get_type_hints(form)
-        return form(*(_assembled(kinds[name], state, f"{at}.{name}") for name in form._fields))
+        kept = (name for name in form._fields if name != "fitted_on")
+        return form(**{name: _assembled(kinds[name], state, f"{at}.{name}") for name in kept})
     return state[at.removeprefix(".")]
 
 
@@ -355,27 +336,8 @@ def strata(predictions: Predictions, by: str, prediction: np.ndarray) -> np.ndar
     return (prediction if by == "predicted_class" else predictions.label).astype(str)
 
 
-def fingerprint(predictions: Predictions) -> str:
-    """A name for these examples, whatever the order of the rows: of ids and labels, of labels and logits where there are no ids."""
-    p = by_id(predictions)
-    if p.ids_given:
-        return files.fingerprint({"example_id": p.example_id, "label": p.label.astype(np.int64)})
-    return files.fingerprint({"label": p.label.astype(np.int64), "logits": p.logits})
-
-
-def fitted_on(calibration: Predictions, n: int, whole: Predictions | None = None) -> FittedOn:
-    """Says what was fitted on.
-
-    Args:
-      calibration: the examples; n: how many of them count; whole: the file they are a part of, if they are a part.
-    """
-    whole = calibration if whole is None else whole
-    about = whole.provenance
-    return FittedOn(whole.source, about.get("dataset"), about.get("split"), n, fingerprint(whole))
-
-
 def save(path: str | Path, selector: Selector) -> None:
-    """Writes a selector as JSON, and beside it, as .npz, the arrays that its score was fitted to, if there are any.
+    """Writes a selector as JSON, and beside it, as .npz, its arrays: what its score was fitted to, and what it knows examples by.
 
     Each file is written whole or not at all, the JSON last; it names the arrays and their fingerprint. Infinite thresholds and NaN are kept, as
     words.
@@ -385,8 +347,8 @@ def save(path: str | Path, selector: Selector) -> None:
     document = {field.name: getattr(selector, field.name) for field in dataclasses.fields(selector)}
     document["promise"] = dataclasses.asdict(selector.promise)
     document["state"] = {name: value for name, value in selector.state.items() if name not in arrays}
-    for name in ("fitted_on", "tuned_on"):
-        document[name] = None if document[name] is None else document[name]._asdict()
+    kept = [_examples_apart(on, f"tuned_on.{i}", arrays) for i, on in enumerate(selector.tuned_on)]
+    document |= {"fitted_on": _examples_apart(selector.fitted_on, "fitted_on", arrays), "tuned_on": kept}
     document["thresholds"] = {
         name: float(value) if math.isfinite(value) else str(float(value)) for name, value in selector.thresholds.items()
     }
@@ -394,6 +356,28 @@ def save(path: str | Path, selector: Selector) -> None:
         files.write_npz(path.with_suffix(".npz"), arrays)
         document["arrays"] = files.fingerprint(arrays)
     files.write_json(path, {"schema": SCHEMA, **document, "says": str(selector.promise)}, seal=True)
+
+
+_HELD = ("example_id", "rows")
+
+
+def _examples_apart(on: Examples, at: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The rest, when the arrays were put where arrays go; their names say whose they are."""
+    arrays |= {f"{at}.{name}": getattr(on, name) for name in _HELD if getattr(on, name) is not None}
+    return {name: value for name, value in on._asdict().items() if name not in _HELD}
+
+
+def _examples(document: Mapping[str, Any], at: str, arrays: dict[str, np.ndarray]) -> Examples:
+    """The inverse of `_examples_apart`; takes its arrays away."""
+    on = Examples(**document, **{name: arrays.pop(f"{at}.{name}", None) for name in _HELD})
+    for name, kind in (("source", str), ("n", int), ("about", dict), ("num_classes", int), ("form", str)):
+        if type(getattr(on, name)) is not kind:
+            raise ValueError(f"{at}: {name} {getattr(on, name)!r} is none")
+    if on.example_id is not None and (on.example_id.ndim != 1 or on.example_id.dtype.kind not in "iuUS"):
+        raise ValueError(f"{at}: ids of type {on.example_id.dtype}")
+    if on.rows is not None and (on.rows.ndim != 1 or on.rows.dtype != np.uint64):
+        raise ValueError(f"{at}: rows of type {on.rows.dtype}")
+    return on
 
 
 def load(path: str | Path) -> Selector:
@@ -410,9 +394,11 @@ def load(path: str | Path) -> Selector:
     try:
         document = {field.name: document[field.name] for field in dataclasses.fields(Selector)}
         document["promise"] = Promise(**document["promise"])
+        document["fitted_on"] = _examples(document["fitted_on"], "fitted_on", arrays)
+        document["tuned_on"] = tuple(
+            _examples(on, f"tuned_on.{i}", arrays) for i, on in enumerate(document["tuned_on"])
+        )
         document["state"] = {**document["state"], **arrays}
-        document["fitted_on"] = FittedOn(**document["fitted_on"])
-        document["tuned_on"] = None if document["tuned_on"] is None else FittedOn(**document["tuned_on"])
         document["thresholds"] = {name: float(value) for name, value in document["thresholds"].items()}
         return _checked(Selector(**document))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -421,12 +407,9 @@ def load(path: str | Path) -> Selector:
 
 def _checked(selector: Selector) -> Selector:
     """Refuses, by ValueError, what a file may hold and no fit makes: the rest is checked by the classes themselves."""
-    on = selector.fitted_on
-    texts = {"method": selector.method, "score": selector.score, "source": on.source, "fingerprint": on.fingerprint}
-    texts |= {name: value for name, value in (("dataset", on.dataset), ("split", on.split)) if value is not None}
-    for name, value in texts.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{name} {value!r} is no text")
+    for name in ("method", "score"):
+        if not isinstance(getattr(selector, name), str):
+            raise ValueError(f"{name} {getattr(selector, name)!r} is no text")
     needed, forms = set(), {**_STATES, **REJECTORS}
     if selector.rule == "singleton":
         if selector.score not in NONCONFORMITY:
@@ -441,7 +424,7 @@ def _checked(selector: Selector) -> Selector:
     finite = all(isinstance(value, (int, float)) and abs(value) < 1e300 for value in numbers)
     if not needed <= set(selector.state) or not finite:
         raise ValueError(f"state {sorted(selector.state)}: {selector.score} needs {sorted(needed)}, finite numbers")
-    if not isinstance(selector.about, Mapping) or type(on.n) is not int:
+    if not isinstance(selector.about, Mapping):
         raise ValueError("what the fit saw is not there")
     return selector
 

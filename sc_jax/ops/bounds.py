@@ -213,6 +213,31 @@ def empirical_bernstein_upper(mean: Array, variance: Array, n: Array, delta: Arr
     return np.minimum(mean + np.sqrt(2 * variance * log / n) + 7 * log / (3 * (n - 1)), 1.0)
 
 
+def empirical_bernstein_interval(mean: Array, variance: Array, n: Array, level: float = 0.95) -> np.ndarray:
+    """A two-sided interval of E loss for losses in [0, 1] that is narrow where they vary little.
+
+    High is `empirical_bernstein_upper` at (1 − level)/2; low is 1 − that of 1 − loss, which has mean 1 − mean and the same variance.
+
+    Args:
+      mean: [...], in [0, 1]; variance: [...], V ≥ 0; n: [...], whole numbers ≥ 0; level: e.g. 0.95.
+
+    Returns:
+      [..., 2], low ≤ mean ≤ high; it covers with probability ≥ level. 0 and 1 where n < 2 (whatever mean and variance).
+
+    Raises:
+      ValueError: as `empirical_bernstein_upper`; level is outside (0, 1).
+
+    Source: Maurer & Pontil, COLT 2009, Theorem 4, on both sides by a union bound.
+
+    >>> empirical_bernstein_interval(0.5, 0.0, 1000).round(4)  # half of it: 7 ln(80)/(3 · 999)
+    array([0.4898, 0.5102])
+    """
+    delta = (1 - _open_share("level", level)) / 2
+    high = empirical_bernstein_upper(mean, variance, n, delta)
+    low = 1 - empirical_bernstein_upper(1 - np.asarray(mean, np.float64), variance, n, delta)
+    return np.stack([low, high], axis=-1)
+
+
 def betting_upper(losses: Array, delta: float) -> np.ndarray:
     """An upper bound on E loss for losses in [0, 1], by betting against it; the narrowest here for small, varied losses.
 
@@ -257,6 +282,27 @@ def betting_upper(losses: Array, delta: float) -> np.ndarray:
     return _last(not_rejected, np.zeros(shape), np.ones(shape))
 
 
+def betting_interval(losses: Array, level: float = 0.95) -> np.ndarray:
+    """A two-sided interval of E loss for losses in [0, 1], by betting against both sides.
+
+    High is `betting_upper` at (1 − level)/2; low is 1 − that of 1 − loss. What is said there of the order of losses holds here.
+
+    Args:
+      losses: [..., n], in [0, 1], in the order of the bets; level: e.g. 0.95.
+
+    Returns:
+      [..., 2], low and high; it covers with probability ≥ level. 0 and 1 where n = 0.
+
+    Raises:
+      ValueError: a loss is outside [0, 1]; level is outside (0, 1).
+
+    Source: Waudby-Smith & Ramdas, JRSS B 2024: two one-sided games, each at half of 1 − level, with the stakes of `betting_upper`.
+    """
+    delta = float((1 - _open_share("level", level)) / 2)
+    losses = _share("losses", losses)
+    return np.stack([1 - betting_upper(1 - losses, delta), betting_upper(losses, delta)], axis=-1)
+
+
 def log_evidence(total: Array, n: Array, risk: Array) -> np.ndarray:
     """Log evidence against "the risk is at most r", to be looked at after every loss: exceeds ln(1/δ) ever with probability ≤ δ.
 
@@ -292,6 +338,9 @@ def confidence_sequence(total: Array, n: Array, delta: Array) -> np.ndarray:
 
     All r with B(½ + S, ½ + n − S)/B(½, ½) · r^(−S) (1 − r)^(−(n − S)) < 1/δ, S the total loss of the first n. One may look after
     every loss, stop when one likes, and intersect the intervals seen so far.
+
+    "The mean" is that of each loss given those before it, which must be the same for all of them. Where it changes, the interval is of no
+    one mean, and promises nothing.
 
     Args:
       total: [...], S in [0, n]: the sum of losses in [0, 1]; n: [...], whole numbers ≥ 0; delta: [...], δ in (0, 1).

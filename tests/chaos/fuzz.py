@@ -339,10 +339,10 @@ def _seeds_of_selectors(folder: Path) -> list[Files]:
         guarantees.fit(p, "crc", "msp", risk=0.1, delta=None, tuning=None, within="all", starts=(0.5,)),
         guarantees.fit(p, "crc", "msp", risk=0.1, delta=None, tuning=None, within="predicted_class", starts=(0.5,)),
     ]
-    sealed = [
-        _ours(folder, lambda f, one=one: selector.save(f / "selector.json", one), "selector.json") for one in made
-    ]
-    return sealed + [{"selector.json": json.dumps(one).encode()} for one in _unsealed(sealed) * 3]
+    names = ("selector.json", "selector.npz")
+    sealed = [_ours(folder, lambda f, one=one: selector.save(f / names[0], one), *names) for one in made]
+    unsealed = zip(sealed, _unsealed(sealed), strict=True)
+    return sealed + [{**whole, names[0]: json.dumps(one).encode()} for whole, one in unsealed] * 3
 
 
 def _unsealed(each: Sequence[Files]) -> list[Any]:

@@ -52,7 +52,7 @@ def test_each_stratum_is_covered(score, by):
     for _ in range(100):
         u = (rng.random(120), rng.random(2000)) if score in ("aps", "raps", "saps") else (0.0, 0.0)
         fitted = conformal.fit(
-            dataclasses.replace(select(pool, rng.choice(rest, 120)), example_id=np.arange(120)),
+            dataclasses.replace(select(pool, rng.choice(rest, 120)), example_id=10**6 + np.arange(120)),
             score,
             0.2,
             by=by,
@@ -133,20 +133,44 @@ def test_classes_alike_share_a_quantile():
         return split(seed, n, k, label=label, logits=rng.normal(size=(n, k)) + signal)
 
     tuning = made(1, 2000)
-    cluster = conformal.cluster_classes(tuning, "lac", 0.1, 2)
+    found = conformal.cluster_classes(tuning, "lac", 0.1, 2)
+    cluster = found.index
     assert len(set(cluster[:6])) == len(set(cluster[6:12])) == 1
     assert cluster[12] == 2
     assert len({cluster[0], cluster[6], cluster[12]}) == 3
     calibration, test = made(2, 2000), made(3, 6000)
-    fitted = conformal.fit(calibration, "lac", 0.1, by="label", cluster=cluster)
+    fitted = conformal.fit(calibration, "lac", 0.1, by="label", cluster=found)
     assert len({fitted.quantile[str(c)] for c in range(6)}) == 1
     assert fitted.quantile["0"] < fitted.quantile["6"]
     for mine in (test.label < 6, (test.label >= 6) & (test.label < 12)):
         assert stats.binomtest(int(missed(fitted, test)[mine].sum()), int(mine.sum()), 0.1).pvalue > 1e-4
-    assert len(set(conformal.cluster_classes(tuning, "lac", 0.1, 1))) == 2
-    assert set(conformal.cluster_classes(made(4, 30), "lac", 0.1, 2)) == {2}  # none has 9 examples
+    assert len(set(conformal.cluster_classes(tuning, "lac", 0.1, 1).index)) == 2
+    assert set(conformal.cluster_classes(made(4, 30), "lac", 0.1, 2).index) == {2}  # none has 9 examples
     with pytest.raises(ValueError, match="by='label'"):
-        conformal.fit(calibration, "lac", 0.1, cluster=cluster)
+        conformal.fit(calibration, "lac", 0.1, cluster=found)
+    with pytest.raises(ValueError, match="one is needed for each of 13 classes"):
+        conformal.fit(calibration, "lac", 0.1, by="label", cluster=conformal.Clusters(cluster[:12]))
+    fixed = conformal.fit(calibration, "lac", 0.1, by="label", cluster=conformal.Clusters(cluster))
+    assert fixed.quantile == fitted.quantile
+    with pytest.raises(InputError, match="the clustering of classes was fitted on"):
+        conformal.fit(tuning, "lac", 0.1, by="label", cluster=found)
+    for own in (calibration, tuning):
+        with pytest.raises(InputError, match="what these sets are of was fitted on"):
+            conformal.sets(fitted, own)
+
+
+def test_sets_refuse_what_they_were_fitted_on():
+    calibration, test = split(1), split(2)
+    fitted = conformal.fit(calibration, "lac", 0.2)
+    order = np.random.default_rng(0).permutation(500)
+    for own in (calibration, select(calibration, order[:100]), dataclasses.replace(calibration, ids_given=False)):
+        with pytest.raises(InputError, match="was fitted on"):
+            conformal.sets(fitted, own)
+        with pytest.raises(InputError):
+            conformal.sets_under_shift(calibration, own, "lac", 0.2, np.ones(500), np.ones(len(own)))
+    with pytest.raises(InputError, match="k = 4 classes"):
+        conformal.sets(fitted, split(3, k=4))
+    assert conformal.sets(fitted, test).shape == (500, 5)
 
 
 def test_weights_repair_a_shift():
@@ -180,5 +204,7 @@ def test_what_it_cannot_use_is_refused():
         conformal.fit(calibration, "lac", 0.1, by="group")
     with pytest.raises(InputError, match="come together"):
         conformal.fit(dataclasses.replace(calibration, cluster=np.zeros(500, int)), "lac", 0.1)
+    with pytest.raises(InputError, match="all examples are OOD"):
+        conformal.fit_selector(dataclasses.replace(calibration, is_ood=np.ones(500, bool)), "lac", risk=0.1)
     with pytest.raises(ValueError, match="alpha must lie"):
         conformal.fit(calibration, "lac", 1.0)

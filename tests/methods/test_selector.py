@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from fractions import Fraction
 
 import made_up
 import numpy as np
@@ -13,11 +14,11 @@ from sc_jax.files import InputError
 from sc_jax.methods import guarantees, scod
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods import selector as selector_lib
-from sc_jax.methods.selector import FittedOn, Promise, Selector
-from sc_jax.predictions import select
+from sc_jax.methods.selector import Promise, Selector
+from sc_jax.predictions import Examples, known_by, select
 
 MARGINAL = Promise("marginal", "accepted and wrong", 0.1, None)
-NOWHERE = FittedOn("elsewhere.npz", None, None, 10, "another")
+NOWHERE = Examples("elsewhere.npz", 10, {}, made_up.CLASSES, "logits")
 
 
 def made(rule="threshold", score="msp", by="all", thresholds=None, state=None):
@@ -75,24 +76,63 @@ def test_no_set_is_empty_where_u_is_0(name):
         selector_lib.nonconformity_of("softmax", {}, p)
 
 
-def test_what_it_was_fitted_on_is_refused():
-    fitted = made_up.predictions(3)
-    on = selector_lib.fitted_on(fitted, 60)
-    chosen = dataclasses.replace(made(), fitted_on=on)
-    chosen(made_up.predictions(4))
-    order = np.random.default_rng(0).permutation(60)
-    for same in (fitted, select(fitted, order), dataclasses.replace(fitted, source="copy.npz")):
+def copies(fitted, other):
+    """The examples under other names: in another order, a part, among others, with ids where there were none."""
+    order = np.random.default_rng(0).permutation(len(fitted))
+    both = {name: np.concatenate([getattr(p, name) for p in (fitted, other)]) for name in ("label", "logits")}
+    return {
+        "itself": fitted,
+        "a copy": dataclasses.replace(fitted, source="copy.npz"),
+        "in another order": select(fitted, order),
+        "a part": select(fitted, np.arange(len(fitted) // 2)),
+        "among others": dataclasses.replace(fitted, **both, example_id=10**6 + np.arange(len(fitted) + len(other))),
+        "with other ids": dataclasses.replace(fitted, example_id=10**6 + np.arange(len(fitted)), ids_given=True),
+        "in float32": dataclasses.replace(fitted, logits=fitted.logits.astype(np.float32), ids_given=False),
+        "without ids": dataclasses.replace(fitted, ids_given=False),
+    }
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+@pytest.mark.parametrize("role", ["fitted_on", "tuned_on"])
+def test_what_it_was_fitted_on_is_refused(tmp_path, role, with_ids):
+    fitted, other = (
+        made_up.predictions(seed, example_id=100 * seed + np.arange(60), ids_given=with_ids) for seed in (3, 4)
+    )
+    on = known_by(fitted)
+    selector_lib.save(tmp_path / "s.json", dataclasses.replace(made(), **{role: on if role == "fitted_on" else (on,)}))
+    chosen = selector_lib.load(tmp_path / "s.json")
+    chosen(other)
+    for same in copies(fitted, other).values():
         with pytest.raises(InputError, match="was fitted on"):
             chosen(same)
-    without_ids = dataclasses.replace(fitted, ids_given=False)
-    chosen = dataclasses.replace(made(), fitted_on=selector_lib.fitted_on(without_ids, 60))
-    with pytest.raises(InputError, match="was fitted on"):
-        chosen(dataclasses.replace(without_ids, source="copy.npz"))
-    chosen(dataclasses.replace(made_up.predictions(4), ids_given=False))
     about = {"dataset": "made_up", "split": "validation"}
-    on = selector_lib.fitted_on(dataclasses.replace(fitted, provenance=about), 60)
-    with pytest.raises(InputError, match="was fitted on"):
-        dataclasses.replace(made(), fitted_on=on)(dataclasses.replace(made_up.predictions(4), provenance=about))
+    on = known_by(dataclasses.replace(fitted, provenance=about))
+    with pytest.raises(InputError, match=r"was fitted on .* is of the same split"):
+        dataclasses.replace(made(), fitted_on=on)(dataclasses.replace(other, provenance=about))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.zeros(60, int), "logits": np.random.default_rng(0).normal(size=(60, 2))}, "'logits': k = 2"),
+        ({"logits": np.random.default_rng(0).normal(size=(60, 10))}, "'logits': k = 10"),
+        ({"logits": np.random.default_rng(0).normal(size=(3, 60, 5))}, "holds logits of 3 members"),
+        ({"log_probabilities": True}, "holds probabilities"),
+        ({"provenance": {"checkpoint": "b"}}, "checkpoint differ"),
+        ({"provenance": {"tags": {"seed": 2}}}, "tags differ"),
+    ],
+    ids=["k = 2", "k = 10", "an ensemble", "probabilities", "checkpoint", "tags"],
+)
+def test_outputs_of_another_model_are_refused(tmp_path, changes, message):
+    provenance = {"checkpoint": "a", "tags": {"seed": 1}}
+    fitted, test = (
+        made_up.predictions(seed, example_id=100 * seed + np.arange(60), provenance=provenance) for seed in (1, 2)
+    )
+    selector_lib.save(tmp_path / "s.json", guarantees.fit(fitted, "crc", risk=0.2))
+    chosen = selector_lib.load(tmp_path / "s.json")
+    chosen(test)
+    with pytest.raises(InputError, match=rf"2\.npz.*{message}.*give another split of the same model"):
+        chosen(dataclasses.replace(test, **changes))
 
 
 def test_a_fitted_score_is_its_numbers():
@@ -157,7 +197,7 @@ RULES = (scod.JointRisk(0.5, 0.5, 0.2), ops.ScodCosts(0.2, 0.3))
 def test_a_scod_rejector_gets_a_promise_and_survives_the_disk(tmp_path, fit, rule):
     tuning, calibration, test = (made_up.with_head(seed, example_id=100 * seed + np.arange(60)) for seed in (5, 6, 7))
     rejector = fit(tuning, rule)
-    chosen = guarantees.fit(calibration, "crc", rejector, risk=0.2, tuning=tuning)
+    chosen = guarantees.fit(calibration, "crc", rejector, risk=0.2)
     selector_lib.save(tmp_path / "selector.json", chosen)
     again = selector_lib.load(tmp_path / "selector.json")
     decision = again(test)
@@ -167,8 +207,9 @@ def test_a_scod_rejector_gets_a_promise_and_survives_the_disk(tmp_path, fit, rul
     for split in (tuning, calibration):
         with pytest.raises(InputError, match="was fitted on"):
             again(split)
-    with pytest.raises(InputError, match="give it as tuning"):
-        guarantees.fit(calibration, "crc", rejector, risk=0.2)
+    for on in (tuning, select(dataclasses.replace(tuning, source="part.npz"), np.arange(30))):
+        with pytest.raises(InputError, match="the rejector was fitted on"):
+            guarantees.fit(on, "crc", rejector, risk=0.2)
     document = files.read_json(tmp_path / "selector.json")  # without its seal
     kept = {name: value for name, value in document["state"].items() if not name.endswith((".name", "first"))}
     (tmp_path / "selector.json").write_text(json.dumps({**document, "state": kept}))
@@ -176,8 +217,32 @@ def test_a_scod_rejector_gets_a_promise_and_survives_the_disk(tmp_path, fit, rul
         selector_lib.load(tmp_path / "selector.json")
 
 
+def test_a_rejector_knows_every_split_behind_it():
+    splits = [made_up.with_head(seed, example_id=100 * seed + np.arange(60)) for seed in range(1, 6)]
+    mix, (calibration, outliers, wild, strict, reference) = scod.JointRisk(0.5, 0.5, 0.2), splits
+    wild = dataclasses.replace(wild, features=wild.features + 3.0)  # so that inliers are told from it
+    both = dataclasses.replace(calibration, is_ood=np.arange(60) % 2 == 0)
+    for rejector, behind in (
+        (
+            scod.fit_black_box(calibration, mix, outliers=outliers, reference=reference),
+            (calibration, outliers, reference),
+        ),
+        (
+            scod.fit_loss_based(calibration, wild, mix, strict=strict, reference=reference),
+            (calibration, wild, strict, reference),
+        ),
+        (scod.fit_linear(both, target=mix, reference=reference), (calibration, reference)),
+        (scod.fit_sirc(calibration, second="residual", reference=reference), (calibration, reference)),
+    ):
+        for split in behind:
+            with pytest.raises(InputError, match="the rejector was fitted on"):
+                guarantees.fit(split, "crc", rejector, risk=0.2)
+        chosen = guarantees.fit(made_up.with_head(9, example_id=900 + np.arange(60)), "crc", rejector, risk=0.2)
+        assert [on.source for on in chosen.tuned_on] == [split.source for split in behind]
+
+
 def test_arrays_lie_beside_the_selector(tmp_path):
-    tuning, calibration, test = (made_up.with_head(seed) for seed in (5, 6, 7))
+    tuning, calibration, test = (made_up.with_head(seed, example_id=100 * seed + np.arange(60)) for seed in (5, 6, 7))
     path = tmp_path / "selector.json"
     for name in ("vim", "mahalanobis"):
         selector_lib.save(path, guarantees.fit(calibration, "crc", name, risk=0.2, tuning=tuning))
@@ -187,6 +252,7 @@ def test_arrays_lie_beside_the_selector(tmp_path):
             assert set(np.load(path.with_suffix(".npz"), allow_pickle=False)) == {
                 "residual.origin",
                 "residual.complement",
+                *(f"{on}.{name}" for on in ("fitted_on", "tuned_on.0") for name in ("example_id", "rows")),
             }
             vim = kept
     path.with_suffix(".npz").write_bytes(vim)
@@ -211,10 +277,11 @@ def test_an_ensemble_is_one_classifier():
     members = np.stack([made_up.predictions(seed).logits for seed in range(3)])
     test = made_up.predictions(0, logits=members)
     mean = ops.ensemble_log_probabilities(members)
-    decision = made(thresholds={"all": 0.5})(test)
+    on = NOWHERE._replace(form="logits of 3 members")
+    decision = dataclasses.replace(made(thresholds={"all": 0.5}), fitted_on=on)(test)
     np.testing.assert_array_equal(decision.score, ops.msp(mean))
     np.testing.assert_array_equal(decision.prediction, mean.argmax(axis=1))
-    assert made(score="disagreement")(test).score.shape == (60,)
+    assert dataclasses.replace(made(score="disagreement"), fitted_on=on)(test).score.shape == (60,)
 
 
 @pytest.mark.parametrize("threshold", [0.1 + 0.2, math.nan, math.inf, -math.inf, 1e-300])
@@ -234,7 +301,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "selector.json"
     selector_lib.save(path, made())
     document = files.read_json(path)  # without its seal
-    for change in ({"schema": 1}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
+    for change in ({"schema": 2}, {"promise": {"kind": "pac"}}, {"thresholds": None}):
         path.write_text(json.dumps(document | change))
         with pytest.raises(InputError, match=r"selector\.json"):
             selector_lib.load(path)
@@ -265,6 +332,15 @@ def test_promises_that_cannot_be_made(arguments, message):
         Promise(*arguments)
 
 
+@pytest.mark.parametrize("delta", [0.05, 1e-6, 4e-7, 1e-12, 1e-300, 0.3 / 7])
+def test_a_promise_says_no_more_than_it_holds(delta):
+    said = str(Promise("pac", "selective risk", 0.0500000004, delta))
+    stated = said.partition("with probability ≥ ")[2].partition(" over")[0]
+    one, minus, rest = stated.partition(" − ")
+    assert (Fraction(one) - Fraction(rest) if minus else Fraction(one)) == 1 - Fraction(str(delta))
+    assert "≤ 0.0500000004," in said
+
+
 @pytest.mark.parametrize(
     ("rule", "by", "message"),
     [
@@ -278,6 +354,9 @@ def test_rules_that_cannot_be_followed(rule, by, message):
         made(rule, by=by)
 
 
+KNOWN = {"source": "a.npz", "n": 3, "about": {}, "num_classes": 5, "form": "logits"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -289,8 +368,11 @@ def test_rules_that_cannot_be_followed(rule, by, message):
         {"rule": "singleton", "score": "raps", "state": {"penalty": 0.1}},
         {"thresholds": {"all": 10**400}},
         {"about": None},
-        {"fitted_on": {"source": 1, "dataset": None, "split": None, "n": 3, "fingerprint": ""}},
-        {"fitted_on": {"source": "", "dataset": None, "split": None, "n": "3", "fingerprint": ""}},
+        *({"fitted_on": KNOWN | change} for change in ({"source": 1}, {"n": "3"}, {"about": None}, {"form": None})),
+        {"fitted_on": KNOWN | {"num_classes": 2.5}},
+        {"fitted_on": KNOWN | {"rows": [1, 2]}},
+        {"tuned_on": None},
+        {"tuned_on": [None]},
     ],
     ids=str,
 )

@@ -401,8 +401,14 @@ NO_METRIC = {
         *("aps", "conformal_quantile", "lac", "raps", "saps", "top_k_rank", "weighted_conformal_quantile"),
     ),
     "bounds of counts and means": (
-        *("betting_upper", "binomial_p_value", "clopper_pearson_interval", "clopper_pearson_lower"),
-        *("clopper_pearson_upper", "confidence_sequence", "empirical_bernstein_upper", "hoeffding_bentkus_p_value"),
+        *("betting_interval", "betting_upper", "binomial_p_value", "clopper_pearson_interval", "clopper_pearson_lower"),
+        *(
+            "clopper_pearson_upper",
+            "confidence_sequence",
+            "empirical_bernstein_interval",
+            "empirical_bernstein_upper",
+            "hoeffding_bentkus_p_value",
+        ),
         *("hoeffding_bentkus_upper", "log_evidence", "wilson_interval"),
     ),
     "a contrast of two groups, without a loss": ("difference_at_equal",),

@@ -166,6 +166,52 @@ def test_empirical_bernstein_by_its_formula():
     np.testing.assert_allclose(bound, 0.02 + math.sqrt(0.02 * math.log(40) / 500) + 7 * math.log(40) / (3 * 499))
 
 
+def both_of_bernstein(losses, level):
+    return ops.empirical_bernstein_interval(losses.mean(axis=-1), losses.var(axis=-1, ddof=1), losses.shape[-1], level)
+
+
+INTERVALS = pytest.mark.parametrize(
+    ("interval", "upper"), [(both_of_bernstein, bernstein), (ops.betting_interval, ops.betting_upper)]
+)
+
+
+@INTERVALS
+def test_an_interval_is_two_bounds_at_half_each(interval, upper):
+    losses = np.random.default_rng(0).beta(0.3, 2, (20, 300))
+    low, high = interval(losses, 0.9).T
+    np.testing.assert_array_equal(high, upper(losses, (1 - 0.9) / 2))
+    mirrored = interval(1 - losses, 0.9)
+    np.testing.assert_allclose(low, 1 - mirrored[:, 1], rtol=1e-9)
+    assert ((low > 0) & (low < losses.mean(axis=1)) & (losses.mean(axis=1) < high) & (high < 1)).all()
+    wider = interval(losses, 0.99)
+    assert ((wider[:, 0] < low) & (high < wider[:, 1])).all()
+
+
+@INTERVALS
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_cover(interval, upper, level):
+    """2,000 samples of 100: missed no more often than 1 − level, but for what a binomial of that rate exceeds once in 1,000."""
+    rng = np.random.default_rng(0)
+    for losses, mean in (
+        ((rng.random((2000, 100)) < 0.1) * 1.0, 0.1),
+        ((rng.random((2000, 100)) < 0.9) * 1.0, 0.9),
+        (rng.beta(0.5, 1.5, (2000, 100)), 0.25),
+    ):
+        low, high = interval(losses, level).T
+        missed = int(((mean < low) | (high < mean)).sum())
+        assert missed <= stats.binom.ppf(0.999, 2000, 1 - level)
+
+
+@INTERVALS
+def test_intervals_miss_less_often_than_level_by_enumeration(interval, upper):
+    """Both sides over all samples of 8, exactly."""
+    values, probability = np.array([0.0, 1.0]), np.array([0.3, 0.7])
+    samples = np.array(list(itertools.product((0, 1), repeat=8)))
+    losses, weight = values[samples], probability[samples].prod(axis=1)
+    low, high = interval(losses, 0.6).T
+    assert weight[(low > 0.7) | (high < 0.7)].sum() <= 0.4
+
+
 def test_evidence_is_the_integral_it_says():
     for total, n, r in ((0, 5, 0.1), (3, 5, 0.1), (1.5, 6, 0.4), (7, 7, 0.9)):
         prior = stats.beta(0.5, 0.5)
@@ -230,6 +276,8 @@ def test_nothing_seen_bounds_nothing():
     assert ops.clopper_pearson_upper(0, 0, 0.1) == ops.hoeffding_bentkus_upper(np.nan, 0, 0.1) == 1
     assert ops.clopper_pearson_lower(0, 0, 0.1) == 0
     assert ops.empirical_bernstein_upper(0.0, np.nan, 1, 0.1) == ops.betting_upper(np.zeros(0), 0.1) == 1
+    np.testing.assert_array_equal(ops.empirical_bernstein_interval(0.3, np.nan, 1), [0, 1])
+    np.testing.assert_array_equal(ops.betting_interval(np.zeros((2, 0))), [[0, 1], [0, 1]])
 
 
 @pytest.mark.parametrize(
@@ -248,6 +296,10 @@ def test_nothing_seen_bounds_nothing():
         (lambda: ops.wilson_interval(0, 0), "not defined for n = 0"),
         (lambda: ops.empirical_bernstein_upper(0.1, -0.1, 10, 0.1), "negative or NaN"),
         (lambda: ops.betting_upper(np.array([0.5, 2.0]), 0.1), "losses must lie in"),
+        (lambda: ops.empirical_bernstein_interval(1.2, 0.1, 10), "mean must lie in"),
+        (lambda: ops.empirical_bernstein_interval(0.1, 0.1, 10, 1.0), "level must lie in"),
+        (lambda: ops.betting_interval(np.array([0.5, -1.0])), "losses must lie in"),
+        (lambda: ops.betting_interval(np.array([0.5]), 95), "level must lie in"),
         (lambda: ops.log_evidence(3, 2, 0.1), "total of n losses"),
         (lambda: ops.log_evidence(1, 2, 0.0), "risk must lie in"),
         (lambda: ops.confidence_sequence(np.nan, 2, 0.1), "total of n losses"),
