@@ -321,8 +321,9 @@ def validity() -> str:
         )
     headings = ["method", "settings", "worst rate", "where", "verdict", "coverage lost", "accepts nothing"]
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\n{f['draws']:,} calibration sets a setting. The rate is of violations; for crc and the "
-        "conformal quantile the mean of P(accepted and wrong) and of P(missed), beside α. Coverage lost is that of the best threshold had the "
+        f"{pages.Table(headings, rows).markdown()}\n\n{f['draws']:,} calibration sets a setting. The rate is of violations, in any stratum of a "
+        "promise within strata; for crc and singletons the mean of P(accepted and wrong), for sets and the conformal quantile of P(missed), beside "
+        "α, in the worst stratum. Coverage lost is that of the best threshold had the "
         "population been known, less the method's, in the mean over settings where such a threshold is; to accept nothing counts as coverage 0"
         + (
             "; some settings are outputs of published CIFAR-10 networks, their pool as population"

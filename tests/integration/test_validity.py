@@ -11,6 +11,7 @@ from made_up import errors, predictions
 from scipy import stats
 
 from benchmarks import patterns, validity
+from sc_jax import ops
 from sc_jax import select as select_door
 from sc_jax.methods import conformal, guarantees
 from sc_jax.predictions import Predictions, select
@@ -105,12 +106,61 @@ def test_the_mean_coverage_is_that_of_order_statistics():
 
 @pytest.mark.skipif(FOLDER is None, reason="SC_JAX_EXTRA_DATA is not set: the folder of published outputs")
 def test_published_outputs_as_populations():
-    settings = validity.pools(Path(FOLDER))
-    assert len(settings) == 12
-    for s in settings:
-        assert abs(s.population.mass.sum() - 1) < 1e-9
-    found = validity.judged(validity.pac_rows(settings[:3], 500))
+    outputs = validity.pools(Path(FOLDER))
+    assert len(outputs) == 4
+    for o in outputs:
+        for s in o.settings():
+            assert len(s.population.mass) > 9000  # scores as they are, not in steps
+            assert abs(s.population.mass.sum() - 1) < 1e-9
+            assert abs(s.population.wrong[-1] - o.error.mean()) < 1e-9
+            met = s.population.selective_risk <= s.risk
+            assert 0.3 < s.population.coverage[met].max() < 1  # a target that tells something
+    found = validity.judged(validity.pool_rows([outputs[0]._replace(targets=((500, 0.05),))], 200))
+    assert len(found) == len(validity.PAC) + 3
     assert not [row for row in found if row["fails"]]
+
+
+def pool_of(given):
+    return validity.Outputs("made up", given.logits, given.label, ((60, 0.1), (60, None)))
+
+
+def test_a_pool_has_the_risk_of_its_examples_at_every_threshold():
+    given = predictions(0, 300, signal=2.6, digits=1)
+    (s, near) = pool_of(given).settings()
+    score, wrong = ops.msp(given.logits), errors(given)
+    thresholds = np.unique(score)[::-1]
+    for cell in range(0, len(thresholds), 13):
+        accept = score >= thresholds[cell]
+        assert s.population.coverage[cell] == pytest.approx(accept.mean())
+        assert s.population.selective_risk[cell] == pytest.approx(wrong[accept].mean())
+    assert near.risk == round(0.98 * wrong.mean(), 4)
+
+
+def test_many_cells_are_drawn_as_few_are():
+    """By either way of drawing, counts have the mean and the variance of n draws, and errors those of the risks."""
+    mass, risk = np.array([0.5, 0.2, 0.3]), np.array([0.0, 1.0, 0.25])
+    few = validity.Population(mass, risk).draw(np.random.default_rng(0), 4, 40_000)
+    many = validity.Population(mass, risk).draw(np.random.default_rng(0), 2, 40_000)
+    for (count, wrong), n in ((few, 4), (many, 2)):
+        assert (count.sum(axis=1) == n).all()
+        np.testing.assert_allclose(count.mean(axis=0), n * mass, atol=0.03)
+        np.testing.assert_allclose(np.cov(count.T), n * (np.diag(mass) - np.outer(mass, mass)), atol=0.03)
+        np.testing.assert_allclose(wrong.mean(axis=0), n * mass * risk, atol=0.03)
+        assert (wrong <= count).all()
+
+
+def test_rates_of_lac_on_a_pool_are_those_of_its_examples():
+    pool = predictions(0, 400, signal=2.6, digits=1)
+    miss, wrong = validity.lac_rates(pool_of(pool))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        drawn = dataclasses.replace(select(pool, rng.choice(400, 60)), example_id=np.arange(60))
+        fitted = conformal.fit(drawn, "lac", 0.1)
+        q = np.array(fitted.quantile["all"])
+        members = conformal.sets(fitted, pool)
+        assert miss(q) == pytest.approx((~members[np.arange(400), pool.label]).mean())
+        decision = conformal.fit_selector(drawn, "lac", risk=0.1)(pool)
+        assert wrong(q) == pytest.approx((decision.accept & (decision.prediction != pool.label)).mean())
 
 
 @pytest.mark.parametrize("method", ["sgr", "ltt_fixed_sequence", "ltt_holm", "crc", "singleton_lac"])
@@ -232,7 +282,7 @@ def test_a_promise_in_strata_fails_where_one_of_them_does():
 
 def test_the_best_thresholds_are_those_of_the_population():
     """As if the calibration set were the population, against every choice of thresholds of two strata."""
-    population = patterns.made(4, 7, 2, 3.0)
+    population = patterns.made(6, 7, 2, 3.0)
     case = patterns.Case("sgr", "predicted_class", "", population, 1, 0.25, 0.1)
     mass, score = population.mass, -patterns.cells(population).of
     best = 0.0
