@@ -808,6 +808,19 @@ def scod(variant: str, kind: str) -> str:
     return pages.Table([f"{variant}, {kind}", *headings], lines).markdown()
 
 
+def scod_mixing() -> str:
+    """The share of inliers in the wild halves, as it is and as it was estimated."""
+    rows = []
+    for path in sorted((SCOD / "results").glob("*/scod.json")):
+        found = files.read_json(path).get("mixing", [])
+        if found:
+            estimated = [f"{one['estimated']:.3f}" for one in found]
+            rows.append([path.parent.name, f"{found[0]['known']:.3f}", ", ".join(estimated)])
+    if not rows:
+        return "Not run."
+    return pages.Table(["variant", "π_mix", "estimated, each network"], rows).markdown()
+
+
 def scod_shifts() -> str:
     """What frozen rejectors come to under corruptions, in the mean over families."""
     path = SCOD / "results/default/shifts.json"
@@ -968,6 +981,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scod mnist": lambda: scod("mnist", "far"),
     "scod cnn": lambda: scod("cnn", "near"),
     "scod clinc150": lambda: scod("clinc150", "outside"),
+    "scod mixing": scod_mixing,
     "scod shifts": scod_shifts,
     "abstention default": lambda: abstention("default"),
     "abstention cnn": lambda: abstention("cnn"),
