@@ -266,9 +266,8 @@ def fit_linear(
     ]
     error = ops.predicted_class(evaluation.combined(calibration).logits) != calibration.label
     options = {**target._asdict(), "weight": calibration.weight}
-    area = [
-        ops.scod_aurc(apply(state._replace(rule=rule), calibration), error, is_ood, **options).area for rule in rules
-    ]
+    estimated = estimates(state, calibration)
+    area = [ops.scod_aurc(ops.plugin_scod_score(*estimated, rule), error, is_ood, **options).area for rule in rules]
     return state._replace(rule=rules[logit_norm.choose(np.array(area))])
 
 
