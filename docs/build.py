@@ -322,8 +322,9 @@ def validity() -> str:
         )
     headings = ["method", "settings", "worst rate", "where", "verdict", "coverage lost", "accepts nothing"]
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\n{f['draws']:,} calibration sets a setting. The rate is of violations; for crc and the "
-        "conformal quantile the mean of P(accepted and wrong) and of P(missed), beside α. Coverage lost is that of the best threshold had the "
+        f"{pages.Table(headings, rows).markdown()}\n\n{f['draws']:,} calibration sets a setting. The rate is of violations, in any stratum of a "
+        "promise within strata; for crc and singletons the mean of P(accepted and wrong), for sets and the conformal quantile of P(missed), beside "
+        "α, in the worst stratum. Coverage lost is that of the best threshold had the "
         "population been known, less the method's, in the mean over settings where such a threshold is; to accept nothing counts as coverage 0"
         + (
             "; some settings are outputs of published CIFAR-10 networks, their pool as population"
@@ -1015,6 +1016,19 @@ def scod(variant: str, kind: str) -> str:
     return pages.Table([f"{variant}, {kind}", *headings], lines).markdown()
 
 
+def scod_mixing() -> str:
+    """The share of inliers in the wild halves, as it is and as it was estimated."""
+    rows = []
+    for path in sorted((SCOD / "results").glob("*/scod.json")):
+        found = files.read_json(path).get("mixing", [])
+        if found:
+            estimated = [f"{one['estimated']:.3f}" for one in found]
+            rows.append([path.parent.name, f"{found[0]['known']:.3f}", ", ".join(estimated)])
+    if not rows:
+        return "Not run."
+    return pages.Table(["variant", "π_mix", "estimated, each network"], rows).markdown()
+
+
 def scod_shifts() -> str:
     """What frozen rejectors come to under corruptions, in the mean over families."""
     path = SCOD / "results/default/shifts.json"
@@ -1185,6 +1199,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scod mnist": lambda: scod("mnist", "far"),
     "scod cnn": lambda: scod("cnn", "near"),
     "scod clinc150": lambda: scod("clinc150", "outside"),
+    "scod mixing": scod_mixing,
     "scod shifts": scod_shifts,
     "abstention default": lambda: abstention("default"),
     "abstention cnn": lambda: abstention("cnn"),

@@ -582,7 +582,7 @@ def test_the_repair_has_a_section_with_every_way_and_size(tmp_path):
         assert (tmp_path / "figures" / name).stat().st_size > 0
         assert f"figures/{name}" in text
     for row in document["repair"]["ensembles"]:
-        name = pages._AVERAGES[row["average"]]
+        name = pages.AVERAGES[row["average"]]
         assert text.count(f"| {name} |") == page.count(f"<td>{name}</td>") > 0
     assert "| 50 |" in text  # the one size that the made-up calibration split has
     ensemble = next(r for r in document["repair"]["ensembles"] if r["average"] == "mean_logits" and r["alpha"] == 0.2)

@@ -3,12 +3,14 @@
     .venv/bin/python experiments/scod/compare.py --workdir=runs/scod-default     # scod.json, scod.md and a picture for each kind of outliers there
 
 What is fitted is fitted on `validation`, which has inliers alone, and on the `outliers` of CLINC150. Of `test` every other example by id is the
-unlabelled wild mixture, whose share of inliers is taken as known; the other half is reported on. Plug-in rules are made for the costs and the share of each cell.
+unlabelled wild mixture; the other half is reported on. Its share of inliers is taken as known, but in one rejector, which estimates it. Plug-in rules are made
+for the costs and the share of each cell.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ SHARES = (0.05, 0.2, 0.5)
 SHOWN = scod.JointRisk(0.5, 0.5, 0.2)
 """Of the curves."""
 
+STRICT = 0.1
+"""The share of the validation inliers, the least like outliers by ViM, from which the share of inliers in the wild is estimated."""
+
 DRAWN = ("msp", "vim", "sirc", "black-box (ViM)", "loss-based (features)")
 RESAMPLES = 200
 COVERAGES = [round(0.05 * i, 2) for i in range(1, 21)]
@@ -36,28 +41,51 @@ Rejector = Callable[[scod.JointRisk], np.ndarray]
 
 def rejectors(
     calibration: Predictions, wild: Predictions, test: Predictions, outliers: Predictions | None
-) -> dict[str, Rejector]:
-    """Name → rejector, fitted."""
+) -> tuple[dict[str, Rejector], float]:
+    """Name → rejector, fitted, and the share of inliers in the wild as it was estimated. What is fitted does not depend on the rule, but for POSCOD."""
 
     def fixed(score: np.ndarray) -> Rejector:
         return lambda rule: score
 
     def plugin(state: scod.Plugin) -> Rejector:
-        return lambda rule: scod.apply(state._replace(rule=rule), test)
+        d, r = scod.estimates(state, test)
+        return lambda rule: ops.joint_scod_score(d, r, **rule._asdict())
 
-    found = {name: fixed(scod.score_of(scod.fit_score(name, calibration), test)) for name in PLAIN}
-    found["sirc"] = fixed(scod.apply(scod.fit_sirc(calibration, second="residual"), test))
+    fits = {name: scod.fit_score(name, calibration) for name in PLAIN}
+    found = {name: fixed(scod.score_of(fit, test)) for name, fit in fits.items()}
+    residual = scod.Named("residual", fits["vim"].state.residual)
+    found["sirc"] = fixed(scod.apply(scod.fit_sirc(calibration, second=residual), test))
     for ood in ("energy", "vim"):
         name = figures.SCORE_NAMES[ood]
-        found[f"black-box ({name})"] = plugin(scod.fit_black_box(calibration, SHOWN, ood=ood))
+        found[f"black-box ({name})"] = plugin(scod.fit_black_box(calibration, SHOWN, ood=fits[ood]))
         if outliers is not None:
-            with_them = scod.fit_black_box(calibration, SHOWN, ood=ood, outliers=outliers)
+            with_them = scod.fit_black_box(calibration, SHOWN, ood=fits[ood], outliers=outliers)
             found[f"black-box ({name}, {len(outliers)} outliers)"] = plugin(with_them)
+    if outliers is not None:
+        found[f"POSCOD ({figures.SCORE_NAMES['energy']}, {len(outliers)} outliers)"] = linear(
+            calibration, outliers, test
+        )
     mixing = float(np.mean(~wild.is_ood))
     for on in ("features", "vim"):
-        state = scod.fit_loss_based(calibration, wild, SHOWN, on=on, mixing=mixing)
+        state = scod.fit_loss_based(calibration, wild, SHOWN, on=fits.get(on, on), mixing=mixing)
         found[f"loss-based ({figures.SCORE_NAMES.get(on, on)})"] = plugin(state)
-    return found
+    vim = scod.score_of(fits["vim"], calibration)
+    strict = select(calibration, vim >= ops.threshold_at_coverage(vim, STRICT))
+    state = scod.fit_loss_based(calibration, wild, SHOWN, on=fits["vim"], strict=strict)
+    found[f"loss-based ({figures.SCORE_NAMES['vim']}, π_mix estimated)"] = plugin(state)
+    return found, state.ratio.mixing
+
+
+def linear(calibration: Predictions, outliers: Predictions, test: Predictions) -> Rejector:
+    """POSCOD's selector with energy: fitted on half of the inliers (every other one) and the outliers, for each rule."""
+    fitted, reference = (select(calibration, np.arange(len(calibration)) % 2 == half) for half in (0, 1))
+    parts = {
+        name: np.concatenate([getattr(fitted, name), getattr(outliers, name)])
+        for name in ("label", "logits", "example_id", "features")
+    }
+    is_ood = np.arange(len(fitted) + len(outliers)) >= len(fitted)
+    both = dataclasses.replace(fitted, **parts, is_ood=is_ood)
+    return lambda rule: scod.apply(scod.fit_linear(both, target=rule, reference=reference), test)
 
 
 def kinds(study: str, test: Predictions) -> dict[str, np.ndarray]:
@@ -96,12 +124,14 @@ def main() -> None:
     folders = sorted(path for path in (workdir / "predictions").iterdir() if path.is_dir())
     tables: dict[str, list[dict[str, Any]]] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
+    mixing: list[dict[str, float]] = []
     for m, folder in enumerate(folders):
         calibration, test = (predictions.by_id(predictions.load(folder / f"{s}.npz")) for s in ("validation", "test"))
         more = folder / "outliers.npz"
         outliers = predictions.load(more) if more.exists() else None
         wild, reported = (select(test, np.arange(len(test)) % 2 == half) for half in (0, 1))
-        found = rejectors(calibration, wild, reported, outliers)
+        found, estimated = rejectors(calibration, wild, reported, outliers)
+        mixing.append({"known": float(np.mean(~wild.is_ood)), "estimated": estimated})
         error = ops.predicted_class(reported.logits) != reported.label
         for kind, keep in kinds(study, reported).items():
             made = table(found, keep, error, reported.is_ood, RESAMPLES if m == 0 else 0)
@@ -119,7 +149,7 @@ def main() -> None:
                 picture = figures.risk_coverage(curves[kind])
                 picture.axes[0].set_ylabel("joint risk (%), 20 % OOD, costs ½ and ½")
                 figures.save_png(picture, workdir / f"scod_{kind}.png")
-    files.write_json(workdir / "scod.json", {"tables": tables, "curves": curves})
+    files.write_json(workdir / "scod.json", {"tables": tables, "curves": curves, "mixing": mixing})
     files.write_text(workdir / "scod.md", _markdown(tables))
     print(f"{workdir / 'scod.md'}")
 

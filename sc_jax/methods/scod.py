@@ -133,7 +133,7 @@ def fit_black_box(
     rule: ops.ScodCosts | JointRisk,
     *,
     selective: str = "msp",
-    ood: str = "energy",
+    ood: str | Named = "energy",
     outliers: Predictions | None = None,
     reference: Predictions | None = None,
 ) -> Plugin:
@@ -147,7 +147,7 @@ def fit_black_box(
     Args:
       calibration: a named split that is not the one reported on.
       rule: `ops.ScodCosts` or `JointRisk`.
-      selective, ood: names of scores; higher is more confident, and more of an inlier.
+      selective, ood: names of scores; higher is more confident, and more of an inlier. Of `ood` also what `fit_score` found.
       outliers: examples all of which are outliers, of another kind of data than those reported on.
       reference: the split that the scores themselves are fitted on, where they have a fit; by default the inliers of
         `calibration`, on which a fitted score (k-NN, Mahalanobis) then flatters itself.
@@ -164,7 +164,7 @@ def fit_black_box(
     """
     inliers, fitted_on = _inliers(calibration), _known_by(calibration, outliers, reference)
     reference = inliers if reference is None else _inliers(reference)
-    named = fit_score(ood, reference)
+    named = _fitted(ood, reference)
     if outliers is not None:
         ratio = _fit_ratio(named, inliers, outliers)
     else:
@@ -182,7 +182,7 @@ def fit_loss_based(
     rule: ops.ScodCosts | JointRisk,
     *,
     selective: str = "msp",
-    on: str = "features",
+    on: str | Named = "features",
     mixing: float | None = None,
     strict: Predictions | None = None,
     reference: Predictions | None = None,
@@ -197,7 +197,7 @@ def fit_loss_based(
     Args:
       calibration: a named split of inliers, not the one reported on; wild: the mixture, whose labels are not looked at.
       rule, selective, reference: as for `fit_black_box`.
-      on: "features", or the name of a score.
+      on: "features", the name of a score, or what `fit_score` found.
       mixing: π_mix, if it is known; else
       strict: inliers that no outlier looks like, from which π_mix is the mean of e^−s. One of the two is needed.
       ridge: of the standardised weights, ≥ 0.
@@ -215,7 +215,7 @@ def fit_loss_based(
         raise ValueError("give mixing, or strict inliers to estimate it from, and not both")
     inliers, fitted_on = _inliers(calibration), _known_by(calibration, wild, strict, reference)
     reference = inliers if reference is None else _inliers(reference)
-    named = None if on == "features" else fit_score(on, reference)
+    named = None if on == "features" else _fitted(on, reference)
     ratio = _fit_ratio(named, inliers, wild, ridge)
     if strict is not None:
         mixing = float(ops.inlier_mixing(_log_inlier_ratio(ratio, strict)))
@@ -229,7 +229,7 @@ def fit_linear(
     *,
     target: JointRisk,
     selective: str = "msp",
-    ood: str = "energy",
+    ood: str | Named = "energy",
     reference: Predictions | None = None,
 ) -> Plugin:
     """A linear selector in (d, r) whose weight is chosen on examples: −ln(d + μ·r), μ of least area under the joint risk.
@@ -269,9 +269,8 @@ def fit_linear(
     ]
     error = ops.predicted_class(evaluation.combined(calibration).logits) != calibration.label
     options = {**target._asdict(), "weight": calibration.weight}
-    area = [
-        ops.scod_aurc(apply(state._replace(rule=rule), calibration), error, is_ood, **options).area for rule in rules
-    ]
+    estimated = estimates(state, calibration)
+    area = [ops.scod_aurc(ops.plugin_scod_score(*estimated, rule), error, is_ood, **options).area for rule in rules]
     best = rules[logit_norm.choose(np.array(area))]
     return state._replace(rule=best, fitted_on=_known_by(calibration, reference))
 
@@ -280,14 +279,14 @@ def fit_sirc(
     calibration: Predictions,
     *,
     first: str = "msp",
-    second: str = "feature_norm",
+    second: str | Named = "feature_norm",
     reference: Predictions | None = None,
 ) -> Sirc:
     """SIRC of two scores: where it turns from the first to the second is fitted to the second on inliers.
 
     Args:
       calibration: a named split; first: as for `ops.sirc`.
-      second: "feature_norm" (‖x‖₁), or the name of a score; reference: as for `fit_black_box`.
+      second: "feature_norm" (‖x‖₁), the name of a score, or what `fit_score` found; reference: as for `fit_black_box`.
 
     Returns:
       `Sirc`.
@@ -300,7 +299,7 @@ def fit_sirc(
     inliers = _inliers(calibration)
     named = None
     if second != "feature_norm":
-        named = fit_score(second, inliers if reference is None else _inliers(reference))
+        named = _fitted(second, inliers if reference is None else _inliers(reference))
     a, b = ops.sirc_parameters(_second(named, inliers))
     return Sirc(named, first, float(a), float(b), _known_by(calibration, reference))
 
@@ -339,7 +338,9 @@ def at_budget(state: Plugin, mixture: Predictions, budget: Target) -> AtBudget:
     """The multiplier λ of a rejection budget: the smallest at which no more than `budget` of the mixture is rejected.
 
     Examples of equal score are rejected together. Since the score does not depend on λ, its quantile is the solution
-    that a bisection over λ would come to.
+    that a bisection over λ would come to. Of `budgeted`, λ is above c_fn/(1 − π*) where more of the mixture than the budget has a
+    larger expected loss than that, the loss of a certain outlier: certain outliers are then accepted, and there are no
+    `ops.ScodCosts` (`ops.scod_costs_at_multiplier` refuses λ).
 
     Args:
       state: with a `JointRisk` rule; mixture: a split that is not reported on. Where it says `is_ood`, its examples are
@@ -379,6 +380,10 @@ def fit_score(name: str, reference: Predictions) -> Named:
     if score.tuned:
         return Named(name, logit_norm.fit(whole, P_GRID, fallback=score.fallback))
     return Named(name, None if score.fit is None else score.fit(whole))
+
+
+def _fitted(score: str | Named, reference: Predictions) -> Named:
+    return score if isinstance(score, Named) else fit_score(score, reference)
 
 
 def score_of(named: Named, predictions: Predictions) -> np.ndarray:

@@ -44,12 +44,27 @@ def _head(x: Array, head_kernel: Array, head_bias: Array, xp: Any) -> tuple[Arra
     return kernel, bias
 
 
+def _eigen(x: Array, xp: Any) -> tuple[Array, Array]:
+    """Eigenvalues [m] of xᵀx/n, rising, and their vectors [d, m], m = min(n, d); what is left out has the eigenvalue 0.
+
+    Of fewer rows than columns by x xᵀ, which is the smaller: x xᵀ u = λn u gives the vector xᵀu/√(λn).
+    """
+    n, d = x.shape
+    if n >= d:
+        return xp.linalg.eigh(_matmul(x.T, x, xp) / n)
+    value, left = xp.linalg.eigh(_matmul(x, x.T, xp) / n)
+    vector = _matmul(x.T, left, xp)
+    length = xp.sqrt(xp.sum(vector * vector, axis=0, keepdims=True))
+    return value, vector / xp.where(length > 0, length, 1.0)
+
+
 class Mahalanobis(NamedTuple):
     """What `fit_mahalanobis` found.
 
     Attributes:
       mean: [c, d] of each class; zeros for a class without examples.
-      whitening: [d, d], W with W Wᵀ = Σ⁺: the columns are scaled eigenvectors, zero where Σ is singular.
+      whitening: [d, m], W with W Wᵀ = Σ⁺, m = d or the number of examples where that is less: the columns are scaled eigenvectors, zero where
+        Σ is singular.
       count: [c] examples of each class.
     """
 
@@ -87,7 +102,7 @@ def fit_mahalanobis(features: Array, label: Array, num_classes: int | None = Non
     count = xp.sum(member, axis=0)
     mean = _matmul(member.T, x, xp) / xp.where(count > 0, count, 1.0)[:, None]
     within = x - xp.take(mean, label, axis=0)
-    value, vector = xp.linalg.eigh(_matmul(within.T, within, xp) / x.shape[0])
+    value, vector = _eigen(within, xp)
     rounding = x.shape[1] * xp.finfo(x.dtype).eps
     if is_numpy_namespace(xp) and value[-1] <= (rounding * np.abs(x).max()) ** 2:
         raise ValueError("no class varies: the shared covariance is 0")
@@ -251,8 +266,14 @@ def fit_residual(features: Array, head_kernel: Array, head_bias: Array, dim: int
         raise ValueError(f"dim must be in 0..{d - 1}: something of the {d} dimensions must be left over; it is {dim}")
     origin = -_matmul(xp.linalg.pinv(kernel.T), bias, xp)
     x = x - origin[None, :]
-    _, vector = xp.linalg.eigh(_matmul(x.T, x, xp) / x.shape[0])
-    return Residual(origin, vector[:, : d - dim])
+    _, vector = _eigen(x, xp)
+    known = vector.shape[1]
+    if known == d:
+        return Residual(origin, vector[:, : d - dim])
+    # The examples span at most n dimensions: what completes the principal ones to a basis is the complement.
+    principal = vector[:, max(0, known - dim) :][:, ::-1]
+    whole = xp.linalg.qr(principal, mode="complete")[0]
+    return Residual(origin, whole[:, dim:])
 
 
 def residual(features: Array, state: Residual) -> Array:

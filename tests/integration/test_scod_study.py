@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from types import ModuleType
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from made_up import with_head
 
 from sc_jax import ops
-from sc_jax.predictions import Predictions
+from sc_jax.methods import scod
+from sc_jax.predictions import Predictions, select
 
 
 def script(name: str) -> ModuleType:
@@ -83,3 +86,34 @@ def test_a_cell_has_the_rule_made_for_it() -> None:
                 given = score[keep], error[keep], is_ood[keep]
                 expected = ops.scod_aurc(*given, ood_cost=ood, id_cost=wrong, ood_share=share).area
                 assert area[s, c, p] == pytest.approx(float(expected))
+
+
+def test_rejectors_are_those_of_the_methods_fitted_one_by_one() -> None:
+    """Fits and estimates that are shared change nothing; POSCOD has no example of its reference."""
+    compare = script("compare")
+    calibration = with_head(0, 120)
+    wild, test = (dataclasses.replace(with_head(seed, 90), is_ood=np.arange(90) >= 60) for seed in (1, 2))
+    outliers = dataclasses.replace(with_head(3, 30), example_id=1000 + np.arange(30), is_ood=np.ones(30, bool))
+    found, estimated = compare.rejectors(calibration, wild, test, outliers)
+    rule = scod.JointRisk(0.75, 0.25, 0.2)
+    vim = scod.score_of(scod.fit_score("vim", calibration), calibration)
+    strict = select(calibration, vim >= np.sort(vim)[-12])
+    halves = [select(calibration, np.arange(120) % 2 == half) for half in (0, 1)]
+    joined = [np.concatenate([getattr(part, name) for part in (halves[0], outliers)]) for name in ("label", "logits")]
+    both = Predictions(*joined, np.arange(90), is_ood=np.arange(90) >= 60)
+    known = scod.fit_loss_based(calibration, wild, rule, on="vim", mixing=2 / 3)
+    guessed = scod.fit_loss_based(calibration, wild, rule, on="vim", strict=strict)
+    expected = {
+        "sirc": scod.fit_sirc(calibration, second="residual"),
+        "black-box (ViM)": scod.fit_black_box(calibration, rule, ood="vim"),
+        "black-box (energy, 30 outliers)": scod.fit_black_box(calibration, rule, ood="energy", outliers=outliers),
+        "POSCOD (energy, 30 outliers)": scod.fit_linear(both, target=rule, reference=halves[1]),
+        "loss-based (ViM)": known,
+        "loss-based (ViM, π_mix estimated)": guessed,
+    }
+    for name, state in expected.items():
+        np.testing.assert_allclose(found[name](rule), scod.apply(state, test), rtol=1e-12, err_msg=name)
+    assert estimated == guessed.ratio.mixing
+    assert set(compare.PLAIN) < set(found)
+    without = compare.rejectors(calibration, wild, test, None)[0]
+    assert set(found) - set(without) == {name for name in found if "outliers" in name}

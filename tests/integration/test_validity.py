@@ -10,11 +10,14 @@ import pytest
 from made_up import errors, predictions
 from scipy import stats
 
-from benchmarks import validity
+from benchmarks import patterns, validity
+from sc_jax import ops
+from sc_jax import select as select_door
 from sc_jax.methods import conformal, guarantees
-from sc_jax.predictions import known_by, select
+from sc_jax.predictions import Predictions, known_by, select
 
 FOLDER = os.environ.get("SC_JAX_EXTRA_DATA")
+LTT = ("fixed_sequence", "bonferroni", "holm")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,14 @@ def test_methods_hold_and_broken_ones_fail(judged):
         "crc, without + 1",
         "conformal quantile, one too low",
         "a test at every step",
+        "sets_lac under a shift that is not known",
+        f"sgr, {patterns.CHOSEN[0]}",
     }
-    assert {"sgr", "ltt_holm", "crc", "conformal quantile", "monitor"} <= {
-        row["method"] for row in judged if not row["broken"]
-    }
+    promised = {row["method"] for row in judged if not row["broken"]}
+    assert {*select_door.METHODS, "conformal quantile", "monitor"} - {f"ltt_{p}" for p in LTT} <= promised
+    assert {f"ltt_{procedure}, sampled thresholds" for procedure in LTT} <= promised
+    for within in list(patterns.WITHIN.values())[1:]:
+        assert {f"singleton_lac{within}", f"sets_lac{within}", f"crc{within}"} <= promised
 
 
 def test_methods_are_not_vacuous(judged):
@@ -99,12 +106,61 @@ def test_the_mean_coverage_is_that_of_order_statistics():
 
 @pytest.mark.skipif(FOLDER is None, reason="SC_JAX_EXTRA_DATA is not set: the folder of published outputs")
 def test_published_outputs_as_populations():
-    settings = validity.pools(Path(FOLDER))
-    assert len(settings) == 12
-    for s in settings:
-        assert abs(s.population.mass.sum() - 1) < 1e-9
-    found = validity.judged(validity.pac_rows(settings[:3], 500))
+    outputs = validity.pools(Path(FOLDER))
+    assert len(outputs) == 4
+    for o in outputs:
+        for s in o.settings():
+            assert len(s.population.mass) > 9000  # scores as they are, not in steps
+            assert abs(s.population.mass.sum() - 1) < 1e-9
+            assert abs(s.population.wrong[-1] - o.error.mean()) < 1e-9
+            met = s.population.selective_risk <= s.risk
+            assert 0.3 < s.population.coverage[met].max() < 1  # a target that tells something
+    found = validity.judged(validity.pool_rows([outputs[0]._replace(targets=((500, 0.05),))], 200))
+    assert len(found) == len(validity.PAC) + 3
     assert not [row for row in found if row["fails"]]
+
+
+def pool_of(given):
+    return validity.Outputs("made up", given.logits, given.label, ((60, 0.1), (60, None)))
+
+
+def test_a_pool_has_the_risk_of_its_examples_at_every_threshold():
+    given = predictions(0, 300, signal=2.6, digits=1)
+    (s, near) = pool_of(given).settings()
+    score, wrong = ops.msp(given.logits), errors(given)
+    thresholds = np.unique(score)[::-1]
+    for cell in range(0, len(thresholds), 13):
+        accept = score >= thresholds[cell]
+        assert s.population.coverage[cell] == pytest.approx(accept.mean())
+        assert s.population.selective_risk[cell] == pytest.approx(wrong[accept].mean())
+    assert near.risk == round(0.98 * wrong.mean(), 4)
+
+
+def test_many_cells_are_drawn_as_few_are():
+    """By either way of drawing, counts have the mean and the variance of n draws, and errors those of the risks."""
+    mass, risk = np.array([0.5, 0.2, 0.3]), np.array([0.0, 1.0, 0.25])
+    few = validity.Population(mass, risk).draw(np.random.default_rng(0), 4, 40_000)
+    many = validity.Population(mass, risk).draw(np.random.default_rng(0), 2, 40_000)
+    for (count, wrong), n in ((few, 4), (many, 2)):
+        assert (count.sum(axis=1) == n).all()
+        np.testing.assert_allclose(count.mean(axis=0), n * mass, atol=0.03)
+        np.testing.assert_allclose(np.cov(count.T), n * (np.diag(mass) - np.outer(mass, mass)), atol=0.03)
+        np.testing.assert_allclose(wrong.mean(axis=0), n * mass * risk, atol=0.03)
+        assert (wrong <= count).all()
+
+
+def test_rates_of_lac_on_a_pool_are_those_of_its_examples():
+    pool = predictions(0, 400, signal=2.6, digits=1)
+    miss, wrong = validity.lac_rates(pool_of(pool))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        drawn = dataclasses.replace(select(pool, rng.choice(400, 60)), example_id=np.arange(60))
+        fitted = conformal.fit(drawn, "lac", 0.1)
+        q = np.array(fitted.quantile["all"])
+        members = conformal.sets(fitted, pool)
+        assert miss(q) == pytest.approx((~members[np.arange(400), pool.label]).mean())
+        decision = conformal.fit_selector(drawn, "lac", risk=0.1)(pool)
+        assert wrong(q) == pytest.approx((decision.accept & (decision.prediction != pool.label)).mean())
 
 
 @pytest.mark.parametrize("method", ["sgr", "ltt_fixed_sequence", "ltt_holm", "crc", "singleton_lac"])
@@ -132,3 +188,115 @@ def test_from_predictions_to_decisions_the_promise_is_kept(method):
         bad = sum(risk > 0.08 for risk in risks)
         assert stats.binomtest(bad, 150, 0.2, alternative="greater").pvalue > 0.01
         assert sum(risk > 0 for risk in risks) > 10
+
+
+def of_population(population):
+    """One example of each pattern, with labels that nothing looks at."""
+    size = len(population.logits)
+    return Predictions(np.zeros(size, int), population.logits, 10**6 + np.arange(size), group=population.group)
+
+
+def draws_of(case, count):
+    rng = np.random.default_rng(5)
+    return case.population.draw(rng, case.n // 5, count), case.population.draw(rng, case.n - case.n // 5, count)
+
+
+def of_case(case):
+    return f"{case.method}{patterns.WITHIN[case.within]}, {case.name}"
+
+
+@pytest.mark.parametrize("case", patterns.MARGINAL + patterns.PROMISED, ids=of_case)
+def test_what_is_fitted_to_counts_is_what_is_fitted_to_examples(case):
+    population, (tuning, counts) = case.population, draws_of(case, 4)
+    every, kind = of_population(population), case.method.partition("_")
+    if kind[0] in ("singleton", "sets"):
+        found = patterns.members(population, kind[2], counts, case.risk, population.strata(case.within))
+        accepted, answer = patterns.singletons(population, found)
+    else:
+        last = patterns.thresholds(population, case.method, counts, tuning, case.risk, case.delta, case.within)
+        accepted = patterns.accepted(population, last, case.within)
+    for i in range(4):
+        examples, tuned = population.written_out(counts[i]), population.written_out(tuning[i], 10**5)
+        if kind[0] == "sets":
+            fitted = conformal.fit(examples, kind[2], case.risk, by=case.within)
+            for label in range(population.mass.shape[1]):  # sets by label are of no label's own: any will do
+                of_label = dataclasses.replace(every, label=np.full(len(every.label), label))
+                np.testing.assert_array_equal(found[i], conformal.sets(fitted, of_label))
+        elif kind[0] == "singleton":
+            decision = conformal.fit_selector(examples, kind[2], risk=case.risk, within=case.within)(every)
+            np.testing.assert_array_equal(accepted[i], decision.accept)
+            np.testing.assert_array_equal(answer[i][accepted[i]], decision.prediction[accepted[i]])
+        else:
+            given = {"risk": case.risk, "delta": case.delta, "within": case.within}
+            chosen = guarantees.fit(examples, case.method, tuning=tuned, **given)
+            np.testing.assert_array_equal(accepted[i], chosen(every).accept)
+
+
+def test_sets_by_clusters_and_under_a_shift_are_those_of_the_examples():
+    rng = np.random.default_rng(0)
+    _, population, tuned, n, alpha = patterns.CLUSTERED
+    tuning = population.written_out(population.draw(rng, tuned, 1)[0])
+    cluster = conformal.cluster_classes(tuning, "lac", alpha, 3)
+    counts, every = population.draw(rng, n, 3), of_population(population)
+    found = patterns.members(population, "lac", counts, alpha, np.broadcast_to(cluster, population.mass.shape))
+    for i in range(3):
+        fitted = conformal.fit(population.written_out(counts[i]), "lac", alpha, by="label", cluster=cluster)
+        np.testing.assert_array_equal(found[i], conformal.sets(fitted, every))
+    _, population, n, alpha = patterns.SHIFTED
+    weight, every = patterns.shift(population), of_population(population)
+    for drawn in population.draw(rng, n, 3):
+        limit = patterns.shifted_limits(population, drawn, alpha, weight)
+        examples = population.written_out(drawn)
+        own = np.repeat(weight, drawn.sum(axis=1))
+        np.testing.assert_array_equal(
+            population.nonconformity("lac") <= limit[:, None],
+            conformal.sets_under_shift(examples, every, "lac", alpha, own, weight),
+        )
+
+
+@pytest.mark.parametrize("within", patterns.WITHIN)
+def test_rates_are_sums_over_patterns_and_labels(within):
+    population = patterns.TIED
+    rng = np.random.default_rng(0)
+    accept, wrong = rng.random((2, 90)) < 0.5, rng.random((2, 90, 3)) < 0.5
+    lost, kept = patterns.rates(population, accept, wrong, within)
+    index = population.strata(within)
+    for draw, stratum in itertools.product(range(2), range(index.max() + 1)):
+        parts = [
+            (population.mass[p, k], accept[draw, p], wrong[draw, p, k])
+            for p, k in itertools.product(range(90), range(3))
+            if index[p, k] == stratum
+        ]
+        whole = sum(mass for mass, _, _ in parts)
+        assert lost[draw, stratum] == pytest.approx(sum(m for m, a, w in parts if a and w) / whole)
+        assert kept[draw, stratum] == pytest.approx(sum(m for m, a, _ in parts if a) / whole)
+
+
+def test_a_promise_in_strata_fails_where_one_of_them_does():
+    rng = np.random.default_rng(0)
+    fine = rng.uniform(0.05, 0.15, (2000, 3))
+    assert patterns.marginal(fine, 0.1)["p"] > 0.01
+    assert patterns.marginal(fine + np.array([0.0, 0.0, 0.01]), 0.1)["p"] < 1e-6
+    assert patterns.marginal(np.zeros((5, 2)), 0.1)["p"] == 1
+    assert patterns.marginal(np.full((5, 1), 0.2), 0.1)["p"] == 0
+
+
+def test_the_best_thresholds_are_those_of_the_population():
+    """As if the calibration set were the population, against every choice of thresholds of two strata."""
+    population = patterns.made(6, 7, 2, 3.0)
+    case = patterns.Case("sgr", "predicted_class", "", population, 1, 0.25, 0.1)
+    mass, score = population.mass, -patterns.cells(population).of
+    best = 0.0
+    for least in itertools.product(range(-6, 2), repeat=2):
+        accept = score >= np.array(least)[population.prediction]
+        risks = [
+            (mass * population.wrong)[own].sum() / mass[own].sum()
+            for k in range(2)
+            if (own := accept & (population.prediction == k)).any()
+        ]
+        if all(risk <= 0.25 for risk in risks):
+            best = max(best, mass[accept].sum())
+    none = np.zeros((3, 7), bool)
+    assert patterns.tightness(case, none)["oracle_coverage"] == pytest.approx(best)
+    assert best > 0
+    assert patterns.tightness(case, none)["abstains"] == 1

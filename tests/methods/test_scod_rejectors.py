@@ -212,6 +212,38 @@ def test_one_score_serves_every_budget():
             np.testing.assert_array_equal(plain, accepted)
 
 
+def test_a_multiplier_has_no_costs_where_more_than_the_budget_loses_more_than_an_outlier():
+    c_fn, id_share = 0.1, 0.5
+    outlier = c_fn / (1 - id_share)
+    state = scod.fit_black_box(gaussians(0, 300), scod.budgeted(c_fn, id_share))
+    mixture = gaussians(1, 400, 400)
+    lost = np.exp(-scod.apply(state, mixture))
+    seen = set()
+    for budget in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7):
+        found = scod.at_budget(state, mixture, budget)
+        too_large = found.multiplier > outlier
+        seen.add(too_large)
+        assert too_large == ((lost > outlier).mean() > budget)
+        if too_large:
+            with pytest.raises(ValueError, match="multiplier"):
+                ops.scod_costs_at_multiplier(found.multiplier, id_share, c_fn)
+    assert seen == {False, True}
+
+
+def test_a_fitted_score_serves_as_its_name_does():
+    calibration, test = gaussians(0, 200), gaussians(1, 50, 50)
+    both = gaussians(2, 100, 60)
+    ready = scod.fit_score("mahalanobis", calibration)
+    options = {"reference": calibration}
+    for fit in (
+        lambda score: scod.fit_black_box(calibration, TARGET, ood=score),
+        lambda score: scod.fit_loss_based(calibration, test, TARGET, on=score, mixing=0.5),
+        lambda score: scod.fit_linear(both, target=TARGET, ood=score, **options),
+        lambda score: scod.fit_sirc(calibration, second=score),
+    ):
+        np.testing.assert_array_equal(scod.apply(fit(ready), test), scod.apply(fit("mahalanobis"), test))
+
+
 def test_an_unlabelled_mixture_is_taken_as_it_is():
     state = scod.fit_black_box(gaussians(0, 300), scod.budgeted(0.75, 0.5))
     mixture = dataclasses.replace(gaussians(1, 90, 10), is_ood=None)

@@ -295,3 +295,31 @@ def test_other_libraries_agree_with_numpy(library):
     host = all_scores(*arguments)
     for name, value in all_scores(*map(array_of(library), arguments), 16).items():
         np.testing.assert_allclose(np.asarray(value), host[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("dim", [0, 1, 5, 11, 12, 15, 19])
+def test_fewer_examples_than_dimensions_have_the_residual_of_their_covariance(array, dim):
+    rng = np.random.default_rng(0)
+    x, new, kernel, bias = (rng.normal(size=shape) for shape in ((12, 20), (9, 20), (20, 3), (3,)))
+    state = ops.fit_residual(array(x), array(kernel), array(bias), dim)
+    origin = -np.linalg.pinv(kernel.T) @ bias
+    np.testing.assert_allclose(state.complement.T @ state.complement, np.eye(20 - dim), atol=1e-5)
+    if dim <= 12:  # beyond that which directions without examples are principal is arbitrary
+        _, vector = np.linalg.eigh((x - origin).T @ (x - origin))
+        expected = -np.linalg.norm((new - origin) @ vector[:, : 20 - dim], axis=1)
+        np.testing.assert_allclose(ops.residual(array(new), state), expected, rtol=1e-4)
+    np.testing.assert_allclose(ops.residual(array(x), state), 0 if dim >= 12 else ops.residual(x, state), atol=1e-4)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_fewer_examples_than_dimensions_have_the_pseudo_inverse_of_their_covariance(array):
+    rng = np.random.default_rng(1)
+    x, new, label = rng.normal(size=(15, 24)), rng.normal(size=(8, 24)), np.arange(15) % 3
+    state = ops.fit_mahalanobis(array(x), array(label), 3)
+    mean = np.stack([x[label == c].mean(axis=0) for c in range(3)])
+    within = x - mean[label]
+    inverse = np.linalg.pinv(within.T @ within / 15, rcond=1e-9, hermitian=True)
+    gap = new[:, None] - mean
+    expected = -np.einsum("ncd,de,nce->nc", gap, inverse, gap).min(axis=1)
+    np.testing.assert_allclose(ops.mahalanobis(array(new), state), expected, rtol=1e-3)
