@@ -41,6 +41,7 @@ def predict(config: Config, workdir: Path) -> None:
     mesh, sharding = job.mesh, config.devices.sharding
     processes.require_same("the data set", job.dataset.fingerprint)
     parallel.meet(mesh)
+    _end_if_told()
 
     with job_lib.open_checkpoints(job, workdir) as saved:
         latest = processes.from_first(saved.latest_step)
@@ -83,13 +84,9 @@ def predict(config: Config, workdir: Path) -> None:
     mapped = parallel.map_over_devices(measured if segmentation else outputs_of, mesh)
     together = jax.jit(lambda each: jax.numpy.stack(each, 2))
 
-    def end_if_told() -> None:
-        if processes.preempted():  # alone, SIGTERM raises this by itself
-            raise cli.Terminated
-
     def of_batch(batch: Any) -> Any:
         """Of an ensemble logits [M, b, m, k]: every network sees the batch before the next one is read."""
-        end_if_told()
+        _end_if_told()
         batch = parallel.divide(batch, mesh, axis=0)
         if len(networks) == 1:
             return mapped(networks[0], batch)
@@ -116,7 +113,12 @@ def predict(config: Config, workdir: Path) -> None:
         ]
         n = write(job, workdir, split, of_batch, about)
         processes.say(f"predict: {len(job.tags)} members on {split} ({n} {'images' if segmentation else 'examples'})")
-        end_if_told()
+        _end_if_told()
+
+
+def _end_if_told() -> None:
+    if processes.preempted():  # alone, SIGTERM raises this by itself
+        raise cli.Terminated
 
 
 def _write(
