@@ -59,8 +59,7 @@ def predict(config: Config, workdir: Path) -> None:
         content = saved.content(step)
 
         def undone() -> list[str]:
-            for folder in (_SHARES, _UNFINISHED):  # of a job that was killed
-                shutil.rmtree(workdir / "predictions" / folder, ignore_errors=True)
+            _remove_unfinished(workdir)
             return [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
 
         missing = processes.from_first(undone)
@@ -119,6 +118,12 @@ def predict(config: Config, workdir: Path) -> None:
 def _end_if_told() -> None:
     if processes.preempted():  # alone, SIGTERM raises this by itself
         raise cli.Terminated
+
+
+def _remove_unfinished(workdir: Path) -> None:
+    """What a job that was killed left of a split."""
+    for folder in (_SHARES, _UNFINISHED):
+        shutil.rmtree(workdir / "predictions" / folder, ignore_errors=True)
 
 
 def _write(

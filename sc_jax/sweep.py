@@ -111,7 +111,7 @@ def load(reference: str) -> list[Run]:
 def _plain(value: Any) -> Any:
     """The same without NumPy's types, whose text is no literal."""
     if isinstance(value, (tuple, list)):
-        return type(value)(map(_plain, value))
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
