@@ -289,9 +289,8 @@ def sweep(
     queue: collections.deque[Run] = collections.deque()
     for run in runs:
         state = states.setdefault(run.name, {"state": "waiting", "starts": 0, "kills": 0})
-        if finished(run, workdir) and not state["state"].startswith(
-            "failed"
-        ):  # what failed since it is damaged is mended
+        damaged = state["state"].startswith("failed")  # if it got to its end; the run makes again what it can
+        if finished(run, workdir) and not damaged:
             state["state"] = "done"
         else:
             state["state"] = "waiting"
@@ -313,9 +312,8 @@ def sweep(
 
     def start(run: Run, slot: int) -> None:
         try:
-            if _held(
-                workdir / "runs" / run.name
-            ):  # left over from a sweep that was itself killed: it may end by itself
+            # Left over from a sweep that was itself killed: it may end by itself.
+            if _held(workdir / "runs" / run.name):
                 wait_for(run)
                 return
             running[slot] = run, launch(run, slot)
@@ -339,9 +337,7 @@ def sweep(
                 tell(run, "was killed; it goes on")
                 return
             state["state"] = f"killed {tries[run.name]} times"
-        elif status == 2 and _is_held(
-            workdir / "runs" / run.name
-        ):  # by one that had not begun to hold it when this one was started
+        elif status == 2 and _taken(workdir, run):
             wait_for(run)
             return
         else:
@@ -428,9 +424,10 @@ def _held(workdir: Path) -> bool:
         return True
 
 
-def _is_held(workdir: Path) -> bool:
+def _taken(workdir: Path, run: Run) -> bool:
+    """Whether the run was refused since another process has its workdir: one that an earlier sweep had just started when it was killed."""
     try:
-        return _held(workdir)
+        return _held(workdir / "runs" / run.name)
     except InputError:
         return False
 
