@@ -151,10 +151,13 @@ def noting_sigterm() -> Iterator[Callable[[int], bool]]:
 
     came = threading.Event()
     if processes.several():  # JAX hears the signal, and agrees on a step
+        asked = 0
 
         def agreed(step: int) -> bool:
-            if not came.is_set() and processes.preempted(step):
+            nonlocal asked
+            if step != asked and not came.is_set() and processes.preempted():
                 came.set()
+            asked = step
             return came.is_set()
 
         yield agreed

@@ -31,6 +31,10 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message names the file and the field, and says what to do."""
 
 
+class InUse(InputError):
+    """Another process holds a workdir."""
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all; missing folders are made.
 
@@ -625,7 +629,8 @@ def lock(workdir: str | Path) -> Iterator[None]:
     """Holds `workdir` for this process; it is released when the process ends, however it ends.
 
     Raises:
-      InputError: another process holds it, or the folder cannot be made.
+      InUse: another process holds it.
+      InputError: the folder cannot be made, or not be locked.
     """
     path = Path(workdir) / ".lock"
     try:
@@ -639,7 +644,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
+            raise InUse(
                 f"{workdir}: another run is using this workdir; wait for it to end, or name another --workdir"
             ) from None
         yield

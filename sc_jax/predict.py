@@ -27,6 +27,9 @@ from sc_jax.training import inference, parallel, processes, state
 from sc_jax.training import job as job_lib
 from sc_jax.training.logs import Progress, Silent
 
+_SHARES, _UNFINISHED = ".shares", ".unfinished"
+"""Folders in `predictions/`, while a split is predicted."""
+
 
 def predict(config: Config, workdir: Path) -> None:
     """Predicts what is not predicted yet; every example id comes out exactly once, which is checked on write.
@@ -37,6 +40,8 @@ def predict(config: Config, workdir: Path) -> None:
     job = job_lib.build(config)
     mesh, sharding = job.mesh, config.devices.sharding
     processes.require_same("the data set", job.dataset.fingerprint)
+    parallel.meet(mesh)
+    _end_if_told()
 
     with job_lib.open_checkpoints(job, workdir) as saved:
         latest = processes.from_first(saved.latest_step)
@@ -52,9 +57,12 @@ def predict(config: Config, workdir: Path) -> None:
                 f"{saved.folder}: no checkpoint that was judged is whole; train again into another --workdir"
             )
         content = saved.content(step)
-        missing = processes.from_first(
-            lambda: [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
-        )
+
+        def undone() -> list[str]:
+            _remove_unfinished(workdir)
+            return [split for split in job.predicted_splits if not _done(job, workdir, split, content)]
+
+        missing = processes.from_first(undone)
         if not missing:
             processes.say(f"predict: done ({len(job.tags)} members × {len(job.predicted_splits)} splits)")
             return
@@ -73,13 +81,11 @@ def predict(config: Config, workdir: Path) -> None:
     cost = job.cost
     heads = parallel.to_host(member_heads(job.model, networks[0].params)) if config.prediction.features else None
     mapped = parallel.map_over_devices(measured if segmentation else outputs_of, mesh)
-    calls = itertools.count(job.total_steps + 1)
     together = jax.jit(lambda each: jax.numpy.stack(each, 2))
 
     def of_batch(batch: Any) -> Any:
         """Of an ensemble logits [M, b, m, k]: every network sees the batch before the next one is read."""
-        if processes.preempted(next(calls)):  # alone, SIGTERM raises this by itself
-            raise cli.Terminated
+        _end_if_told()
         batch = parallel.divide(batch, mesh, axis=0)
         if len(networks) == 1:
             return mapped(networks[0], batch)
@@ -106,6 +112,18 @@ def predict(config: Config, workdir: Path) -> None:
         ]
         n = write(job, workdir, split, of_batch, about)
         processes.say(f"predict: {len(job.tags)} members on {split} ({n} {'images' if segmentation else 'examples'})")
+        _end_if_told()
+
+
+def _end_if_told() -> None:
+    if processes.preempted():  # alone, SIGTERM raises this by itself
+        raise cli.Terminated
+
+
+def _remove_unfinished(workdir: Path) -> None:
+    """What a job that was killed left of a split."""
+    for folder in (_SHARES, _UNFINISHED):
+        shutil.rmtree(workdir / "predictions" / folder, ignore_errors=True)
 
 
 def _write(
@@ -122,9 +140,8 @@ def _write(
     """
     examples = job.dataset.splits[split] if job.streamed else job.examples(split)
     own = _outputs(job, split, examples, outputs_of)
-    folder = workdir / "predictions" / ".shares"
+    folder = workdir / "predictions" / _SHARES
     if processes.several():
-        processes.from_first(lambda: shutil.rmtree(folder, ignore_errors=True))  # of a job that was killed
         _write_share(folder / f"{jax.process_index()}.npz", own)
         processes.wait_for_all(f"shares of {split}")
 
@@ -186,10 +203,8 @@ def _write_segmented(
         raise InputError(
             f"{job.dataset.name}: an image id of {split} lies outside 0..2³¹ − 1, which ids of pixels need"
         )
-    unfinished = workdir / "predictions" / ".unfinished"
+    unfinished = workdir / "predictions" / _UNFINISHED
     kinds, first = _kinds(job, split), processes.first()
-    if first:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     kept = unfinished if first and "_pixels" in kinds else None
     collectors = [pixels.Collector(kept and kept / name, ignore) for name in job.names]
     pictures: list[dict[str, np.ndarray]] = [{} for _ in job.names]

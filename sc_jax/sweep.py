@@ -15,6 +15,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import os
 import re
@@ -22,6 +23,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,11 +40,16 @@ from sc_jax.methods import evaluation
 SCHEMA = 1
 """Of `sweep.json`."""
 
-PREEMPTED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
-"""Exit statuses of a run that was ended from outside."""
+PREEMPTED = tuple(
+    status for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2) for status in (-number, 128 + number)
+)
+"""Exit statuses of a run that was ended from outside; SIGUSR2 is what some clusters send before they do."""
 
 GRACE = 60.0
 """Seconds a run has to write a checkpoint when it is told to end."""
+
+NOTICE = 120
+"""Seconds before the end of a job at which SLURM tells it to end; of a job of less than four minutes, half of its time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +80,23 @@ def load(reference: str) -> list[Run]:
     path, _, variant = reference.partition(":")
     try:
         wanted = list(config_lib.called(path, "get_configs", variant or "default"))
-    except (TypeError, ValueError, LookupError) as error:  # of the generator, which runs here
-        raise InputError(f"{path}: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # of the generator, a user's code, which runs here
+        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
     if not wanted:
         raise InputError(f"{path}: yields no run")
     runs: dict[str, Run] = {}
     for number, fields in enumerate(wanted, 1):
         if not isinstance(fields, Mapping) or not isinstance(fields.get("config"), str):
             raise InputError(f'{path}: run {number} is {fields!r}; yield {{"config": "config.py", field: value, …}}')
+        called = fields.get("name")
+        if called is not None and not isinstance(called, str):
+            raise InputError(f"{path}: run {number} has the name {called!r}; it should be a text")
         config = str(Path(path).parent / fields["config"])
-        given = {name: value for name, value in fields.items() if name not in ("config", "name")}
+        given = {name: _plain(value) for name, value in fields.items() if name not in ("config", "name")}
         overrides = {name: value if isinstance(value, str) else repr(value) for name, value in given.items()}
-        name = _name(fields.get("name"), fields["config"].partition(":")[2] or "default", given)
+        name = _name(called, fields["config"].partition(":")[2] or "default", given)
         if name in runs:
             raise InputError(
                 f"{path}: run {number} has the name of an earlier one, {name}; let a field tell them apart"
@@ -96,6 +108,16 @@ def load(reference: str) -> list[Run]:
     return list(runs.values())
 
 
+def _plain(value: Any) -> Any:
+    """The same without NumPy's types, whose text is no literal."""
+    if isinstance(value, (tuple, list)):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+_LONGEST = 200  # bytes of a name; a file system takes 255, with what is added to it
+
+
 def _name(given: str | None, variant: str, fields: Mapping[str, Any]) -> str:
     """What the sweep calls it, or the variant and the fields by the last part of their names, in characters that a folder may have."""
 
@@ -104,7 +126,10 @@ def _name(given: str | None, variant: str, fields: Mapping[str, Any]) -> str:
 
     parts = [f"{name.rpartition('.')[2]}={text(value)}" for name, value in fields.items()]
     name = re.sub(r"[^\w.=,+-]", "_", given or ",".join([variant, *parts]))
-    return name if name.strip(".") else f"_{name}"
+    name = name if name.strip(".") else f"_{name}"
+    if len(whole := name.encode()) <= _LONGEST:
+        return name
+    return f"{whole[: _LONGEST - 13].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:12]}"
 
 
 class Process(Protocol):
@@ -123,11 +148,19 @@ class Local:
     """A run as a process of this machine, in a session of its own: it ends when this program tells it to."""
 
     def __init__(self, command: Sequence[str], log: Path, devices: Sequence[int] | None) -> None:
-        """Args: `command`; `log`, where its output goes; `devices`, the GPUs it sees, all by default."""
+        """Args: `command`; `log`, where its output goes; `devices`, the GPUs it sees, all by default.
+
+        Raises:
+          InputError: the log cannot be written.
+        """
         environment = dict(os.environ)
         if devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-        with open(log, "ab") as file:
+        try:
+            file = open(log, "ab")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise InputError(f"{log}: cannot write it ({error.strerror})") from error
+        with file:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
             )
@@ -155,7 +188,11 @@ class Slurm:
         from submitit.helpers import CommandFunction
 
         status.unlink(missing_ok=True)
-        line = f"{shlex.join(command)} >> {shlex.quote(str(log))} 2>&1; code=$?; echo $code > {shlex.quote(str(status))}; exit $code"
+        # A signal is for all of a step; the shell outlives it, as does submitit, and tells how the run has ended.
+        line = (
+            f"trap : TERM USR2; {shlex.join(command)} >> {shlex.quote(str(log))} 2>&1; "
+            f"code=$?; echo $code > {shlex.quote(str(status))}; exit $code"
+        )
         self._status = status
         self._job = executor.submit(CommandFunction(["sh", "-c", line], verbose=False, cwd=os.getcwd()))
 
@@ -203,7 +240,9 @@ def launcher(
         options = {"time": minutes, "cpus_per_task": cpus, "job_name": f"sweep-{workdir.name}"}
         options |= {"partition": partition} if partition else {}
         options |= {"gpus_per_node": gpus} if gpus else {}
-        executor.update_parameters(**options)
+        # submitit's own choice is SIGUSR2, which kills a run without a checkpoint. What starts a run again is the sweep alone.
+        signalled = {"signal": f"TERM@{min(NOTICE, 30 * minutes)}", "no_requeue": True}
+        executor.update_parameters(**options, additional_parameters=signalled)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--launcher=slurm: {error}; on a machine without SLURM take --launcher=local") from error
 
@@ -240,14 +279,18 @@ def sweep(
       What `sweep.json` holds; see `collect`.
 
     Raises:
-      InputError: a run's workdir holds another config.
+      InputError: a run's workdir holds another config, or the table cannot be written.
     """
-    (workdir / "runs").mkdir(parents=True, exist_ok=True)
-    states = _earlier(workdir)
+    try:
+        (workdir / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{workdir / 'runs'}: cannot be made ({error.strerror})") from error
+    states = _earlier(workdir, say)
     queue: collections.deque[Run] = collections.deque()
     for run in runs:
         state = states.setdefault(run.name, {"state": "waiting", "starts": 0, "kills": 0})
-        if finished(run, workdir):
+        damaged = state["state"].startswith("failed")  # if it got to its end; the run makes again what it can
+        if finished(run, workdir) and not damaged:
             state["state"] = "done"
         else:
             state["state"] = "waiting"
@@ -255,60 +298,79 @@ def sweep(
     say(f"sweep: {len(runs) - len(queue)} of {len(runs)} runs are done")
     running: dict[int, tuple[Run, Process]] = {}
     tries: collections.Counter[str] = collections.Counter()
+    awaited: set[str] = set()
+
+    def tell(run: Run, what: str) -> None:
+        done = sum(states[one.name]["state"] == "done" for one in runs)
+        say(f"[{done}/{len(runs)}] {run.name}: {what}")
+
+    def wait_for(run: Run) -> None:
+        queue.append(run)
+        if run.name not in awaited:
+            awaited.add(run.name)
+            tell(run, "is run by another process; it is waited for")
+
+    def start(run: Run, slot: int) -> None:
+        try:
+            # Left over from a sweep that was itself killed: it may end by itself.
+            if _held(workdir / "runs" / run.name):
+                wait_for(run)
+                return
+            running[slot] = run, launch(run, slot)
+        except InputError as error:
+            states[run.name]["state"] = f"failed: {error}"
+            tell(run, states[run.name]["state"])
+            return
+        states[run.name]["starts"] += 1
+        states[run.name]["state"] = "running"
+
+    def ended(run: Run, status: int) -> None:
+        state = states[run.name]
+        state["state"] = "waiting"
+        if status == 0 or finished(run, workdir):
+            state["state"] = "done"
+        elif status in PREEMPTED:
+            state["kills"] += 1
+            tries[run.name] += 1
+            if tries[run.name] <= retries:
+                queue.append(run)
+                tell(run, "was killed; it goes on")
+                return
+            state["state"] = f"killed {tries[run.name]} times"
+        elif status == 2 and _taken(workdir, run):
+            wait_for(run)
+            return
+        else:
+            state["state"] = f"failed: {_last_line(workdir, run)}"
+        tell(run, state["state"])
+
+    def settle() -> dict[str, Any]:
+        _stop([process for _, process in running.values()])
+        for run, _ in running.values():
+            states[run.name]["state"] = "done" if finished(run, workdir) else "waiting"
+        return collect(runs, states, workdir)
+
     try:
         while queue or running:
             free = [slot for slot in range(parallel) if slot not in running]
             for _ in range(len(queue)):
                 if not free:
                     break
-                run = queue.popleft()
-                if _held(
-                    workdir / "runs" / run.name
-                ):  # left over from a sweep that was itself killed: it may end by itself
-                    queue.append(run)
-                    continue
-                slot = free.pop(0)
-                running[slot] = run, launch(run, slot)
-                states[run.name]["starts"] += 1
-                states[run.name]["state"] = "running"
+                start(queue.popleft(), free[0])
+                free = [slot for slot in free if slot not in running]
             for slot, (run, process) in list(running.items()):
                 status = process.poll()
-                if status is None:
-                    continue
-                del running[slot]
-                state = states[run.name]
-                if status == 0 or finished(run, workdir):
-                    state["state"] = "done"
-                elif status == 2 and _taken(workdir, run):
-                    state["state"] = "waiting"
-                    queue.append(run)
-                elif status in PREEMPTED and tries[run.name] < retries:
-                    state["kills"] += 1
-                    tries[run.name] += 1
-                    state["state"] = "waiting"
-                    queue.append(run)
-                else:
-                    state["kills"] += status in PREEMPTED
-                    state["state"] = (
-                        f"killed {1 + tries[run.name]} times"
-                        if status in PREEMPTED
-                        else f"failed: {_last_line(workdir, run)}"
-                    )
-                done = sum(states[one.name]["state"] == "done" for one in runs)
-                again = (
-                    "was killed; it goes on" if status in PREEMPTED else "is run by another process; it is waited for"
-                )
-                what = again if state["state"] == "waiting" else state["state"]
-                say(f"[{done}/{len(runs)}] {run.name}: {what}")
+                if status is not None:
+                    del running[slot]
+                    ended(run, status)
             time.sleep(pause)
             while running and not queue and all(process.poll() is None for _, process in running.values()):
                 time.sleep(pause)
-    finally:
-        _stop([process for _, process in running.values()])
-        for run, _ in running.values():
-            states[run.name]["state"] = "done" if finished(run, workdir) else "waiting"
-        table = collect(runs, states, workdir)
-    return table
+    except BaseException:
+        with _undisturbed(), contextlib.suppress(InputError):  # what was raised is told, and not that there is no table
+            settle()
+        raise
+    return settle()
 
 
 def _stop(processes: Sequence[Process]) -> None:
@@ -322,25 +384,52 @@ def _stop(processes: Sequence[Process]) -> None:
             process.stop(force=True)
 
 
-def _earlier(workdir: Path) -> dict[str, dict[str, Any]]:
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM, which has come before or may yet, ends nothing here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _earlier(workdir: Path, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     path = workdir / "sweep.json"
-    told = files.read_json(path)["runs"] if path.exists() else []
+    if not path.exists():
+        return {}
+    try:
+        told = files.read_json(path, sealed=True)["runs"]
+    except InputError as error:
+        say(f"sweep: {error}; starts and kills are counted from 0 again")
+        return {}
     return {run["name"]: {field: run[field] for field in ("state", "starts", "kills")} for run in told}
 
 
 def _held(workdir: Path) -> bool:
+    """Whether another process has the workdir of a run.
+
+    Raises:
+      InputError: it cannot be one.
+    """
     if not workdir.exists():
         return False
     try:
         with files.lock(workdir):
             return False
-    except InputError:
+    except files.InUse:
         return True
 
 
 def _taken(workdir: Path, run: Run) -> bool:
     """Whether the run was refused since another process has its workdir: one that an earlier sweep had just started when it was killed."""
-    return _held(workdir / "runs" / run.name) or "is using this workdir" in _last_line(workdir, run)
+    try:
+        return _held(workdir / "runs" / run.name)
+    except InputError:
+        return False
 
 
 def finished(run: Run, workdir: Path) -> bool:
@@ -351,9 +440,15 @@ def finished(run: Run, workdir: Path) -> bool:
     """
     folder = workdir / "runs" / run.name
     path = folder / "config.json"
-    if path.exists() and files.read_json(path) != config_lib.as_dict(run.config):
+    if not path.exists():
+        return False
+    try:
+        there = files.read_json(path)
+    except InputError:  # damaged; the run says so when it is started
+        return False
+    if there != config_lib.as_dict(run.config):
         raise InputError(f"{path}: another config than the sweep asks for; name another --workdir, or delete {folder}")
-    return path.exists() and (folder / "timings.json").exists()
+    return (folder / "timings.json").exists()
 
 
 def _last_line(workdir: Path, run: Run) -> str:
@@ -372,6 +467,7 @@ def collect(runs: Sequence[Run], states: Mapping[str, Mapping[str, Any]], workdi
       {"schema", "fields", "runs": [{"name", "config", "state", "starts", "kills", "values": {field: value}, "rows"}]}: `fields` are those
       that any run sets, `values` what they are in this one, `rows` those of its `metrics.json`, one for each member and score, with
       the member's error on the calibration split, by which to choose. The CSV has a line for each of these, and one for a run that has none.
+      The state of a run whose results are damaged is "failed: " and why.
     """
     fields = list(dict.fromkeys(field for run in runs for field in run.overrides))
     document: dict[str, Any] = {"schema": SCHEMA, "fields": fields, "runs": []}
@@ -379,17 +475,18 @@ def collect(runs: Sequence[Run], states: Mapping[str, Mapping[str, Any]], workdi
     for run in runs:
         whole = config_lib.as_dict(run.config)
         values = {field: _value(whole, field) for field in fields}
-        done, chosen_by = states[run.name]["state"] == "done", f"error_on_{run.config.evaluation.calibration_split}"
-        told = _rows(run, workdir / "runs" / run.name, chosen_by) if done else []
-        document["runs"].append(
-            {"name": run.name, "config": run.reference, **states[run.name], "values": values, "rows": told}
-        )
-        first = {"run": run.name, "state": states[run.name]["state"], **values}
+        state, chosen_by = dict(states[run.name]), f"error_on_{run.config.evaluation.calibration_split}"
+        try:
+            told = _rows(run, workdir / "runs" / run.name, chosen_by) if state["state"] == "done" else []
+        except InputError as error:
+            state["state"], told = f"failed: {error}", []
+        document["runs"].append({"name": run.name, "config": run.reference, **state, "values": values, "rows": told})
+        first = {"run": run.name, "state": state["state"], **values}
         of_rows = [
             row["tags"] | {name: row[name] for name in (chosen_by, "score", "n")} | row["metrics"] for row in told
         ]
         lines += [first | row for row in of_rows] or [first]
-    files.write_json(workdir / "sweep.json", document)
+    files.write_json(workdir / "sweep.json", document, seal=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
     writer.writeheader()
@@ -401,7 +498,7 @@ def collect(runs: Sequence[Run], states: Mapping[str, Mapping[str, Any]], workdi
 def _rows(run: Run, folder: Path, chosen_by: str) -> list[dict[str, Any]]:
     path, split = folder / "metrics.json", run.config.evaluation.calibration_split
     rows, errors = [], {}
-    for row in files.read_json(path)["runs"] if path.exists() else []:
+    for row in files.read_json(path, sealed=True)["runs"] if path.exists() else []:
         member = config_lib.member_name(row["tags"])
         if member not in errors:
             given = predictions.load(folder / "predictions" / member / f"{split}.npz")
@@ -423,6 +520,7 @@ def _told_to_end() -> Iterator[None]:
     """SIGTERM ends this program as Ctrl-C does: its runs with it."""
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what ends the runs is not interrupted
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
@@ -459,7 +557,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             pause = 0.2 if given.launcher == "local" else 5.0
             table = sweep(runs, workdir, launch, parallel=given.parallel, retries=given.retries, pause=pause)
         except KeyboardInterrupt:
-            told = _earlier(workdir).values()
+            told = _earlier(workdir, print).values()
             print(f"sweep: {sum(one['state'] == 'done' for one in told)} of {len(runs)} runs are done", file=sys.stderr)
             raise
     undone = [run for run in table["runs"] if run["state"] != "done"]

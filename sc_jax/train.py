@@ -24,6 +24,7 @@ def train(config: Config, workdir: Path) -> None:
     job = job_lib.build(config)
     mesh, sharding = job.mesh, config.devices.sharding
     processes.require_same("the data set", job.dataset.fingerprint)
+    parallel.meet(mesh)
     with job_lib.open_checkpoints(job, workdir) as saved:
         made = job.model, job.optimizer, job.members, job.examples_with_targets
         found = saved.restore_newest(parallel.placed(state.shape_of_state(*made), mesh, sharding))

@@ -163,8 +163,15 @@ def test_what_fails_leaves_nothing(scenes, tmp_path):
     with pytest.raises(RuntimeError, match="the device is gone"):
         write(job_of(scenes), tmp_path, "test", fails)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    (tmp_path / "predictions" / ".unfinished" / NAMES[0]).mkdir(parents=True)  # of a process that was killed
-    write(job_of(scenes), tmp_path, "test")
+
+
+def test_what_a_killed_job_left_is_removed(tmp_path):
+    (tmp_path / "predictions" / ".unfinished" / NAMES[0]).mkdir(parents=True)
+    files.write_npz(tmp_path / "predictions" / ".shares" / "0.npz", {"read": np.arange(3)})
+    files.write_npz(tmp_path / "predictions" / NAMES[0] / "test.npz", {"label": np.arange(3)})
+    predict._remove_unfinished(tmp_path)
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == [NAMES[0]]
+    assert (tmp_path / "predictions" / NAMES[0] / "test.npz").exists()
 
 
 def test_a_split_without_labels_and_ids_without_room_are_refused(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -90,7 +92,7 @@ def test_every_run_is_started_once_and_no_more_than_so_many_at_once(runs, tmp_pa
     assert lines[0] == "sweep: 0 of 4 runs are done"
 
 
-@pytest.mark.parametrize("status", [-9, -15, 137, 143])
+@pytest.mark.parametrize("status", [-9, -15, -12, 137, 143, 140])
 def test_what_was_killed_is_started_again(runs, tmp_path, status):
     script = Script(tmp_path, {runs[1].name: [status, status]})
     table, _ = go(runs, tmp_path, script, parallel=2)
@@ -153,14 +155,98 @@ def test_a_run_left_over_from_another_sweep_is_waited_for(runs, tmp_path):
 
 def test_a_run_that_another_process_took_first_is_waited_for(runs, tmp_path):
     """A sweep that is killed leaves processes that do not hold their workdirs yet."""
-    script = Script(tmp_path, {runs[0].name: [2, 2]})
-    refused = "error: w: another run is using this workdir; wait for it to end, or name another --workdir"
-    (tmp_path / "runs").mkdir()
-    (tmp_path / f"runs/{runs[0].name}.log").write_text(f"{refused}\n")
-    table, lines = go(runs, tmp_path, script)
-    assert [name for name, _ in script.starts].count(runs[0].name) == 3
+    script = Script(tmp_path, {runs[0].name: [2]})
+    held = contextlib.ExitStack()
+
+    def taken(run, slot):
+        if run.name == runs[0].name and len(script.starts) == 0:
+            held.enter_context(files.lock(tmp_path / "runs" / run.name))
+        elif len(script.starts) == 3:
+            held.close()
+        return script(run, slot)
+
+    table, lines = go(runs, tmp_path, taken)
+    assert [name for name, _ in script.starts] == [run.name for run in (*runs, runs[0])]
     assert (table[runs[0].name]["state"], table[runs[0].name]["kills"]) == ("done", 0)
-    assert any("is run by another process" in line for line in lines)
+    assert [line for line in lines if "waited for" in line] == [
+        f"[0/4] {runs[0].name}: is run by another process; it is waited for"
+    ]
+
+
+@pytest.mark.parametrize("after", ["before it starts", "after it was refused"])
+def test_a_run_whose_folder_cannot_be_held_is_not_waited_for(runs, tmp_path, after):
+    """No permission, a quota, a read-only disk: nobody holds it."""
+    folder = tmp_path / "runs" / runs[0].name
+    script = Script(tmp_path, {runs[0].name: [2]})
+    said = f"error: {folder}: cannot be used as a workdir (Disk quota exceeded); name another --workdir"
+
+    def launch(run, slot):
+        if run.name == runs[0].name:
+            (folder / ".lock").mkdir(parents=True)  # which cannot be opened, whoever tries
+            folder.with_name(f"{folder.name}.log").write_text(said)
+        return script(run, slot)
+
+    if after == "before it starts":
+        folder.parent.mkdir()
+        folder.write_text("in the way")
+    table, lines = go(runs, tmp_path, launch)
+    assert table[runs[0].name]["state"].startswith("failed: ")
+    assert "cannot be used as a workdir" in table[runs[0].name]["state"]
+    assert [table[run.name]["state"] for run in runs].count("done") == 3
+    assert not any("waited for" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.json", "predictions"])
+def test_one_damaged_run_takes_nothing_else_with_it(runs, tmp_path, name):
+    """It stands in the table as failed, and the next call starts it again."""
+
+    def launcher(script, damaged):
+        def launch(run, slot):
+            process = script(run, slot)
+            if run.name == damaged:
+                finish(run, tmp_path)
+                folder = tmp_path / "runs" / run.name
+                row = {"tags": {"alpha": 0.0, "seed": 0}, "score": "msp"}
+                files.write_json(folder / "metrics.json", {"runs": [row] if name == "predictions" else []}, seal=True)
+                if name != "predictions":
+                    (folder / name).write_text((folder / name).read_text()[:-3])
+            return process
+
+        return launch
+
+    script = Script(tmp_path, {runs[1].name: [2 if name == "config.json" else 0]})
+    table, _ = go(runs, tmp_path, launcher(script, runs[1].name))
+    assert table[runs[1].name]["state"].startswith("failed: ")
+    assert table[runs[1].name]["rows"] == []
+    assert [table[run.name]["state"] for run in runs].count("done") == 3
+    assert [line["state"] == "done" for line in csv.DictReader((tmp_path / "sweep.csv").open())] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+
+    script = Script(tmp_path)
+    (tmp_path / "runs" / runs[1].name / "metrics.json").unlink()
+    (tmp_path / "runs" / runs[1].name / "config.json").unlink()
+    table, _ = go(runs, tmp_path, launcher(script, None))
+    assert [name for name, _ in script.starts] == [runs[1].name]
+    assert table[runs[1].name]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"rans": []}', '{"runs": 3}', "[]", '{"runs": [{"name": "one"}]}', "{", '{"runs": []}', None]
+)
+def test_a_damaged_table_is_said_and_made_anew(runs, tmp_path, text):
+    go(runs[:1], tmp_path, Script(tmp_path, {runs[0].name: [-9]}))
+    path = tmp_path / "sweep.json"
+    path.write_text(path.read_text().replace('"kills": 1', '"kills": 7') if text is None else text)
+    table, lines = go(runs, tmp_path, Script(tmp_path))
+    assert "sweep.json" in lines[0]
+    assert "counted from 0 again" in lines[0]
+    assert table[runs[0].name] | {"state": "done", "starts": 0, "kills": 0} == table[runs[0].name]
+    assert [table[run.name]["state"] for run in runs] == ["done"] * 4
+    assert "counted" not in go(runs, tmp_path, Script(tmp_path))[1][0]
 
 
 def test_an_interruption_stops_the_children_and_keeps_the_table(runs, tmp_path):
@@ -199,6 +285,9 @@ def test_a_workdir_of_another_config_is_refused(runs, tmp_path):
         ),
         ("def get_configs(variant):\n    yield {'config': 'nothing.py'}", "no such config file"),
         ("def get_configs(variant):\n    raise ValueError('there is no variant')\n    yield", "there is no variant"),
+        ("def get_configs(variant):\n    yield {'config': 'config.py:smoke', 'name': 3}", "run 1 has the name 3"),
+        ("def get_configs(variant):\n    yield 1 / 0", "sweep.py: ZeroDivisionError: division by zero"),
+        ("import numpy\ndef get_configs(variant):\n    yield numpy.nothing", "sweep.py: AttributeError"),
         ("x = 1", "get_configs"),
         ("import nothing_of_the_kind", "nothing_of_the_kind"),
     ],
@@ -226,6 +315,65 @@ def test_names_tell_runs_apart_and_stay_in_their_folder(tmp_path):
     assert sweep_lib._name("../../etc", "v", {}) == ".._.._etc"
     assert sweep_lib._name("..", "v", {}) == "_.."
     assert sweep_lib._name(None, "v", {"a.b": "x/../y"}) == "v,b=x_.._y"
+
+
+def test_long_names_are_cut_and_still_tell_runs_apart():
+    """A file system takes 255 bytes, of which endings and temporary names need some."""
+    for letter in "xé語":
+        names = [sweep_lib._name(None, "v", {"a": 300 * letter, "b": last}) for last in (1, 2)]
+        assert names[0] != names[1]
+        for name, last in zip(names, (1, 2), strict=True):
+            assert len(name.encode()) <= 200
+            assert name.endswith(hashlib.sha256(f"v,a={300 * letter},b={last}".encode()).hexdigest()[:12])
+    assert sweep_lib._name("x" * 200, "v", {}) == "x" * 200
+    assert len(sweep_lib._name("x" * 201, "v", {})) == 200
+
+
+def test_values_of_numpy_are_those_of_python(tmp_path):
+    for name in ("config.py", "recipe.py"):
+        (tmp_path / name).write_text((ROOT / "experiments/label_smoothing" / name).read_text())
+    (tmp_path / "sweep.py").write_text(
+        "import numpy as np\ndef get_configs(variant):\n"
+        "    for rate in np.logspace(-4, -3, 2):\n"
+        "        widths = np.array([8, 16])\n"
+        "        yield {'config': 'config.py:smoke', 'training.learning_rate': rate, 'model.hidden': (widths[0], widths[1]),\n"
+        "               'members.alphas': np.array([0, 0.2])}\n"
+    )
+    runs = sweep_lib.load(str(tmp_path / "sweep.py"))
+    assert [run.config.training.learning_rate for run in runs] == [1e-4, 1e-3]
+    assert {run.config.model.hidden for run in runs} == {(8, 16)}
+    assert {run.config.members.alphas for run in runs} == {(0.0, 0.2)}
+    assert runs[0].name == "smoke,learning_rate=0.0001,hidden=8x16,alphas=0.0x0.2"
+
+
+def test_a_log_that_cannot_be_written_fails_its_run_alone(runs, tmp_path):
+    (tmp_path / f"runs/{runs[0].name}.log").mkdir(parents=True)
+    script, local = Script(tmp_path), sweep_lib.launcher("local", tmp_path)
+    table, _ = go(runs, tmp_path, lambda run, slot: (local if run == runs[0] else script)(run, slot))
+    assert table[runs[0].name]["state"].startswith(f"failed: {tmp_path}/runs/{runs[0].name}.log: cannot write it")
+    assert [table[run.name]["state"] for run in runs].count("done") == 3
+
+
+def test_a_second_sigterm_does_not_keep_runs_from_being_ended(runs, tmp_path, monkeypatch):
+    """The first is the end of all; a run that does not listen is killed, and the table is written."""
+    monkeypatch.setattr(sweep_lib, "GRACE", 0.5)
+    stops = []
+
+    class Deaf:
+        def poll(self):
+            if not stops:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def stop(self, force=False):
+            stops.append(force)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sweep_lib._told_to_end():
+        sweep_lib.sweep(runs, tmp_path, lambda run, slot: Deaf(), say=lambda line: None, pause=0.0)
+    assert stops == [False, True]
+    assert {run["state"] for run in files.read_json(tmp_path / "sweep.json")["runs"]} == {"waiting"}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.fixture(scope="module")
@@ -260,11 +408,11 @@ def test_the_table_has_every_run_with_its_metrics_and_what_differs(killed):
 
 
 SBATCH = """#!/bin/bash
-# Takes the job as SLURM does: an id at once, the work in the background.
+# Takes the job as SLURM does: an id at once, the work in the background. A signal is for the steps, not for the script.
 id=$(( $(cat {folder}/last 2>/dev/null || echo 100) + 1 )); echo $id > {folder}/last
 cp "$1" {folder}/$id.sh
 SLURM_JOB_ID=$id SLURM_JOBID=$id SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
-    setsid bash "$1" > {folder}/$id.out 2>&1 < /dev/null &
+    setsid bash -c 'trap : TERM USR2; . "$1"' sh "$1" > {folder}/$id.out 2>&1 < /dev/null &
 echo $! > {folder}/$id.pid
 echo "Submitted batch job $id"
 """
@@ -314,6 +462,58 @@ KILLED_ONCE = (
     "seen = w / 'seen'\n"
     "if not seen.exists():\n    seen.touch(); os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)\n"
 ) + WORKS
+TOLD_ONCE = (
+    "import sys, os, signal, time, pathlib; w = pathlib.Path(sys.argv[1]); w.mkdir(parents=True, exist_ok=True)\n"
+    "def end(*_):\n    time.sleep(1); (w / 'checkpoint').touch(); print('written', flush=True); sys.exit(143)\n"
+    "signal.signal(signal.SIGTERM, end)\n"
+    "seen = w / 'seen'\n"
+    "if not seen.exists():\n    seen.touch(); os.killpg(os.getpgrp(), signal.{signal}); time.sleep(60)\n"
+) + WORKS
+
+
+@pytest.mark.parametrize(("name", "written"), [("SIGTERM", True), ("SIGUSR2", False)])
+def test_a_job_of_slurm_that_is_told_to_end_writes_a_checkpoint_and_goes_on(
+    runs, tmp_path, cluster, monkeypatch, name, written
+):
+    """SLURM's signal is for every process of the step: the shell and submitit outlive it, until the run has ended."""
+    monkeypatch.setattr("submitit.core.core.InfoWatcher.is_done", _without_delay)
+    workdir = tmp_path / "w"
+    launch = sweep_lib.launcher("slurm", workdir)
+    statuses = []
+    job = quick(runs[0], TOLD_ONCE.replace("{signal}", name))
+    table, _ = go([job], workdir, lambda run, slot: Told(launch(run, slot), statuses))
+    assert statuses[0] in ({143} if written else sweep_lib.PREEMPTED)
+    assert statuses[-1] == 0
+    assert (table[runs[0].name]["state"], table[runs[0].name]["kills"]) == ("done", 1)
+    assert (workdir / "runs" / runs[0].name / "checkpoint").exists() == written
+    log = (workdir / f"runs/{runs[0].name}.log").read_text()
+    assert log.startswith("written\n") == written
+    assert log.endswith("works\n")
+
+
+class Told:
+    """A process whose exit statuses are kept."""
+
+    def __init__(self, process, statuses):
+        self.process, self.statuses = process, statuses
+
+    def poll(self):
+        status = self.process.poll()
+        self.statuses += [] if status is None else [status]
+        return status
+
+    def stop(self, force=False):
+        self.process.stop(force)
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(1, 30), (4, 120), (90, 120)])
+def test_slurm_tells_a_job_to_end_by_sigterm_before_it_does(runs, tmp_path, cluster, minutes, seconds):
+    (tmp_path / "w/runs").mkdir(parents=True)
+    job = sweep_lib.launcher("slurm", tmp_path / "w", minutes=minutes)(quick(runs[0], "pass"), 0)
+    script = (cluster / "101.sh").read_text().splitlines()
+    assert [line for line in script if "signal" in line] == [f"#SBATCH --signal=TERM@{seconds}"]
+    assert "#SBATCH --no-requeue" in script
+    job.stop()
 
 
 def test_jobs_of_slurm_ask_for_what_was_given_and_end_in_the_table(runs, tmp_path, cluster, monkeypatch):

@@ -7,6 +7,7 @@ more are asked for), and what lies on the devices of other processes is never fe
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,23 @@ def data_mesh(member_rows: int = 1) -> Mesh:
         )
     shape = (member_rows, devices // member_rows)
     return jax.make_mesh(shape, ("member", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def meet(mesh: Mesh) -> None:
+    """Connects the devices: all of them, and those of each row and column of the mesh; all processes have to ask for it.
+
+    On CPUs (gloo) devices that speak together for the first time wait 30 s for each other. Programs can differ by more in how long
+    they take to compile; these take a moment.
+    """
+    if jax.process_count() == 1:
+        return
+    each = PartitionSpec("member", "data")
+    ones = _put(np.ones(mesh.devices.shape, np.float32), NamedSharding(mesh, each))
+    for axes in (("member", "data"), "data", "member"):
+        summed = jax.shard_map(
+            functools.partial(jax.lax.psum, axis_name=axes), mesh=mesh, in_specs=each, out_specs=each
+        )
+        jax.block_until_ready(jax.jit(summed)(ones))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -246,28 +264,38 @@ class Rows:
         self._structure: Any = None
 
     def add(self, member: int, rows: np.ndarray, outputs: Any) -> None:
-        """Args: `member`, the first of m; `rows`, int [r], some of them beyond the end; `outputs`, arrays [m, r, …]."""
+        """Takes a part.
+
+        Args:
+          member: the first of m; rows: int [r], some of them beyond the end; outputs: arrays [m, r, …].
+
+        Raises:
+          RuntimeError: one of the rows has come before, or comes twice.
+        """
         leaves, structure = jax.tree.flatten(outputs)
         real = rows < self._count.shape[1]
         members = slice(member, member + leaves[0].shape[0])
+        np.add.at(self._count, (members, rows[real]), 1)
+        self._require(self._count <= 1)
         if self._whole is None:
             self._structure = structure
             self._whole = [np.empty((*self._count.shape, *leaf.shape[2:]), leaf.dtype) for leaf in leaves]
         for whole, leaf in zip(self._whole, leaves, strict=True):
             whole[members, rows[real]] = leaf[:, real]
-        self._count[members, rows[real]] += 1
 
     def whole(self) -> Any:
         """The arrays.
 
         Raises:
-          RuntimeError: a row did not come exactly once.
+          RuntimeError: a row did not come.
         """
-        wrong = np.argwhere(self._count != 1)
-        if len(wrong) or self._whole is None:
-            member, row = wrong[0] if len(wrong) else (0, 0)
-            raise RuntimeError(f"{len(wrong)} outputs did not come exactly once (first: member {member}, row {row})")
+        self._require(self._count == 1)
         return jax.tree.unflatten(self._structure, self._whole)
+
+    def _require(self, right: np.ndarray) -> None:
+        if not right.all():
+            (member, row), wrong = np.argwhere(~right)[0], np.count_nonzero(~right)
+            raise RuntimeError(f"{wrong} outputs did not come exactly once (first: member {member}, row {row})")
 
 
 def _columns(mesh: Mesh) -> np.ndarray:

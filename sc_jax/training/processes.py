@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -210,7 +213,14 @@ def from_first(function: Callable[[], _T]) -> _T:
 
 def lost(error: Exception) -> bool:
     """Whether an error may mean that another process has gone: no collective can be asked for any more."""
-    return several() and isinstance(error, jax.errors.JaxRuntimeError)
+    return several() and _is_of_jax(error)
+
+
+def _is_of_jax(error: BaseException) -> bool:
+    """A collective that fails while it is dispatched is a bare ValueError with XLA's status before its text."""
+    if isinstance(error, ValueError):
+        return re.match(r"[A-Z_]+: ", str(error)) is not None and not isinstance(error, InputError)
+    return isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def all_say(holds: bool) -> bool:
@@ -218,13 +228,15 @@ def all_say(holds: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.bool_(holds)))) if several() else holds
 
 
-def preempted(step: int) -> bool:
-    """Whether a process was sent SIGTERM and all are to stop after this step, which is the same in all.
+_asked = itertools.count(1)
 
-    Args:
-      step: one more with every call, and the same in all processes; none waits for another.
+
+def preempted() -> bool:
+    """Whether a process was sent SIGTERM and all are to stop here; all have to ask as often, and none waits for another.
+
+    JAX picks the ask after the last that any process has made, so that asks are counted from 1, at whichever step training goes on.
     """
-    return several() and multihost_utils.reached_preemption_sync_point(step)
+    return several() and multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
 def require_same(what: str, value: Any) -> None:
@@ -253,6 +265,10 @@ def leave() -> None:
     if jax.distributed.is_initialized():
         wait_for_all("leave")
         jax.distributed.shutdown()
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # JAX took SIGTERM from Python, and does not give it back
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     _last_words("")
 
 
@@ -273,7 +289,7 @@ def ending() -> Any:
         status = 1
         if isinstance(error, SystemExit):
             status = error.code if isinstance(error.code, int) else 1
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        elif _is_of_jax(error):
             reason = (str(error).strip() or "no reason given").splitlines()[0][:300]
             print(
                 f"error: process {jax.process_index()} of {jax.process_count()} was ended: {reason}; where another process died, "

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ OTHERS = {
     "an ensemble in the network": [
         f"--config={CONFIG}:smoke",
         "--config.training.steps=6",
+        "--config.training.warmup_epochs=0",
+        "--config.training.statistics_every=0",
         "--config.ensemble.kind=packed",
         "--config.ensemble.members=2",
         "--config.ensemble.alpha=1.5",
@@ -39,6 +41,7 @@ OTHERS = {
     "the best checkpoint": [
         f"--config={CONFIG}:smoke",
         "--config.training.steps=6",
+        "--config.training.warmup_epochs=0",
         "--config.training.checkpoint_every=2",
         "--config.training.checkpoints_best=1",
         "--config.prediction.checkpoint=best",
@@ -72,6 +75,59 @@ def door(argv):
         predict(config, workdir)
 cli.main(door)
 """
+KILLED_IN_PREDICTION = f"""
+import os, signal
+from sc_jax import predict as door_of
+written, write = [], door_of._write_share
+def killed(path, share):
+    write(path, share)
+    written.append(path)
+    if len(written) == 2 and path.name == "0.npz":
+        os.kill(os.getpid(), signal.SIGKILL)
+door_of._write_share = killed
+{TRAIN_AND_PREDICT}
+"""
+"""Process 0 dies when the first split is written, and its share of the second is."""
+TOLD_TO_END_AFTERWARDS = """
+import os, signal, sys, time
+from sc_jax import cli
+from sc_jax.predict import predict
+from sc_jax.training import processes
+def door(argv):
+    config, workdir = cli.study_arguments("predict", "", sys.argv[1:], devices=True)
+    with cli.open_workdir(workdir, config):
+        predict(config, workdir)
+        if processes.first():
+            (workdir / "predictions/.shares").mkdir()
+        predict(config, workdir)
+        first = processes.first()
+        processes.leave()
+        if first:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+cli.main(door)
+"""
+"""What a killed process left is there when all is done; then SIGTERM to process 0 alone, where `run` evaluates and reports."""
+SKEWED_THEN_KILLED = """
+import os, signal, sys, time
+import jax, numpy as np
+from sc_jax import cli
+from sc_jax.training import parallel, processes
+def door(argv):
+    cli.study_arguments("train", "", sys.argv[1:], devices=True)
+    meshes = [parallel.data_mesh(rows) for rows in (1, 2)]
+    for mesh in meshes:
+        parallel.meet(mesh)
+    if processes.first():
+        time.sleep(35)
+    for mesh in meshes:
+        x = parallel.place(np.ones((2, 1024), np.float32), mesh, "fsdp")
+        print(float(jax.jit(lambda x: parallel.keep_whole(x.sum(), mesh))(x)), flush=True)
+    if not processes.first():
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(100)
+cli.main(door)
+"""
 ENTER_TWICE = """
 import sys
 from sc_jax import cli
@@ -91,14 +147,22 @@ cli.main(door)
 
 
 class Job:
-    """Processes that run `code` as one job on this machine; a heartbeat of 5 s."""
+    """Processes that run `code` as one job on this machine; a heartbeat of 5 s, or the `heartbeat` that is named."""
 
-    def __init__(self, folder: Path, code: str, processes: int, devices: int, arguments: Callable[[int], list[str]]):
+    def __init__(
+        self,
+        folder: Path,
+        code: str,
+        processes: int,
+        devices: int,
+        arguments: Callable[[int], list[str]],
+        heartbeat: Sequence[str] = ("--heartbeat=5",),
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        join = [f"--processes={processes}", f"--coordinator=127.0.0.1:{port}", "--heartbeat=5"] if processes > 1 else []
+        join = [f"--processes={processes}", f"--coordinator=127.0.0.1:{port}", *heartbeat] if processes > 1 else []
         self.out = [folder / f"{number}-{time.monotonic_ns()}.out" for number in range(processes)]
         self.processes = []
         for number, out in enumerate(self.out):
@@ -170,6 +234,16 @@ def assert_same_run(workdir: Path, alone: Path) -> None:
         np.testing.assert_allclose(many.logits, one.logits, atol=10 * TOLERANCE)
 
 
+def assert_said_that_it_was_ended(job: Job, number: int) -> None:
+    """The last line of a process that another's death has ended; the helper that says it outlives it by a moment."""
+    deadline = time.monotonic() + 60
+    while "was ended" not in job.said(number) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    last = job.said(number).strip().splitlines()[-1]
+    assert last.startswith(f"error: process {number} of {len(job.processes)} was ended"), last
+    assert "goes on from the last checkpoint" in last
+
+
 def test_processes_that_are_stopped_or_killed_end_the_job_and_another_number_goes_on(
     tmp_path: Path, alone: Path
 ) -> None:
@@ -181,25 +255,30 @@ def test_processes_that_are_stopped_or_killed_end_the_job_and_another_number_goe
         assert job.ended(60) == [143, 143], "SIGTERM to one stops both: " + job.said(0) + job.said(1)
         step = latest(workdir)
         assert f"train: stopped at step {step} of {STEPS}, with a checkpoint" in job.said(0)
-    for victim in (1, 0):
-        with Job(tmp_path, TRAIN_AND_PREDICT, 2, 2, lambda _: arguments) as job:
-            wait_for_step(job, workdir, step + 2)
-            job.processes[victim].kill()
-            start = time.monotonic()
-            assert 0 not in job.ended(60), job.said(1 - victim)
-            while "was ended" not in job.said(1 - victim) and time.monotonic() < start + 60:
-                time.sleep(0.1)  # the helper that says it outlives the process by a moment
-            last = job.said(1 - victim).strip().splitlines()[-1]
-            assert last.startswith(f"error: process {1 - victim} of 2 was ended"), last
-            assert "goes on from the last checkpoint" in last
-            print(f"process {victim} killed: the other ended after {time.monotonic() - start:.1f} s")
-            assert f"resuming from step {step} of {STEPS}" in job.said(0)
-        step = latest(workdir)
-    assert 6 <= step < STEPS
-    with Job(tmp_path, TRAIN_AND_PREDICT, 4, 1, lambda _: [*arguments, "--config.devices.member_rows=2"]) as job:
-        assert job.ended(300) == [0] * 4, "\n".join(map(job.said, range(4)))
+    with Job(tmp_path, TRAIN_AND_PREDICT, 2, 2, lambda _: arguments) as job:
+        wait_for_step(job, workdir, step + 2)
+        job.processes[1].kill()
+        assert 0 not in job.ended(60), job.said(0)
+        assert_said_that_it_was_ended(job, 0)
+        assert f"resuming from step {step} of {STEPS}" in job.said(0)
+    step = latest(workdir)
+    assert 4 <= step < STEPS
+    rows = [*arguments, "--config.devices.member_rows=2"]
+    with Job(tmp_path, KILLED_IN_PREDICTION, 4, 1, lambda _: rows) as job:
+        ended = job.ended(300)
+        assert ended[0] == -signal.SIGKILL, "\n".join(map(job.said, range(4)))
+        assert 0 not in ended
+        for other in (1, 2, 3):
+            assert_said_that_it_was_ended(job, other)
         assert f"resuming from step {step} of {STEPS}" in job.said(0)
         assert all("train:" not in job.said(other) for other in (1, 2, 3)), "the first process speaks for all"
+    assert len(list(workdir.glob("predictions/[!.]*/*.npz"))) == 4, "those of one split"
+    assert (workdir / "predictions/.shares/0.npz").exists()
+    with Job(tmp_path, TOLD_TO_END_AFTERWARDS, 2, 2, lambda _: arguments) as job:
+        assert job.ended(300) == [143, 0], job.said(0) + job.said(1)
+        said = [line for line in job.said(0).splitlines() if line.startswith("predict: ")]
+        assert len(said) == 2, "the split that was whole is left alone, and then both"
+        assert said[1].startswith("predict: done")
     assert_same_run(workdir, alone)
     assert not (workdir / "predictions/.shares").exists()
 
@@ -230,6 +309,19 @@ def test_two_processes_do_the_rest_as_one(
                     )
                 elif name in ("example_id", "label"):
                     np.testing.assert_array_equal(shared[name], alone[name], err_msg=f"{path} {name}")
+
+
+def test_processes_that_have_met_wait_for_each_other_but_not_for_a_dead_one(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """One is 35 s late at its first step, over all devices and over rows of them; one that dies is noticed by the default heartbeat."""
+    if pytestconfig.getoption("--devices") != "all":
+        pytest.skip("runs with --devices=all")
+    with Job(tmp_path, SKEWED_THEN_KILLED, 2, 2, lambda _: [MLP[0]], heartbeat=()) as job:
+        assert job.processes[1].wait(100) == -signal.SIGKILL, job.said(0) + job.said(1)
+        assert job.said(1).split("\n").count("2048.0") == 2
+        assert 0 not in job.ended(60), job.said(0)
+        assert_said_that_it_was_ended(job, 0)
 
 
 def test_different_configs_and_a_workdir_in_use_are_refused_by_all(tmp_path: Path) -> None:

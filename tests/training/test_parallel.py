@@ -34,11 +34,12 @@ def test_every_row_comes_out_once_in_order_whatever_the_split_of_work(n: int, sh
 def test_a_row_that_is_lost_or_comes_twice_is_found() -> None:
     out = parallel.Rows(2, 5)
     out.add(0, np.arange(5), np.zeros((2, 5)))
-    out.add(1, np.array([3]), np.zeros((1, 1)))
     with pytest.raises(RuntimeError, match=r"1 outputs did not come exactly once \(first: member 1, row 3\)"):
-        out.whole()
+        out.add(1, np.array([3]), np.zeros((1, 1)))
+    with pytest.raises(RuntimeError, match="first: member 0, row 1"):
+        parallel.Rows(1, 3).add(0, np.array([0, 1, 1, 2]), np.zeros((1, 4)))  # twice in one part
     out = parallel.Rows(1, 5)
-    out.add(0, np.array([0, 1, 2, 4, 5, 6]), np.zeros((1, 6)))  # 5 and 6 are padding
+    out.add(0, np.array([0, 1, 2, 4, 5, 6, 6]), np.zeros((1, 7)))  # 5 and 6 are padding
     with pytest.raises(RuntimeError, match="first: member 0, row 3"):
         out.whole()
     with pytest.raises(RuntimeError):

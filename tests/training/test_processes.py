@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from sc_jax import cli
 from sc_jax.files import InputError
 from sc_jax.training import processes
 from sc_jax.training.processes import Asked
@@ -61,13 +64,51 @@ def test_one_process_is_the_first_and_waits_for_nobody(capsys: pytest.CaptureFix
     assert processes.from_first(lambda: {"value": [1, None]}) == {"value": [1, None]}
     assert processes.all_say(True) is True
     assert processes.all_say(False) is False
-    assert not processes.preempted(3)
+    assert not processes.preempted()
     assert not processes.lost(RuntimeError("anything"))
     processes.require_same("the config", {})
     processes.wait_for_all("here")
     processes.say("told")
     assert capsys.readouterr().out == "told\n"
     processes.leave()
+
+
+@pytest.mark.parametrize("first_step", [1, 500])
+def test_sigterm_before_the_first_step_stops_a_job_at_it(first_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JAX agrees on a step: the one after the last that any process had asked about when the signal came, and no later one."""
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "_asked", itertools.count(1))
+    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda asked: asked == 1)
+    block = cli.noting_sigterm()
+    told = block.__enter__()
+    assert told(first_step)
+    assert told(first_step), "once it stops, it stops"
+    with pytest.raises(cli.Terminated):
+        block.__exit__(None, None, None)
+
+
+def test_a_job_that_saves_asks_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda count: asked.append(count))
+    with cli.noting_sigterm() as told:
+        assert [told(7), told(7), told(8)] == [False] * 3
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), True),  # at dispatch
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), True),
+        (ValueError("shapes do not fit"), False),
+        (InputError("X: no such file"), False),
+        (OSError("UNKNOWN: "), False),
+    ],
+)
+def test_a_collective_that_fails_may_mean_that_a_process_has_gone(error, gone, monkeypatch) -> None:
+    monkeypatch.setattr(processes, "several", lambda: True)
+    assert processes.lost(error) is gone
 
 
 def test_an_error_of_one_process_passes_as_it_is() -> None:
