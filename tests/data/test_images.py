@@ -279,5 +279,5 @@ def test_an_image_that_does_not_fit_is_not_called_damaged(needed_by: str, monkey
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, needed_by, full)
-    with pytest.raises(InputError, match="^an image too large for the memory that is free$"):
+    with pytest.raises(InputError, match=r"^an image too large for the memory that is free$"):
         images.eval_crop(encoded(NOISE), 8)
