@@ -288,9 +288,11 @@ def read_prepared(name: str, directory: Path) -> Dataset:
         raise InputError(f"{path}: the data set is not prepared; {remedy}")
     try:
         arrays = files.read_npz(path)
-        missing = [field for field in _NAMES if field not in arrays]
-        if missing:
-            raise InputError(f"no array {missing[0]!r}")
+        for field in _NAMES:
+            if field not in arrays:
+                raise InputError(f"no array {field!r}")
+            if arrays[field].ndim != 1 or arrays[field].dtype.kind != "U":
+                raise InputError(f"{field} is {arrays[field].dtype} {list(arrays[field].shape)}, not text of one axis")
         class_names, group_names, vocabulary = (tuple(arrays.pop(field).tolist()) for field in _NAMES)
         return from_arrays(name, class_names, arrays, group_names=group_names, vocabulary=vocabulary)
     except InputError as error:
