@@ -625,7 +625,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
     """Holds `workdir` for this process; it is released when the process ends, however it ends.
 
     Raises:
-      InputError: another process holds it, or the folder cannot be made.
+      InputError: another process holds it, the folder cannot be made, or its file system has no locks.
     """
     path = Path(workdir) / ".lock"
     try:
@@ -642,4 +642,9 @@ def lock(workdir: str | Path) -> Iterator[None]:
             raise InputError(
                 f"{workdir}: another run is using this workdir; wait for it to end, or name another --workdir"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}), so that two runs could not be kept apart; name a --workdir on a "
+                "file system with locks"
+            ) from error
         yield
