@@ -146,3 +146,11 @@ def test_names_that_are_no_list_of_text_are_refused(field, value, tmp_path):
     np.savez(path, **dict(np.load(path)) | {field: value})
     with pytest.raises(InputError, match=rf"made\.npz: not readable \({field} is .*, not text of one axis\); run: "):
         sources.read_prepared("made", tmp_path)
+
+
+def test_a_name_of_what_are_no_characters_is_refused(tmp_path):
+    split = Split(np.zeros((2, 2, 2), np.uint8), np.array([0, 1], np.int32), np.array([4, 5]))
+    path = sources.write_prepared(Dataset("made", ("a", "b"), {"test": split}), tmp_path)
+    np.savez(path, **dict(np.load(path)) | {"class_names": np.array([100, 0xFFFF0064], np.uint32).view("U1")})
+    with pytest.raises(InputError, match="class_names is no text"):
+        sources.read_prepared("made", tmp_path)
