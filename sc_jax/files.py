@@ -630,7 +630,7 @@ def lock(workdir: str | Path) -> Iterator[None]:
 
     Raises:
       InUse: another process holds it.
-      InputError: the folder cannot be made, or not be locked.
+      InputError: the folder cannot be made, or its file system has no locks.
     """
     path = Path(workdir) / ".lock"
     try:
@@ -647,4 +647,9 @@ def lock(workdir: str | Path) -> Iterator[None]:
             raise InUse(
                 f"{workdir}: another run is using this workdir; wait for it to end, or name another --workdir"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}), so that two runs could not be kept apart; name a --workdir on a "
+                "file system with locks"
+            ) from error
         yield

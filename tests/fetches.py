@@ -1,4 +1,8 @@
-"""Sees every way from the device to the host, also on a CPU, where a transfer guard sees none."""
+"""Sees ways from the device to the host, also on a CPU, where a transfer guard sees none.
+
+`forbidden` watches JAX's arrays, and what NumPy and JAX call to read them; NumPy's functions read an array of a CPU past it, by its
+buffer, without a call that could be watched. `sealed` hides arrays altogether, so that only what opens them can read them.
+"""
 
 from __future__ import annotations
 
@@ -79,3 +83,40 @@ def forbidden() -> Iterator[Watch]:
             for name in names:
                 patch.setattr(module, name, guarded(f"{module.__name__}.{name}", getattr(module, name)))
         yield watch
+
+
+class Sealed:
+    """In place of an array: whatever asks something of it is refused."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __getattr__(self, name: str) -> Any:
+        raise HiddenFetchError(f"{name} of a sealed array is asked for")
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise HiddenFetchError(f"{name} of a sealed array is asked for")
+
+    return refuse
+
+
+for _name in (
+    *("array", "array_ufunc", "array_function", "buffer", "dlpack", "float", "int", "bool", "complex", "index"),
+    *("getitem", "iter", "len", "format", "repr", "str", "hash", "reduce_ex"),
+    *("lt", "le", "eq", "ne", "gt", "ge", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
+):
+    setattr(Sealed, f"__{_name}__", _refused(_name))
+
+
+def sealed(tree: Any) -> Any:
+    """The tree with every array sealed."""
+    return jax.tree.map(Sealed, tree)
+
+
+def opened(tree: Any) -> Any:
+    """The tree with the arrays that `sealed` took; others are as they were."""
+    return jax.tree.map(lambda leaf: leaf._array if type(leaf) is Sealed else leaf, tree)

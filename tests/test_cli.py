@@ -1,6 +1,7 @@
 """Arguments, the workdir that belongs to one config and one process, and errors as one line with an exit status."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -155,6 +156,11 @@ def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
     [
         (InputError("x.npz: no such file"), 2, "error: x.npz: no such file\n"),
         (DivergedError("step 3, member a"), 2, "error: step 3, member a\n"),
+        (OSError(errno.ENOSPC, "No space left", "x.npz"), 2, "error: x.npz: No space left; make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "error: Disk quota exceeded; make room"),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "error: Read-only"),
+        (OSError(errno.EIO, "Input/output error"), 2, "error: Input"),
+        (OSError(errno.ENOLCK, "No locks available"), 2, "error: No locks"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
     ],
 )
@@ -171,11 +177,12 @@ def test_a_mistake_is_one_line_and_a_status(capsys, error, status, said):
     assert captured.err.count("\n") == 1
 
 
-def test_an_error_of_ours_keeps_its_traceback():
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.EBADF, "Bad file descriptor")])
+def test_an_error_of_ours_keeps_its_traceback(error):
     def door(argv):
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         cli.main(door)
 
 

@@ -1,5 +1,6 @@
 """Whole-or-nothing writes, readers that refuse, fingerprints that see everything, locks that end with their process."""
 
+import errno
 import gc
 import io
 import json
@@ -863,6 +864,16 @@ def test_a_lock_is_free_after_an_error_inside(tmp_path):
         raise ZeroDivisionError
     with files.lock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"\.lock: cannot be locked .*; name a --workdir on"), files.lock(tmp_path):
+        pytest.fail("it was held without a lock")
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):

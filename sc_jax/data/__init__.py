@@ -94,7 +94,7 @@ class Dataset:
       vocabulary: the token i at place i, of texts.
 
     Raises:
-      InputError: an array has the wrong type or length, a label is out of range, or an example id comes twice.
+      InputError: an array has the wrong type or length, a label, group or token has no name, or an example id comes twice.
     """
 
     name: str
@@ -123,8 +123,13 @@ class Dataset:
                     raise InputError(f"{self.name}: {name}_{field} is {found}; see sc_jax.data.Split")
                 if len(array) != len(split.inputs):
                     raise InputError(f"{self.name}: inputs and {field} of {name} differ in length")
-            if len(split) and not 0 <= split.label.min() <= split.label.max() < self.num_classes:
-                raise InputError(f"{self.name}: a label of {name} is outside 0..{self.num_classes - 1}")
+            for what, array, names in (
+                ("label", split.label, self.class_names),
+                ("group", split.group, self.group_names),
+                ("token", split.inputs if kind[0] == "token" else None, self.vocabulary),
+            ):
+                if array is not None and array.size and not 0 <= array.min() <= array.max() < len(names):
+                    raise InputError(f"{self.name}: a {what} of {name} is outside 0..{len(names) - 1}")
         ids = np.concatenate([split.example_id for split in self.splits.values()])
         if len(np.unique(ids)) != len(ids):
             raise InputError(f"{self.name}: an example id comes twice; ids are unique over all splits")

@@ -402,7 +402,7 @@ def _read_jpeg_folder(folder: Path) -> Parts:
     image = np.empty((len(label["train"]), 32, 32, 3), np.uint8)
     for i, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
         try:
-            pixels = images.decode(blob[start:stop].tobytes())
+            pixels = images.decode(blob[start:stop].tobytes(), most_pixels=32 * 32)
         except InputError as error:
             raise InputError(f"{in_train}: image {i} is {error}") from error
         if pixels.shape != (32, 32, 3):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Scenes:
             record = self.records[self.position[index]]
             image, label = (record[feature] for feature in _FEATURES)
         else:
-            path = Path(self.location, "gtFine", self.part, self._city(index))
+            path = Path(self.location, "gtFine", self.part, _city(str(self.scene[index])))
             image = streams.read_file(Path(self.describe(index)))
             label = streams.read_file(path / f"{self.scene[index]}_gtFine_labelIds.png")
         try:
@@ -113,11 +114,8 @@ class Scenes:
         """The file, or the data set of TFDS and the name of the image there."""
         if self.records is not None:
             return f"{self.location}: {self.part} {self.scene[index]}"
-        folder = Path(self.location, "leftImg8bit", self.part, self._city(index))
+        folder = Path(self.location, "leftImg8bit", self.part, _city(str(self.scene[index])))
         return str(folder / f"{self.scene[index]}{self.ending[index]}")
-
-    def _city(self, index: int) -> str:
-        return str(self.scene[index]).partition("_")[0]
 
     def select(self, rows: np.ndarray) -> Scenes:
         """The examples at `rows`, int or bool."""
@@ -131,8 +129,9 @@ def load(directory: Path) -> streams.StreamedDataset:
     Raises:
       InputError: it is not prepared, the list is damaged, or the images have gone.
     """
-    names = [f"{part}_{field}" for part in PARTS for field in ("scene", "ending", "position")]
-    listed, location = streams.read_list(directory, ORIGIN, names)
+    kinds = {"scene": "U", "ending": "U", "position": "i"}
+    tables = [{f"{part}_{field}": kind for field, kind in kinds.items()} for part in PARTS]
+    listed, location = streams.read_list(directory, ORIGIN, tables, _wrong)
     parts = {}
     for part, (split, first_id) in PARTS.items():
         scene = listed[f"{part}_scene"]
@@ -146,7 +145,7 @@ def load(directory: Path) -> streams.StreamedDataset:
             records=streams.TfdsSplit(location, split, _FEATURES) if sources.is_of_tfds(location) else None,
         )
     train = parts["train"]
-    held_out = np.isin([name.partition("_")[0] for name in train.scene.tolist()], VALIDATION_CITIES)
+    held_out = np.isin([_city(scene) for scene in train.scene.tolist()], VALIDATION_CITIES)
     return streams.StreamedDataset(
         name="cityscapes",
         class_names=tuple(CLASSES),
@@ -159,6 +158,20 @@ def load(directory: Path) -> streams.StreamedDataset:
         fingerprint=files.fingerprint({name: listed[name] for name in listed if name.endswith("scene")}),
         ignore_label=images.IGNORE,
     )
+
+
+def _wrong(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """What is wrong with a list: an ending of no image, or a city that is no folder of its own."""
+    for part in PARTS:
+        if not np.isin(arrays[f"{part}_ending"], (*_IMAGE_ENDS, "")).all():
+            return f"{part}_ending is not one of {', '.join(_IMAGE_ENDS)}"
+        if not {_city(scene) for scene in arrays[f"{part}_scene"].tolist()}.isdisjoint(("", ".", "..")):
+            return f"{part}_scene holds a scene of no city"
+    return None
+
+
+def _city(scene: str) -> str:
+    return scene.partition("_")[0]
 
 
 def prepare(source: Path | None, directory: Path, *, small: bool = False) -> Path:

@@ -21,6 +21,7 @@ import hashlib
 import io
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,14 @@ def load(directory: Path) -> streams.StreamedDataset:
     Raises:
       InputError: it is not prepared, the list is damaged, or the images have gone.
     """
-    fields = ("file_name", "label", "drawn", "position")
-    listed, location = streams.read_list(
-        directory, ORIGIN, ["wnid", *(f"{p}_{field}" for p in PARTS for field in fields)]
-    )
+    kinds = {"file_name": "S", "label": "i", "drawn": "b", "position": "i"}
+    parts_of = [{f"{part}_{field}": kind for field, kind in kinds.items()} for part in PARTS]
+
+    def wrong(arrays: Mapping[str, np.ndarray]) -> str | None:
+        most = max(arrays[f"{part}_label"].max(initial=0) for part in PARTS)
+        return f"the label {most} of {len(arrays['wnid'])} classes" if most >= len(arrays["wnid"]) else None
+
+    listed, location = streams.read_list(directory, ORIGIN, [{"wnid": "U"}, *parts_of], wrong)
     wnid = tuple(listed["wnid"].tolist())
     parts = {}
     for part, (split, first_id) in PARTS.items():

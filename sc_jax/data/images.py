@@ -25,21 +25,24 @@ IGNORE = 255
 MEAN_COLOUR = (124, 116, 104)
 """The mean colour of ImageNet's training images, 0..255: what lies beyond the edge of an image."""
 
+MOST_PIXELS = 89_478_485
+"""Of an image, as it is stored and as it is resized; Pillow warns from here on."""
 
-def decode(data: bytes) -> np.ndarray:
+
+def decode(data: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The image in a JPEG, PNG … file as uint8 [h, w, 3]; grey, CMYK and palettes become RGB.
 
     Raises:
-      InputError: the bytes are no image, or end too early.
+      InputError: the bytes are no image, end too early, or are of more than `most_pixels`, which are then not decoded.
     """
-    return np.asarray(_rgb(_open(data)))
+    return np.asarray(_rgb(_open(data, most_pixels)))
 
 
 def decode_labels(data: bytes) -> np.ndarray:
     """A label map, a PNG of one channel, as uint8 [h, w].
 
     Raises:
-      InputError: the bytes are no image, end too early, or have several channels.
+      InputError: the bytes are no image, end too early, are of more than `MOST_PIXELS`, or have several channels.
     """
     image = _open(data)
     if image.mode not in ("L", "P"):
@@ -74,7 +77,7 @@ def train_crop(
       uint8 [size, size, 3].
 
     Raises:
-      InputError: the bytes are no image, or end too early.
+      InputError: the bytes are no image, end too early, or are of more than `MOST_PIXELS`.
 
     Source: Szegedy et al. (2015), arXiv:1409.4842, section 6.
     """
@@ -87,7 +90,7 @@ def train_crop(
     image = _rgb(image)
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
-    image = image.resize((size, size), _filter(interpolation), box=box)
+    image = _resized(image, (size, size), _filter(interpolation), box)
     return _mirrored(np.asarray(image), mirrored)
 
 
@@ -134,15 +137,19 @@ def eval_crop(data: bytes, size: int, *, crop_pct: float = 0.875, interpolation:
       uint8 [size, size, 3].
 
     Raises:
-      InputError: the bytes are no image, or end too early; `crop_pct` is out of range.
+      InputError: the bytes are no image, or end too early; it has more than `MOST_PIXELS`, or would when resized, as the
+        whole of a very long one is; `crop_pct` is out of range.
     """
     if not 0 < crop_pct <= 1:
         raise InputError(f"crop_pct = {crop_pct}; it should be in (0, 1]")
-    image = _rgb(_open(data))
+    image = _open(data)
     short, shorter = math.floor(size / crop_pct), min(image.size)
     resized = tuple(short if side == shorter else short * side // shorter for side in image.size)
+    # Not of the crop alone, by `box`: that rounds its corners to single precision, and pixels would differ.
+    _require_few(resized, MOST_PIXELS)
+    image = _rgb(image)
     if resized != image.size:
-        image = image.resize(resized, _filter(interpolation))
+        image = _resized(image, resized, _filter(interpolation))
     left, top = (round((side - size) / 2) for side in resized)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -179,7 +186,7 @@ def train_pair(
     """
     from PIL import Image
 
-    image = _sized_as(labels, _rgb(_open(data)))
+    image = _rgb(_sized_as(labels, _open(data)))
     factor = rng.uniform(*scale)
     height, width = (max(1, round(side * factor)) for side in labels.shape)
     rows, columns = min(size, height), min(size, width)
@@ -189,7 +196,7 @@ def train_pair(
     down, across = labels.shape[0] / height, labels.shape[1] / width
     box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
     pixels = np.full((size, size, 3), MEAN_COLOUR, np.uint8)
-    pixels[:rows, :columns] = image.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
+    pixels[:rows, :columns] = _resized(image, (columns, rows), Image.Resampling.BILINEAR, box)
     # The source pixel that holds the centre of each pixel of the result, in integers.
     y = (2 * np.arange(top, top + rows) + 1) * labels.shape[0] // (2 * height)
     x = (2 * np.arange(left, left + columns) + 1) * labels.shape[1] // (2 * width)
@@ -216,14 +223,22 @@ def train_pair_record(record: Mapping[str, Any], rng: np.random.Generator, **opt
 
 def eval_pair_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with its image decoded, uint8 [h, w, 3], whole as its label map is."""
-    return {**record, "image": np.asarray(_sized_as(record["label"], _rgb(_open(record["image"]))))}
+    return {**record, "image": np.asarray(_rgb(_sized_as(record["label"], _open(record["image"]))))}
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """The image, of which only the header is read; of other formats than ours none is tried (PostScript runs a program)."""
     from PIL import Image
 
-    return _refusing(lambda: Image.open(io.BytesIO(data), formats=("JPEG", "PNG")))
+    image = _refusing(lambda: Image.open(io.BytesIO(data), formats=("JPEG", "PNG")))
+    _require_few(image.size, most_pixels)
+    return image
+
+
+def _require_few(size: tuple[int, ...], most_pixels: int) -> None:
+    width, height = size
+    if width * height > most_pixels:
+        raise InputError(f"an image of {height} x {width} pixels, more than the {most_pixels:,} that are decoded")
 
 
 def _loaded(image: Image.Image) -> Image.Image:
@@ -232,7 +247,11 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    return _loaded(image).convert("RGB")
+    return _refusing(lambda: image.convert("RGB"))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], by: Image.Resampling, box: Any = None) -> Image.Image:
+    return _refusing(lambda: image.resize(size, by, box=box))
 
 
 def _refusing(read: Any) -> Any:
@@ -240,6 +259,8 @@ def _refusing(read: Any) -> Any:
 
     try:
         return read()
+    except MemoryError as error:
+        raise InputError("an image too large for the memory that is free") from error
     # What Pillow's readers raise on damaged files; UnidentifiedImageError is an OSError.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = "no image" if isinstance(error, Image.UnidentifiedImageError) else f"a damaged image ({error})"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -300,11 +300,23 @@ def write_list(arrays: Mapping[str, np.ndarray], location: Path, directory: Path
     return path
 
 
-def read_list(directory: Path, origin: sources.Origin, names: Iterable[str]) -> tuple[dict[str, np.ndarray], Path]:
-    """The arrays that `write_list` wrote, among them `names`, and where the files are.
+def read_list(
+    directory: Path,
+    origin: sources.Origin,
+    tables: Sequence[Mapping[str, str]],
+    wrong: Callable[[Mapping[str, np.ndarray]], str | None] = lambda arrays: None,
+) -> tuple[dict[str, np.ndarray], Path]:
+    """The arrays that `write_list` wrote, and where the files are.
+
+    Args:
+      directory: where the list is.
+      origin: of the data set.
+      tables: name → NumPy's kind of the arrays [n] that are equally long: "b"; "i", of which none is negative; "S" or "U", of
+        which each is the name of a file within its folder.
+      wrong: what else is wrong with the arrays, or None.
 
     Raises:
-      InputError: the data set is not prepared, its list is damaged, or its folder has gone.
+      InputError: the data set is not prepared, its list is damaged or names files elsewhere, or its folder has gone.
     """
     path = directory / f"{origin.dataset}.npz"
     command = sources.prepare_command(origin.dataset, directory)
@@ -313,18 +325,45 @@ def read_list(directory: Path, origin: sources.Origin, names: Iterable[str]) -> 
             f"{path}: the data set is not prepared; get {origin.files} from {origin.page} and run: {command} --from DIR"
         )
     try:
-        arrays = files.read_npz(path)
-        missing = [name for name in (*names, "location") if name not in arrays]
-        if missing:
-            raise InputError(f"no array {missing[0]!r}")
+        found = files.read_npz(path)
+        for table in (*tables, {"location": "U"}):
+            for name, kind in table.items():
+                if name not in found:
+                    raise InputError(f"no array {name!r}")
+                _require_column(name, found[name], kind, len(np.atleast_1d(found[next(iter(table))])))
+        if len(found["location"]) != 1 or "\0" in sources.text_of("location", found["location"]):
+            raise InputError(f"{len(found['location'])} locations, or one that no folder can have")
+        arrays = {name: found[name] for table in tables for name in table}
+        for name, array in arrays.items():
+            if array.dtype.kind in "SU":
+                _require_file_names(name, array)
+        reason = wrong(arrays)
+        if reason is not None:
+            raise InputError(reason)
     except InputError as error:
         raise InputError(f"{path}: not readable ({error}); run: {command} --from DIR") from error
-    location = directory / str(arrays.pop("location")[0])
+    location = directory / str(found["location"][0])
     if not location.is_dir():
         raise InputError(
             f"{location}: the files of {origin.dataset} have gone; run: {command} --from DIR, with their folder"
         )
     return arrays, location
+
+
+def _require_column(name: str, array: np.ndarray, kind: str, length: int) -> None:
+    if array.dtype.kind != kind or array.ndim != 1:
+        raise InputError(f"{name} is {array.dtype} {list(array.shape)}, not of the kind {kind!r} and of one axis")
+    if len(array) != length:
+        raise InputError(f"{name} has {len(array)} entries, those beside it have {length}")
+    if kind == "i" and array.min(initial=0) < 0:
+        raise InputError(f"{name} holds {array.min()}, which is negative")
+
+
+def _require_file_names(what: str, names: np.ndarray) -> None:
+    """Refuses a name with a folder in it, or of a folder, or that no file can have; as text or as UTF-8."""
+    text = sources.text_of(what, names)
+    if "/" in text or "\0" in text or not {".", ".."}.isdisjoint(text.split("\n")):
+        raise InputError(f"{what} holds what is no name of a file: a path, '.', '..' or a zero byte")
 
 
 def read_file(path: Path) -> bytes:

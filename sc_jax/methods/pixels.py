@@ -6,7 +6,8 @@ sampled pixels the logits too. Pixels with the ignore label count nowhere. An im
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sc_jax import ops
+from sc_jax.files import InputError
 from sc_jax.predictions import Predictions, Scored
 
 SCORES: dict[str, Callable[[Any], Any]] = {
@@ -90,13 +92,14 @@ class Collector:
     """What one member says about a split, image by image, in memory that does not grow with the pixels.
 
     Losses and scores of all labelled pixels go to files in `folder`, one per column; the samples stay in memory.
+
+    Raises:
+      InputError: they cannot be written, or read back.
     """
 
     def __init__(self, folder: Path | None, ignore_label: int) -> None:
         """Args: `folder`, where the columns are put, made here, or None if the samples suffice; `ignore_label`, of pixels
         that count nowhere."""
-        if folder is not None:
-            folder.mkdir(parents=True)
         self._folder, self._ignore_label = folder, ignore_label
         self._types = {
             "loss": np.dtype(bool),
@@ -105,7 +108,9 @@ class Collector:
         }
         self._columns: dict[str, IO[bytes]] = {}
         if folder is not None:
-            self._columns = {name: open(folder / name, "wb") for name in self._types}  # noqa: SIM115
+            with self._on_disk():
+                folder.mkdir(parents=True)
+                self._columns = {name: open(folder / name, "wb") for name in self._types}  # noqa: SIM115
         self._samples: list[tuple[np.ndarray, ...]] = []
         self._images: list[tuple[float, ...]] = []
 
@@ -125,8 +130,9 @@ class Collector:
         probability = 1 / (1 + np.exp(-rows["msp"].astype(np.float64)))
         self._images.append((example_id, *means, float(np.mean(probability))))
         rows["cluster"] = np.full(count, example_id)
-        for name, column in self._columns.items():
-            column.write(rows[name].astype(self._types[name], copy=False))
+        with self._on_disk():
+            for name, column in self._columns.items():
+                column.write(rows[name].astype(self._types[name], copy=False))
         s = len(places)
         chosen = np.full(s, example_id), places, label.reshape(-1)[places], measured.logits[:s], np.full(s, count / s)
         self._samples.append(chosen)
@@ -142,9 +148,10 @@ class Collector:
     def pixels(self) -> Scored:
         """All labelled pixels, 0/1 loss and every score: images as they were added, row by row of each; mapped from `folder`,
         which must have been given."""
-        for column in self._columns.values():
-            column.close()
-        mapped = {name: np.memmap(self._folder / name, dtype, "r") for name, dtype in self._types.items()}
+        with self._on_disk():
+            for column in self._columns.values():
+                column.close()
+            mapped = {name: np.memmap(self._folder / name, dtype, "r") for name, dtype in self._types.items()}
         return Scored(mapped["loss"], {name: mapped[name] for name in SCORES}, cluster=mapped["cluster"])
 
     def images(self) -> Scored:
@@ -156,6 +163,15 @@ class Collector:
         return Scored(
             loss, dict(zip((*SCORES, "mean_max_probability"), score, strict=True)), example_id.astype(np.int64)
         )
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._folder}: cannot keep the pixels there ({error.strerror}); make room and predict again"
+            ) from error
 
     @property
     def empty(self) -> bool:

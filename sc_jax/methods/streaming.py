@@ -6,6 +6,7 @@ jackknife's standard error, for smooth metrics: at such n the two do not differ.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from sc_jax import ops
+from sc_jax.files import InputError
 from sc_jax.methods import evaluation, logit_norm
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.evaluation import Settings, Split
@@ -158,7 +160,7 @@ def score_stream(
     n = len(stream)
 
     def column(name: str, dtype: type) -> np.ndarray:
-        return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(n,))
+        return _column(folder / f"{name}.npy", dtype, n)
 
     columns = {name: column(name, np.float64) for name in scorers}
     error, confidence = column("error", bool), column("confidence", np.float64)
@@ -190,6 +192,25 @@ def score_stream(
     classifier = {"nll": totals[1] / totals[0], "brier": totals[2] / totals[0], "ece": float(ece)}
     shared = {name: getattr(stream, name) for name in ("group", "is_ood", "weight", "cluster", "provenance", "source")}
     return Streamed(Scored(error, columns, stream.example_id, **shared), classifier, about, fitted, left_out)
+
+
+def _column(path: Path, dtype: type, n: int) -> np.ndarray:
+    """A new array on disk that has its room there: where a mapped file has none, writing to it is a signal that ends the process.
+
+    Raises:
+      InputError: there is no room.
+    """
+    try:
+        made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n,))
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: cannot keep the scores of {n:,} examples there ({error.strerror}); make room, or name another folder: "
+            "TMPDIR=…"
+        ) from error
+    return made
 
 
 def _scorer(

@@ -15,6 +15,7 @@ import dataclasses
 import fnmatch
 import math
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,6 +35,8 @@ _LAST = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "
 _SEAL = "sc_jax.sha256"  # in the metadata of what `save` writes: a hash of its tensors
 _SHOWN = 5  # names in an error
 _SAFE_TORCH = (2, 6)  # before it `weights_only=True` did not keep a file from running code: CVE-2025-32434
+
+_NAMES_OF_ONE = 4  # tensors that may share what is stored, as tied weights do
 
 # torchvision's names (torchvision/models/{densenet,mobilenetv2,efficientnet,vision_transformer}.py of pytorch/vision) in timm's.
 # No two families share a pattern, and none meets a name of timm. ResNets and DenseNets are called alike there and here, but for
@@ -254,8 +257,17 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: torch {torch.__version__} may run code that such a file holds (CVE-2025-32434): "
             "pip install 'torch>=2.6', or convert it by safetensors.torch.save_file(tensors, 'weights.safetensors')"
         )
+    size = path.stat().st_size
     try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\3\4"  # as torch tells them from older files, which are not compressed
+            parts = zipfile.ZipFile(file).infolist() if zipped else []
+        # In memory such parts are up to a thousand times as large as on disk.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+            raise InputError(f"{path}: its parts are compressed or overlap, as torch.save writes none; fetch it again")
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch.load raises what it meets: zip, pickle and storage errors of many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -271,6 +283,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         found = inner[0] if inner else found
     if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         raise InputError(f"{path}: it holds no table of named tensors; save the model's state_dict")
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+    if taken > _NAMES_OF_ONE * size:
+        raise InputError(
+            f"{path}: its tensors take {taken:,} bytes, the file has {size:,}: they are views; save tensor.contiguous() of each"
+        )
     try:
         return {
             str(name): (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)

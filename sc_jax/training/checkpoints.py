@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,13 @@ from sc_jax.files import InputError, fingerprint_json
 from sc_jax.training import parallel, processes
 
 _ELSEWHERE = "in another process"
+
+_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""What the file system says where a checkpoint lacks a file, or where a damaged one names another."""
+
+
+class CannotReadError(InputError):
+    """A checkpoint cannot be read now, for a reason that says nothing of what it holds."""
 
 
 def leaf_hashes(tree: Any) -> dict[str, str]:
@@ -62,6 +71,10 @@ class Checkpoints:
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             )
         except Exception as error:  # of a damaged `_CHECKPOINT_METADATA` Orbax raises a ValueError
+            if _passes(error):
+                raise CannotReadError(
+                    f"{self.folder}: cannot be read now ({_first_line(error)}); it is left as it is"
+                ) from error
             raise InputError(
                 f"{self.folder}: cannot be used for checkpoints ({_first_line(error)}); move the newest away if it is damaged, "
                 "or name another --workdir"
@@ -83,15 +96,21 @@ class Checkpoints:
         return max((step for step in judged if judged[step] is not None), key=judged.__getitem__, default=None)
 
     def _quality(self, step: int) -> float | None:
-        """Not agreed upon: Orbax asks for it where a process may be alone."""
+        """None of a damaged one. Not agreed upon: Orbax asks for it where a process may be alone.
+
+        Raises:
+          CannotReadError: it may be the best, so that nothing can be chosen or removed.
+        """
         try:
             meta = self._read_meta(step)
             sealed = meta.pop("seal") == fingerprint_json(meta)
             return meta["quality"] if sealed and meta["config"] == self._config else None
         except Exception as error:
+            if _passes(error):
+                raise self._cannot_read(step, _first_line(error)) from error
             if processes.lost(error):
                 raise
-            return None  # a damaged one is not the best
+            return None
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         with _quiet():
@@ -130,7 +149,7 @@ class Checkpoints:
         """What was saved beside the state: step, hash of each leaf, config, logs, quality.
 
         Raises:
-          InputError: it cannot be read, or belongs to another config.
+          InputError: it is damaged, or belongs to another config; `CannotReadError` if it cannot be read now.
         """
         with self._everywhere(step, "its metadata cannot be read"):
             meta = self._read_meta(step)
@@ -155,7 +174,8 @@ class Checkpoints:
           like: a tree of arrays with the structure, shapes and dtypes to expect; the result is placed as it is.
 
         Raises:
-          InputError: structure, shape, dtype or content differ from what was saved; the leaf is named.
+          InputError: structure, shape, dtype or content differ from what was saved; the leaf is named. `CannotReadError` if
+            memory, the file system or another passing thing is in the way.
         """
         wanted = self.meta(step)["hashes"]
         with self._everywhere(step, "its arrays cannot be read"):
@@ -163,7 +183,7 @@ class Checkpoints:
             with _quiet():
                 wanted_state = ocp.args.Composite(state=ocp.args.StandardRestore(template))
                 state = self._manager.restore(step, args=wanted_state).state
-        found = leaf_hashes(state)
+            found = leaf_hashes(state)
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if not processes.all_say(not wrong):
             told = (
@@ -176,17 +196,19 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _everywhere(self, step: int, problem: str) -> Iterator[None]:
-        """What cannot be read by one process counts as damaged in all of them, so that they stay together."""
+        """What one process cannot read counts as damaged, or as not to be read now, in all of them, so that they stay together."""
         caught = None
         try:
             yield
         except Exception as error:  # Orbax raises whatever its storage raises
-            if processes.lost(error):
+            if processes.lost(error) and not _passes(error):
                 raise
             caught = error
+        told = _ELSEWHERE if caught is None else _first_line(caught)
+        if not processes.all_say(caught is None or not _passes(caught)):
+            raise self._cannot_read(step, told) from caught
         if not processes.all_say(caught is None):
-            told = f"{problem} ({_ELSEWHERE if caught is None else _first_line(caught)})"
-            raise self._damaged(step, told) from caught
+            raise self._damaged(step, f"{problem} ({told})") from caught
 
     def restore_newest(self, like: Any) -> tuple[int, Any, list[str]] | None:
         """The newest checkpoint that is whole; those after it that are not are moved to `<folder>-damaged`.
@@ -198,12 +220,15 @@ class Checkpoints:
           Its step, its state, and what was wrong with each one that was moved; None where there is no checkpoint at all.
 
         Raises:
-          InputError: none is whole; they are left as they are, and what is wrong with the newest is said.
+          InputError: none is whole, or one cannot be read now (`CannotReadError`); they are left as they are, and what is wrong with
+            the newest, or with that one, is said.
         """
         refused: list[tuple[int, InputError]] = []
         for step in processes.from_first(lambda: sorted(self._manager.all_steps(), reverse=True)):
             try:
                 state = self.restore(step, like)
+            except CannotReadError:  # the next one that can be read may be far behind
+                raise
             except InputError as error:
                 refused.append((step, error))
                 continue
@@ -223,6 +248,11 @@ class Checkpoints:
             (self.folder / str(step)).rename(next(there / n for n in numbers if not (there / n).exists()))
         except OSError as error:
             raise InputError(f"{self.folder / str(step)}: damaged, and cannot be moved to {there} ({error})") from error
+
+    def _cannot_read(self, step: int, what: str) -> CannotReadError:
+        return CannotReadError(
+            f"{self.folder / str(step)}: cannot be read now ({what}); the checkpoint is left as it is"
+        )
 
     def _damaged(self, step: int, what: str) -> InputError:
         earlier = [other for other in self._manager.all_steps() if other < step]
@@ -274,3 +304,16 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether what went wrong lies in memory or the file system rather than in what was read: of this error or one that it came of."""
+    while error is not None:
+        if isinstance(error, (MemoryError, CannotReadError)) or "RESOURCE_EXHAUSTED" in str(error):
+            return True
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore raises ValueErrors
+        number = int(code[1]) if code else error.errno if isinstance(error, OSError) else None
+        if number is not None and number not in _OF_DAMAGE:
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False

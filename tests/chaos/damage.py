@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from sc_jax import files, predictions
+from sc_jax import data, files, predictions
 from sc_jax.data import sources
 from sc_jax.files import InputError
-from sc_jax.methods import cascade, selector
+from sc_jax.methods import cascade, pixels, selector
 from sc_jax.models import pretrained
+from tests.chaos import fuzz
 from tests.chaos.runs import EVERY, STEPS, Place, latest
 
 KINDS: dict[str, tuple[str, str]] = {
@@ -149,6 +150,20 @@ READ: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     "decisions.npz": ("decisions.npz", _read_decisions),
     "decisions.json": ("decisions.json", _read_decisions),
     "weights (safetensors)": ("w.safetensors", lambda folder: _tensors(folder / "w.safetensors")),
+    "pixels of a segmentation": (
+        "x_pixels.npz",
+        lambda folder: _scored(predictions.load_scored(folder / "x_pixels.npz")),
+    ),
+    "images of a segmentation": (
+        "x_images.npz",
+        lambda folder: _scored(predictions.load_scored(folder / "x_images.npz")),
+    ),
+    "pictures of a segmentation": (
+        "x_pictures.npz",
+        lambda folder: files.fingerprint(files.read_npz(folder / "x_pictures.npz")),
+    ),
+    "list of ImageNet": ("imagenet.npz", lambda folder: _listed("imagenet", folder)),
+    "list of Cityscapes": ("cityscapes.npz", lambda folder: _listed("cityscapes", folder)),
     "a prepared data set": ("small.npz", lambda folder: sources.read_prepared("small", folder).fingerprint),
 }
 """Kinds of files that no stage of a study reads again: which file is damaged, and who reads it."""
@@ -164,6 +179,12 @@ def _scored(p: predictions.Scored) -> Any:
 
 def _tensors(path: Path) -> Any:
     return files.fingerprint(pretrained.read_tensors(path))
+
+
+def _listed(name: str, folder: Path) -> Any:
+    dataset = data.load(name, folder)
+    described = [source.describe(i) for source in dataset.splits.values() for i in range(len(source))]
+    return dataset.fingerprint, described, [source.example_id.tolist() for source in dataset.splits.values()]
 
 
 def read_trial(whole: Path, seed: int, kind: str) -> dict[str, Any]:
@@ -217,3 +238,23 @@ def write_examples(place: Place, folder: Path) -> None:
         for name, i in (("train", 0), ("validation", 20), ("test", 40))
     }
     sources.write_prepared(Dataset("small", ("a", "b", "c"), splits), folder)
+    fuzz.write_imagenet(folder)
+    fuzz.write_cityscapes(folder)
+    _write_segmented(folder)
+
+
+def _write_segmented(folder: Path) -> None:
+    """What is kept of two made-up segmented images: all pixels, the images, and one to be looked at."""
+    rng, shape = np.random.default_rng(0), (12, 16)
+    collector = pixels.Collector(folder / "columns", 255)
+    for i in (1, 2):
+        label = rng.integers(0, 3, shape).astype(np.uint8)
+        score = {name: rng.normal(size=shape).astype(np.float32) for name in pixels.SCORES}
+        one = pixels.Measured(rng.random(shape) < 0.3, score, rng.normal(size=(5, 3)).astype(np.float32))
+        collector.add(i, label, pixels.sample(label, 255, i, 5), one)
+    predictions.save(folder / "x_pixels.npz", collector.pixels())
+    predictions.save(folder / "x_images.npz", collector.images())
+    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    shots = {f"{name}_0": array for name, array in pixels.picture(image, label, 255, one).items()}
+    files.write_npz(folder / "x_pictures.npz", shots)
+    shutil.rmtree(folder / "columns")

@@ -7,6 +7,7 @@ in a header that is well-formed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gzip
 import importlib.util
@@ -74,6 +75,7 @@ _NUMBERS = (
     (1 << 64) - 1,
 )
 _DIGITS = (b"0", b"-1", b"1", b"3", b"99999999999", b"1" * 400, b"1e999", b"9223372036854775808")
+_NAMES = ("", ".", "..", "x", "../../x", ".._x", "/etc/hostname", "a/b", "a\0b")
 _VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -207,8 +209,14 @@ def mutated_npz(content: bytes, rng: random.Random) -> bytes:
         arrays[name] = array.copy()
         arrays[name].reshape(-1)[rng.randrange(array.size)] = rng.choice((np.nan, np.inf, -np.inf, 6e4, -0.0))
     elif array.dtype.kind in "iu" and array.size:
-        arrays[name] = array.copy()
-        arrays[name].reshape(-1)[rng.randrange(array.size)] = rng.choice((0, 1, 100))
+        arrays[name], ends = array.copy(), np.iinfo(array.dtype)
+        arrays[name].reshape(-1)[rng.randrange(array.size)] = rng.choice((0, 1, 100, ends.min, ends.max))
+    elif array.dtype.kind in "SU" and array.size:
+        texts, kind = array.astype(object), array.dtype.type
+        texts.reshape(-1)[rng.randrange(array.size)] = kind(
+            rng.choice(_NAMES).encode() if kind is np.bytes_ else rng.choice(_NAMES)
+        )
+        arrays[name] = texts.astype(kind)
     buffer = io.BytesIO()
     rng.choice((np.savez, np.savez_compressed))(buffer, **arrays)
     return buffer.getvalue()
@@ -434,13 +442,80 @@ def _seeds_of_prepared(folder: Path) -> list[Files]:
         name: Split(image[i : i + 4], (np.arange(4) % 3).astype(np.int32), np.arange(i, i + 4))
         for name, i in (("train", 0), ("validation", 4), ("test", 8))
     }
-    return [_ours(folder, lambda f: sources.write_prepared(Dataset("small", ("a", "b", "c"), splits), f), "small.npz")]
+    texts = {
+        name: Split(image[:4, :, 0, 0].astype(np.int32) % 5, split.label, split.example_id, split.label % 2)
+        for name, split in splits.items()
+    }
+    names = {"group_names": ("g", "h"), "vocabulary": tuple("abcde")}
+    made = Dataset("small", ("a", "b", "c"), splits), Dataset("small", ("a", "b", "c"), texts, **names)
+    return [_ours(folder, lambda f, one=one: sources.write_prepared(one, f), "small.npz") for one in made]
 
 
 def _read_prepared(folder: Path) -> None:
     from sc_jax.data import sources
 
-    assert len(sources.read_prepared("small", folder).fingerprint) == 64
+    dataset = sources.read_prepared("small", folder)
+    for split in dataset.splits.values():
+        assert set(split.label) <= set(range(dataset.num_classes))
+        assert set(() if split.group is None else split.group) <= set(range(len(dataset.group_names)))
+        if split.inputs.dtype == np.int32:
+            assert set(split.inputs.flat) <= set(range(len(dataset.vocabulary)))
+
+
+def write_imagenet(folder: Path) -> None:
+    """A list of made-up images of two classes, and the image of each, in `folder`."""
+    from sc_jax.data import imagenet, streams
+
+    arrays: dict[str, np.ndarray] = {"wnid": np.array(["n01", "n02"])}
+    for part, n in (("train", 8), ("val", 4)):
+        names = [f"{part}_{i}.JPEG" for i in range(n)]
+        arrays[f"{part}_file_name"] = np.array([name.encode() for name in names])
+        arrays[f"{part}_label"] = np.arange(n, dtype=np.int32) % 2
+        arrays[f"{part}_drawn"], arrays[f"{part}_position"] = np.arange(n) < n // 4, np.zeros(n, np.int64)
+        for i, name in enumerate(names):
+            files.write_bytes(folder / "imagenet" / part / f"n0{1 + i % 2}" / name, b"an image")
+    streams.write_list(arrays, folder / "imagenet", folder, imagenet.ORIGIN)
+
+
+def write_cityscapes(folder: Path) -> None:
+    """A list of made-up scenes of two cities, and the image of each without its labels, in `folder`."""
+    from sc_jax.data import cityscapes, streams
+
+    arrays: dict[str, np.ndarray] = {}
+    for part, cities in (("train", ("aachen", "ulm")), ("val", ("lindau",))):
+        scenes = [(city, f"{city}_000000_{i:06d}") for city in cities for i in range(3)]
+        arrays[f"{part}_scene"] = np.array([scene for _, scene in scenes])
+        arrays[f"{part}_ending"] = np.full(len(scenes), "_leftImg8bit.png")
+        arrays[f"{part}_position"] = np.zeros(len(scenes), np.int64)
+        for city, scene in scenes:
+            files.write_bytes(folder / "cityscapes/leftImg8bit" / part / city / f"{scene}_leftImg8bit.png", b"an image")
+    streams.write_list(arrays, folder / "cityscapes", folder, cityscapes.ORIGIN)
+
+
+def _seeds_of_list(name: str, write: Callable[[Path], None]) -> Callable[[], list[Files]]:
+    def make(folder: Path) -> list[Files]:
+        write(folder)
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        listed = {str(path.relative_to(folder)): path.read_bytes() for path in found}
+        return [{f"{name}.npz": listed.pop(f"{name}.npz"), **listed}]
+
+    return _in_folder(make)
+
+
+def _read_list(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        from sc_jax import data
+
+        dataset = data.load(name, folder)
+        for source in dataset.splits.values():
+            for i in range(len(source)):
+                if source.records is None:
+                    assert Path(source.describe(i)).resolve().is_relative_to(Path(source.location).resolve())
+                with contextlib.suppress(InputError):  # the image has gone, or is none
+                    label = source[i]["label"]
+                    assert np.max(label) < dataset.num_classes
+
+    return read
 
 
 def _seeds_of_tables(folder: Path) -> list[Files]:
@@ -476,6 +551,11 @@ def _seeds_of_images() -> list[Files]:
     for kind, mode in (("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "P"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA")):
         buffer = io.BytesIO()
         picture.convert(mode).save(buffer, kind)
+        seeds.append({"image": buffer.getvalue()})
+    # Of some hundred bytes: long ones, which are large when resized (the last refused), and black ones.
+    for size, mode in (((1, 3_000), "RGB"), ((3_000, 1), "L"), ((3_000, 3_000), "1"), ((1, 300_000), "RGB")):
+        buffer = io.BytesIO()
+        Image.new(mode, size).save(buffer, "PNG")
         seeds.append({"image": buffer.getvalue()})
     return seeds
 
@@ -616,6 +696,8 @@ READERS: dict[str, Reader] = {
         lambda: [{"x.gz": gzip.compress(s["x.idx"])} for s in _seeds_of_idx()], _read_idx, 4
     ),
     "sources.read_prepared": Reader(_in_folder(_seeds_of_prepared), _read_prepared, 3),
+    "imagenet.load": Reader(_seeds_of_list("imagenet", write_imagenet), _read_list("imagenet"), 2),
+    "cityscapes.load": Reader(_seeds_of_list("cityscapes", write_cityscapes), _read_list("cityscapes"), 2),
     "tabular.read_table": Reader(_in_folder(_seeds_of_tables), _read_table, 8),
     "text.read_lines": Reader(_seeds_of_texts, _read_texts, 10),
     "cifar.read_binary": Reader(_seeds_of_cifar, _read_cifar, 2),
@@ -727,7 +809,6 @@ def in_a_process(name: str, numbers: Sequence[int], folder: Path) -> dict[str, A
 
 
 def _fuzz_into(result: Path, name: str, numbers: Sequence[int], folder: Path) -> None:
-    import contextlib
     import logging
     import warnings
 

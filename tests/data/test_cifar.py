@@ -306,3 +306,15 @@ def test_jpeg_copies(tmp_path):
     # Published channel means of the 50,000 originals (they stand in many recipes); JPEG moves them by less than a grey level.
     mean = np.concatenate([splits[name].inputs for name in ("train", "validation")]).mean((0, 1, 2)) / 255
     np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=1 / 255)
+
+
+def test_a_large_jpeg_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    cifar.write_small_cifar10_jpeg(tmp_path)
+    path = tmp_path / "originals" / "cifar10_train_jpeg.npz"
+    large = io.BytesIO()
+    Image.new("RGB", (33, 32)).save(large, "JPEG")
+    arrays = dict(np.load(path)) | {"blob": np.frombuffer(large.getvalue(), np.uint8)}
+    arrays["offsets"] = np.minimum(np.arange(len(arrays["offsets"])), 1) * len(large.getvalue())
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=r"image 0 is an image of 32 x 33 pixels, more than the 1,024"):
+        cifar.prepare_cifar10_jpeg(tmp_path / "originals", tmp_path / "to")

@@ -174,3 +174,18 @@ def test_without_images_it_says_what_to_get(tmp_path):
         cityscapes.prepare(tmp_path / "empty", tmp_path)
     with pytest.raises(InputError, match=r"not prepared; get leftImg8bit_trainvaltest.zip .*run: .*prepare cityscapes"):
         data.load("cityscapes", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("train_scene", "../../x", "train_scene holds what is no name of a file"),
+        ("train_scene", ".._x", "train_scene holds a scene of no city"),
+        ("val_ending", ".txt", "val_ending is not one of _leftImg8bit.png"),
+    ],
+)
+def test_a_list_that_leads_elsewhere_is_refused(field, value, reason, small, tmp_path):
+    arrays = dict(np.load(small / "cityscapes.npz"))
+    np.savez(tmp_path / "cityscapes.npz", **arrays | {field: np.full(len(arrays[field]), value)})
+    with pytest.raises(InputError, match=rf"cityscapes.npz: not readable \({reason}"):
+        data.load("cityscapes", tmp_path)

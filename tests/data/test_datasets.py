@@ -61,14 +61,16 @@ INPUTS = {
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("group", [None, np.array([0, 1, 1], np.int32)])
 def test_arrays_round_trip_with_the_same_fingerprint(kind, group):
+    names = {"group_names": ("g", "h"), "vocabulary": ("", "word")}
+
     def make(first):
         changes = {"inputs": INPUTS[kind], "group": group}
-        return Dataset("made", ("a", "b"), {"train": split(**changes), "test": split(first=first, **changes)})
+        return Dataset("made", ("a", "b"), {"train": split(**changes), "test": split(first=first, **changes)}, **names)
 
     made = make(3)
     fields = {kind, "label", "example_id"} | (set() if group is None else {"group"})
     assert set(made.arrays()) == {f"{name}_{field}" for name in ("train", "test") for field in fields}
-    again = data.from_arrays("made", ("a", "b"), dict(reversed(made.arrays().items())))
+    again = data.from_arrays("made", ("a", "b"), dict(reversed(made.arrays().items())), **names)
     assert set(again.splits) == {"train", "test"}
     assert again.fingerprint == made.fingerprint != make(4).fingerprint
     np.testing.assert_array_equal(again.splits["test"].inputs, INPUTS[kind], strict=True)
@@ -105,13 +107,17 @@ def test_a_missing_array_is_named(name):
         ({"label": np.zeros(3, np.int64)}, "train_label is int64"),
         ({"label": np.array([0, 1, 2], np.int32)}, r"label of train is outside 0\.\.1"),
         ({"label": np.array([0, 1, -1], np.int32)}, r"label of train is outside 0\.\.1"),
+        ({"group": np.array([0, -1, 1], np.int32)}, r"group of train is outside 0\.\.1"),
+        ({"group": np.array([0, 1, 2], np.int32)}, r"group of train is outside 0\.\.1"),
+        ({"inputs": np.full((3, 4), 10**6, np.int32)}, r"token of train is outside 0\.\.2"),
+        ({"inputs": np.full((3, 4), -1, np.int32)}, r"token of train is outside 0\.\.2"),
         ({"example_id": np.array([0, 1, 1])}, "an example id comes twice"),
         ({"example_id": np.array([0, 1, 5])}, "an example id comes twice"),
     ],
 )
 def test_inconsistent_arrays_are_refused(changes, reason):
     with pytest.raises(InputError, match=reason):
-        Dataset("made", ("a", "b"), {"train": split(**changes), "test": split(first=4)})
+        Dataset("made", ("a", "b"), {"train": split(**changes), "test": split(first=4)}, ("g", "h"), ("", "x", "y"))
 
 
 def test_a_split_does_not_change():

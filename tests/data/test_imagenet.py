@@ -246,3 +246,24 @@ def test_without_images_it_says_what_to_get(tmp_path):
         imagenet.prepare(tmp_path / "empty", tmp_path)
     with pytest.raises(InputError, match=r"not prepared; get ILSVRC2012_img_train.tar .*run: .*prepare imagenet"):
         data.load("imagenet", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "reason"),
+    [
+        (
+            "train_file_name",
+            lambda names: np.array([b"/etc/hostname"] * len(names)),
+            "train_file_name holds what is no",
+        ),
+        ("wnid", lambda names: np.where(np.arange(len(names)) < 1, "../..", names), "wnid holds what is no"),
+        ("val_label", lambda label: label + 1_000, r"the label 1\d\d\d of 1000 classes"),
+        ("val_label", lambda label: label - 1_000, "val_label holds -1000"),
+        ("train_drawn", lambda drawn: drawn[:3], "train_drawn has 3 entries"),
+    ],
+)
+def test_a_damaged_list_is_refused(field, change, reason, in_folders, tmp_path):
+    arrays = dict(np.load(in_folders / "imagenet.npz"))
+    np.savez(tmp_path / "imagenet.npz", **arrays | {field: change(arrays[field])})
+    with pytest.raises(InputError, match=rf"imagenet.npz: not readable \({reason}"):
+        data.load("imagenet", tmp_path)

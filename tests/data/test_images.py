@@ -248,3 +248,36 @@ def test_records_keep_what_is_not_an_image():
 def test_postscript_is_no_image() -> None:
     with pytest.raises(InputError, match=r"^no image;"):  # not: an image that could not be drawn
         images.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused_by_their_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    black = encoded(Image.new("1", (10_000, 10_000)))
+    assert len(black) < 20_000
+    monkeypatch.setattr(Image.Image, "convert", decoded)
+    for read in READERS:
+        with pytest.raises(InputError, match=r"an image of 10000 x 10000 pixels, more than the 89,478,485"):
+            read(black)
+    with pytest.raises(InputError, match=r"40 x 60 pixels, more than the 2,399 "):
+        images.decode(encoded(NOISE), most_pixels=40 * 60 - 1)
+    long = encoded(Image.new("RGB", (1, 20_000)))  # 256 x 5,120,000 before the crop
+    with pytest.raises(InputError, match=r"an image of 5120000 x 256 pixels"):
+        images.eval_crop(long, 224)
+
+
+def test_the_limit_is_within_what_is_read() -> None:
+    assert images.decode(encoded(NOISE), most_pixels=40 * 60).shape == (40, 60, 3)
+    assert images.eval_crop(encoded(Image.new("RGB", (1, 1000))), 224).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("needed_by", ["convert", "resize"])
+def test_an_image_that_does_not_fit_is_not_called_damaged(needed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, needed_by, full)
+    with pytest.raises(InputError, match=r"^an image too large for the memory that is free$"):
+        images.eval_crop(encoded(NOISE), 8)

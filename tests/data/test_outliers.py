@@ -46,7 +46,9 @@ def test_held_out_classes_are_in_the_test_split_alone(dataset):
 
 def test_groups_go_with_their_examples(dataset):
     group = np.arange(30, dtype=np.int32)
-    grouped = dataclasses.replace(dataset, splits={**dataset.splits, "train": split(0, group=group)})
+    grouped = dataclasses.replace(
+        dataset, group_names=tuple(map(str, range(30))), splits={**dataset.splits, "train": split(0, group=group)}
+    )
     part = hold_out(grouped, (0,)).splits["train"]
     np.testing.assert_array_equal(part.group, group[np.arange(30) % 5 != 0])
 
@@ -82,7 +84,7 @@ def test_outliers_that_do_not_fit_are_refused(dataset):
             with_outliers(dataset, more)
     with pytest.raises(InputError, match="no split 'tests'"):
         with_outliers(dataset, np.zeros((3, 2, 2), np.uint8), "tests")
-    grouped = dataclasses.replace(dataset, splits={"test": split(0, group=np.zeros(30, np.int32))})
+    grouped = dataclasses.replace(dataset, group_names=("g",), splits={"test": split(0, group=np.zeros(30, np.int32))})
     with pytest.raises(InputError, match="have groups"):
         with_outliers(grouped, np.zeros((3, 2, 2), np.uint8))
 

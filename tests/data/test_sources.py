@@ -136,3 +136,21 @@ def test_prepared_files_that_are_not_there_or_damaged(tmp_path):
     (tmp_path / "made.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=rf"not readable .*prepare made --to {tmp_path}"):
         sources.read_prepared("made", tmp_path)
+
+
+@pytest.mark.parametrize("field", ["class_names", "group_names", "vocabulary"])
+@pytest.mark.parametrize("value", [np.array(3.5), np.array("a"), np.arange(2), np.array([["a"], ["b"]])])
+def test_names_that_are_no_list_of_text_are_refused(field, value, tmp_path):
+    split = Split(np.ones((2, 3), np.int32), np.array([0, 1], np.int32), np.array([4, 5]), np.array([1, 0], np.int32))
+    path = sources.write_prepared(Dataset("made", ("a", "b"), {"test": split}, ("g", "h"), ("", "word")), tmp_path)
+    np.savez(path, **dict(np.load(path)) | {field: value})
+    with pytest.raises(InputError, match=rf"made\.npz: not readable \({field} is .*, not text of one axis\); run: "):
+        sources.read_prepared("made", tmp_path)
+
+
+def test_a_name_of_what_are_no_characters_is_refused(tmp_path):
+    split = Split(np.zeros((2, 2, 2), np.uint8), np.array([0, 1], np.int32), np.array([4, 5]))
+    path = sources.write_prepared(Dataset("made", ("a", "b"), {"test": split}), tmp_path)
+    np.savez(path, **dict(np.load(path)) | {"class_names": np.array([100, 0xFFFF0064], np.uint32).view("U1")})
+    with pytest.raises(InputError, match="class_names is no text"):
+        sources.read_prepared("made", tmp_path)

@@ -245,7 +245,7 @@ def test_a_list_moves_with_its_files(tmp_path):
     path = streams.write_list({"x": np.arange(3)}, here / "files", here, ORIGIN)
     assert path == here / "numbers.npz"
     here.rename(tmp_path / "b")
-    arrays, location = streams.read_list(tmp_path / "b", ORIGIN, ["x"])
+    arrays, location = streams.read_list(tmp_path / "b", ORIGIN, [{"x": "i"}])
     assert location == tmp_path / "b" / "files"
     np.testing.assert_array_equal(arrays.pop("x"), np.arange(3))
     assert not arrays
@@ -265,8 +265,51 @@ def test_what_is_not_prepared_or_damaged_says_how(tmp_path):
         streams.read_list(tmp_path, ORIGIN, [])
     streams.write_list({"x": np.arange(3)}, tmp_path, tmp_path, ORIGIN)
     with pytest.raises(InputError, match=r"numbers.npz: not readable \(no array 'y'\)"):
-        streams.read_list(tmp_path, ORIGIN, ["x", "y"])
+        streams.read_list(tmp_path, ORIGIN, [{"x": "i", "y": "i"}])
     with pytest.raises(InputError, match="cannot be read \\(No such file"):
         streams.read_file(tmp_path / "none")
     with pytest.raises(InputError, match="no array_record of the split train"):
         len(streams.TfdsSplit(tmp_path, "train", ("image",)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": np.array([b"a", b"../../etc/passwd", b"c"])}, "name holds what is no name of a file"),
+        ({"name": np.array([b"a", b"/etc/passwd", b"c"])}, "name holds what is no name of a file"),
+        ({"name": np.array([b"a", b"..", b"c"])}, "name holds what is no name of a file"),
+        ({"name": np.array([b"a", b".", b"c"])}, "name holds what is no name of a file"),
+        ({"name": np.array([b"a", b"b\0b", b"c"])}, "name holds what is no name of a file"),
+        ({"name": np.array([b"a", b"\xc3", b"\xa9"])}, "name is no text"),
+        ({"name": np.array(["a", "b", "c"])}, "name is <U1 .3., not of the kind 'S'"),
+        ({"name": np.array(b"a")}, r"name is .S1 .., not of the kind 'S' and of one axis"),
+        ({"folder": np.array(["a", ".."])}, "folder holds what is no name of a file"),
+        ({"folder": np.array(["a", "\ud800"])}, "folder is no text"),
+        ({"number": np.arange(4)}, "number has 4 entries, those beside it have 3"),
+        ({"number": np.array([0, 1, -2])}, "number holds -2"),
+        ({"number": np.arange(3.0)}, "number is float64"),
+        ({"drawn": np.arange(3)}, "drawn is int64"),
+        ({"location": np.array("files")}, "location is .*of one axis"),
+        ({"location": np.array([], "U3")}, "0 locations"),
+        ({"location": np.array(["\ud800"])}, "location is no text"),
+        ({"location": np.array([0xFFFF0064], np.uint32).view("U1")}, "location is no text"),
+        ({"folder": np.array([100, 0xFFFF0064], np.uint32).view("U1")}, "folder is no text"),
+        ({"location": np.array(["a\0b"])}, "1 locations, or one that no folder can have"),
+        ({"location": np.array([3])}, "location is int64"),
+        ({"number": np.full(3, 9)}, "nine"),
+    ],
+)
+def test_a_list_that_is_not_as_it_should_be_is_refused(tmp_path, changes, reason):
+    """In particular one that would make a reader follow a path out of its folder."""
+    arrays = {"name": np.array([b"a", b"b.png", b"\xc3\xa9"]), "number": np.arange(3), "drawn": np.ones(3, bool)}
+    arrays |= {"folder": np.array(["x", ""])}
+    tables = [{"folder": "U"}, {"name": "S", "number": "i", "drawn": "b"}]
+
+    def wrong(arrays):
+        return "nine" if 9 in arrays["number"] else None
+
+    path = streams.write_list(arrays, tmp_path, tmp_path, ORIGIN)
+    assert streams.read_list(tmp_path, ORIGIN, tables, wrong)[0].keys() == arrays.keys()
+    np.savez(path, **dict(np.load(path)) | changes)
+    with pytest.raises(InputError, match=rf"numbers.npz: not readable \({reason}.*run: "):
+        streams.read_list(tmp_path, ORIGIN, tables, wrong)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sc_jax import ops, predictions
+from sc_jax.files import InputError
 from sc_jax.methods import pixels
 from sc_jax.ops import resampling
 
@@ -183,6 +184,36 @@ def test_a_picture_is_every_dth_pixel():
     np.testing.assert_array_equal(shown["msp"], msp[1::3, 1::3])
     np.testing.assert_array_equal(shown["outcome"], np.where(label == IGNORE, 255, wrong)[1::3, 1::3])
     assert max(shown["outcome"].shape) <= pixels.PICTURE_SIDE
+
+
+def _made(folder, collector):
+    pixels.Collector(folder / "0", IGNORE)  # where one is
+
+
+def _added(folder, collector):
+    collector._columns["loss"] = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    one = pixels.Measured(
+        np.ones(SHAPE, bool), dict.fromkeys(pixels.SCORES, np.ones(SHAPE, np.float32)), np.ones((1, K))
+    )
+    collector.add(1, np.zeros(SHAPE, np.uint8), np.array([0]), one)
+
+
+def _closed(folder, collector):
+    collector._columns["loss"] = open("/dev/full", "wb")  # noqa: SIM115
+    collector._columns["loss"].write(b"x")
+    collector.pixels()
+
+
+def _mapped(folder, collector):
+    (folder / "0" / "loss").unlink()
+    collector.pixels()
+
+
+@pytest.mark.parametrize("use", [_made, _added, _closed, _mapped])
+def test_a_disk_that_refuses_the_columns_is_said(tmp_path, use):
+    (collector,) = collected(tmp_path, *made_up(members=1))
+    with pytest.raises(InputError, match=rf"{tmp_path}/0: cannot keep the pixels there \(.*\); make room"):
+        use(tmp_path, collector)
 
 
 BOUNDED = """

@@ -1,7 +1,9 @@
 """Long files: the same values as of short ones, one score at a time, in memory that does not grow with the scores."""
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from sc_jax import ops
 from sc_jax import predictions as predictions_lib
+from sc_jax.files import InputError
 from sc_jax.methods import evaluation, streaming
 from sc_jax.methods.scores import SCORES
 from sc_jax.ops import resampling
@@ -307,3 +310,22 @@ def test_the_errors_of_a_stream_are_those_of_the_file(tmp_path, small_chunks):
     rounded = predictions(0, digits=0)
     tops = (rounded.logits == rounded.logits.max(axis=1, keepdims=True)).sum(axis=1)
     assert streamed(tmp_path, rounded).about["argmax_ties"] == (tops > 1).sum() > 0
+
+
+def test_scores_have_their_room_on_disk_before_they_are_written(tmp_path):
+    """Else a full disk is SIGBUS, which ends the process without a word."""
+    n = 1_000_000
+    made = streaming._column(tmp_path / "msp.npy", np.float64, n)
+    about = (tmp_path / "msp.npy").stat()
+    assert about.st_size > 8 * n
+    assert 512 * about.st_blocks >= about.st_size
+    assert made.shape == (n,)
+
+
+def test_no_room_for_scores_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"the scores of 1,000 examples there \(No space left on device\); .*TMPDIR"):
+        streaming._column(tmp_path / "msp.npy", np.float64, 1000)

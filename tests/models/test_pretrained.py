@@ -8,6 +8,8 @@ import io
 import os
 import pickle
 import re
+import struct
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -693,3 +695,29 @@ def test_weights_of_ours_are_refused_once_a_bit_has_changed(tmp_path):
             pretrained.read_tensors(path)
     path.write_bytes(whole)
     assert pretrained.read_tensors(path).keys() == found.keys()
+
+
+def test_torch_files_that_would_grow_in_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed parts and parts that overlap, before torch sees them; views larger than what is stored, before they are copied."""
+    torch = pytest.importorskip("torch")
+    path, tied = tmp_path / "w.pt", torch.zeros(10_000)
+    torch.save({"a": torch.zeros(1, dtype=torch.float16).expand(100_000)}, path)
+    with pytest.raises(InputError, match=r"w\.pt: its tensors take 200,000 bytes, the file has"):
+        pretrained.read_tensors(path)
+    torch.save({f"a{i}": tied for i in range(9)}, path)
+    with pytest.raises(InputError, match="its tensors take"):
+        pretrained.read_tensors(path)
+    torch.save({"a": tied, "b": tied}, path)  # tied weights are no bomb
+    assert pretrained.read_tensors(path)["b"].shape == tied.shape
+
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"PK\1\2", whole.index(b"PK\1\2") + 1)  # the second entry of the directory, whose sizes grow
+    whole[at + 20 : at + 28] = struct.pack("<II", len(whole), len(whole))
+    (tmp_path / "o.pt").write_bytes(whole)
+    for name in ("c.pt", "o.pt"):
+        with pytest.raises(InputError, match=rf"{name}: its parts are compressed or overlap"):
+            pretrained.read_tensors(tmp_path / name)

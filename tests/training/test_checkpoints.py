@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from sc_jax.files import InputError
-from sc_jax.training.checkpoints import Checkpoints, leaf_hashes
+from sc_jax.training.checkpoints import CannotReadError, Checkpoints, leaf_hashes
 
 
 def tree(seed: int = 0) -> dict[str, Any]:
@@ -275,3 +276,102 @@ def test_what_orbax_leaves_of_a_failed_read_is_not_told(tmp_path: Path, monkeypa
         sys.unraisablehook(left[-1])
         left[-1].object.close()
     assert [one for one in told if one in left] == left[1:]
+
+
+PASSING = {
+    "EIO": OSError(errno.EIO, "Input/output error"),
+    "EMFILE": OSError(errno.EMFILE, "Too many open files"),
+    "memory": MemoryError(),
+    "memory of a device": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12884901888 bytes."),
+    "EIO of TensorStore": ValueError("UNKNOWN: Error reading: Input/output error [os_error_code='5']"),
+}
+
+
+def failing(saved: Checkpoints, step: int, error: Exception, monkeypatch: pytest.MonkeyPatch, item: str) -> None:
+    """Lets the reads of one part of one checkpoint end with an error."""
+    read = saved._manager.restore
+
+    def restore(asked: int, args: Any) -> Any:
+        if asked == step and item in args.keys():  # noqa: SIM118 (a Composite, not a dict)
+            raise error
+        return read(asked, args=args)
+
+    monkeypatch.setattr(saved._manager, "restore", restore)
+
+
+@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("item", ["state", "meta"])
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, item: str
+) -> None:
+    """Once: then the newest is there as it was, and is restored."""
+    save(tmp_path / "c", 5, 6)
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        failing(saved, 6, PASSING[name], monkeypatch, item)
+        with pytest.raises(CannotReadError, match=r"c/6: cannot be read now \(.+\); the checkpoint is left as it is$"):
+            saved.restore_newest(tree())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        step, state, said = saved.restore_newest(tree())
+    assert (step, said) == (6, [])
+    assert leaf_hashes(state) == leaf_hashes(tree(6))
+
+
+def test_nothing_is_set_aside_where_the_one_before_the_damaged_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "c", 5, 6)
+    damage(tmp_path / "c", 6)
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        failing(saved, 5, PASSING["EIO"], monkeypatch, "state")
+        with pytest.raises(CannotReadError, match="c/5: "):
+            saved.restore_newest(tree())
+    assert not (tmp_path / "c-damaged").exists()
+
+
+def test_what_is_gone_is_damage(tmp_path: Path) -> None:
+    """A file of the newest that is not there will not come back."""
+    save(tmp_path / "c", 5, 6)
+    for path in (tmp_path / "c/6/state").glob("*/*"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        assert saved.restore_newest(tree())[0] == 5
+    assert (tmp_path / "c-damaged/6").exists()
+
+
+def test_the_best_is_not_removed_where_it_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(tmp_path, {"a": 1}, keep=1, best=1) as saved:
+        saved.save(1, tree(1), quality=0.9)
+        saved.save(2, tree(2), quality=0.1)
+        failing(saved, 1, PASSING["EIO"], monkeypatch, "meta")
+        with pytest.raises(InputError):
+            saved.save(3, tree(3), quality=0.2)
+        with pytest.raises(CannotReadError):
+            saved.best_step()
+    with Checkpoints(tmp_path, {"a": 1}, keep=1, best=1) as saved:
+        assert saved.best_step() == 1
+
+
+def test_too_many_open_files_are_not_damage(tmp_path: Path) -> None:
+    """The real thing, in a process of its own."""
+    save(tmp_path / "c", 5, 6)
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from test_checkpoints import CannotReadError, Checkpoints, tree\n"
+        "with Checkpoints(sys.argv[1], {'a': 1}) as saved:\n"
+        "    read, like = saved._manager.restore, tree()\n"
+        "    def few(step, args):\n"
+        "        if 'state' in args.keys():\n"
+        "            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 4096))\n"
+        "        return read(step, args=args)\n"
+        "    saved._manager.restore = few\n"
+        "    try:\n"
+        "        saved.restore_newest(like)\n"
+        "    except CannotReadError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c"), str(Path(__file__).parent)], capture_output=True
+    )
+    assert b"c/6: cannot be read now" in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

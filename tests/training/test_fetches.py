@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 from typing import Any
 
 import fetches
@@ -39,29 +40,31 @@ def job() -> job_lib.Job:
 
 
 def fit(job: job_lib.Job, watch: fetches.Watch, tmp_path: Any, planted: Any = lambda current, meters: None) -> Any:
-    """Trains as the door does, with `planted` after every step."""
+    """Trains as the door does, with `planted` after every step. The loop has sealed arrays, which only hooks and `fetch` open."""
     mesh = parallel.data_mesh()
     seen: dict[str, Any] = {"programs": set(), "lines": []}
     with watch.open():
         current = parallel.replicate(state.initial_state(job.model, job.optimizer, job.members), mesh)
-    get = watch.allowed(jax.device_get)
+    get = watch.allowed(lambda tree: jax.device_get(fetches.opened(tree)))
     with (
         job_lib.stepping(job, mesh, 0) as advance,
         train.watching(job, mesh, tmp_path, 0, fetch=get) as (hooks, settle),
     ):
 
         def one(current: state.TrainState, taken: int) -> Any:
+            current = fetches.opened(current)
             old = jax.tree.leaves(current.params)
             # The first step is compiled; the first of an epoch sends its number.
             sends = taken % job.steps_per_epoch == 0
             with contextlib.nullcontext() if sends else jax.transfer_guard_host_to_device("disallow"):
                 current, meters = advance(current, taken)
             seen["donated"] = all(leaf.is_deleted() for leaf in old)
-            planted(current, meters)
-            return current, meters
+            kept = fetches.sealed((current, meters))
+            planted(*kept)
+            return kept
 
         loop.fit(
-            current,
+            fetches.sealed(current),
             one,
             first_step=0,
             total_steps=STEPS,
@@ -71,7 +74,7 @@ def fit(job: job_lib.Job, watch: fetches.Watch, tmp_path: Any, planted: Any = la
             names=job.names,
             log=seen["lines"].append,
             save=lambda step, current: settle(),
-            hooks=hooks,
+            hooks=[lambda step, kept, hook=hook: hook(step, fetches.opened(kept)) for hook in hooks],
             fetch=get,
         )
     return seen
@@ -104,20 +107,66 @@ PLANTED = {
     "iteration": lambda current, meters: max(meters.loss),
 }
 
+"""Ways that are watched."""
+
+BY_BUFFER = {
+    "isfinite": lambda current, meters: np.isfinite(meters.loss),
+    "isfinite of the state": lambda current, meters: np.isfinite(current.meters.loss),
+    "mean": lambda current, meters: np.mean(meters.loss),
+    "add": lambda current, meters: np.add(meters.loss, 1),
+    "norm": lambda current, meters: np.linalg.norm(meters.loss),
+    "float64": lambda current, meters: np.float64(meters.loss[0]),
+    "memoryview": lambda current, meters: memoryview(meters.loss),
+    "asanyarray": lambda current, meters: np.asanyarray(meters.loss),
+    "assignment": lambda current, meters: np.empty(2).__setitem__(slice(None), meters.loss),
+    "frombuffer": lambda current, meters: np.frombuffer(meters.loss, np.float32),
+    "vstack": lambda current, meters: np.vstack([meters.loss]),
+    "from_dlpack": lambda current, meters: np.from_dlpack(meters.loss),
+    "savez": lambda current, meters: np.savez(io.BytesIO(), loss=meters.loss),
+    "of what is computed": lambda current, meters: np.mean(meters.loss / meters.examples),
+}
+"""Ways past the watch, of which some read the memory of the array itself."""
+
+
+def made_up() -> tuple[Any, state.Meters]:
+    loss = jnp.arange(2.0)
+    meters = state.Meters(loss, loss, jnp.ones((), jnp.int32), jnp.zeros(2, jnp.int32))
+    return state.TrainState(jnp.zeros(()), {}, {}, {}, meters), meters
+
+
+@pytest.mark.parametrize("plant", [*PLANTED.values(), *BY_BUFFER.values()], ids=[*PLANTED, *BY_BUFFER])
+def test_a_sealed_array_cannot_be_read_in_any_of_these_ways(plant: Any) -> None:
+    plant(*made_up())
+    plant(*fetches.opened(fetches.sealed(made_up())))
+    with pytest.raises((fetches.HiddenFetchError, TypeError)):  # a TypeError where there is no buffer
+        plant(*fetches.sealed(made_up()))
+
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fetch_is_seen(job: job_lib.Job, tmp_path: Any, name: str) -> None:
-    loss = jnp.arange(2.0)
-    meters = state.Meters(loss, loss, jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32))
+def test_a_planted_fetch_is_seen(name: str) -> None:
     with fetches.forbidden() as watch, pytest.raises(fetches.HiddenFetchError):
-        PLANTED[name](None, meters)
+        PLANTED[name](*made_up())
     with fetches.forbidden() as watch, watch.open():
-        PLANTED[name](None, meters)
+        PLANTED[name](*made_up())
 
 
-def test_a_planted_float_of_the_loss_fails_training(job: job_lib.Job, tmp_path: Any) -> None:
-    with fetches.forbidden() as watch, pytest.raises(fetches.HiddenFetchError, match="_value"):
-        fit(job, watch, tmp_path, PLANTED["float"])
+@pytest.mark.parametrize("plant", [PLANTED["float"], BY_BUFFER["isfinite"], BY_BUFFER["memoryview"]])
+def test_a_planted_fetch_fails_training(job: job_lib.Job, tmp_path: Any, plant: Any) -> None:
+    with (
+        fetches.forbidden() as watch,
+        pytest.raises((fetches.HiddenFetchError, TypeError), match=r"sealed|buffer|bytes"),
+    ):
+        fit(job, watch, tmp_path, plant)
+
+
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="on a CPU nothing is transferred")
+def test_a_transfer_guard_sees_no_other_fetch(job: job_lib.Job, tmp_path: Any) -> None:
+    """Explicit transfers, as `jax.device_get`, are let through."""
+    with jax.transfer_guard_device_to_host("disallow"):
+        with fetches.forbidden() as watch:
+            fit(job, watch, tmp_path)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="device-to-host"):
+            BY_BUFFER["isfinite"](*made_up())
 
 
 def test_one_program_for_all_steps(job: job_lib.Job, tmp_path: Any) -> None:

@@ -1,7 +1,9 @@
 """The training log: what was written is read, a resumed log is the log of a run that was never killed."""
 
 import builtins
+import errno
 import json
+import os
 import re
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sc_jax.files import InputError
 from sc_jax.training import logs
@@ -109,6 +112,27 @@ def test_tensorboard_shows_a_resumed_run_as_one(tmp_path, resumed_step):
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     told = [(row["step"], np.float32(row["loss"][0])) for row in log]
     assert events(tmp_path)[f"loss/{MEMBERS[0]}"] == told
+
+
+def test_a_disk_that_refuses_tensorboards_copy_ends_it_with_one_line(tmp_path, capfd):
+    log = TrainingLog(tmp_path, MEMBERS, 0)
+    log.write(line(1))
+    with open("/dev/full", "wb", buffering=0) as full:
+        log._board._records = RecordWriter(full)
+        for step in (2, 3):
+            log.write(line(step))
+        log.close()
+    said = capfd.readouterr().err
+    assert said == f"{tmp_path}/tensorboard: TensorBoard's copy of train.jsonl ends here (No space left on device)\n"
+    assert read_log(tmp_path / "train.jsonl") == [line(step) for step in (1, 2, 3)]
+    assert {step for told in events(tmp_path).values() for step, _ in told} == {1}
+
+
+def test_a_folder_that_tensorboards_copy_cannot_have_is_said(tmp_path, capfd):
+    (tmp_path / "tensorboard").write_text("mine")
+    write(tmp_path, [1])
+    assert read_log(tmp_path / "train.jsonl") == [line(1)]
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_without_tensorboard_the_log_is_written_all_the_same(tmp_path, monkeypatch):
@@ -228,6 +252,23 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     log._file.close()
     with open("/dev/full", "wb", buffering=0) as log._file, pytest.raises(InputError, match="No space left"):
         log.write({"step": 1})
+
+
+def test_lines_that_do_not_reach_the_disk_are_said(tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    log = logs.Lines(tmp_path / "x.jsonl", {}, 0)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match=r"x\.jsonl: cannot write it \(Disk quota exceeded\)"):
+        log.sync()
+
+
+@pytest.mark.parametrize("read", [read_log, logs.read_header, lambda path: logs.require(path, {"bytes": 1})])
+def test_a_log_that_cannot_be_read_is_not_called_damaged(tmp_path, read):
+    (tmp_path / "x.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"x\.jsonl: cannot be read \(Is a directory\)$"):
+        read(tmp_path / "x.jsonl")
 
 
 def test_a_last_line_without_a_step_is_left_out(tmp_path):
