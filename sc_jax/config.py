@@ -225,10 +225,13 @@ class Devices:
 
     Devices stand in `member_rows` rows, each with its part of the members; a batch is divided over the devices of a row. What a
     member has of parameters and optimiser state is whole on each of those ("replicated"), or divided over them too ("fsdp").
+    `member_mapping` is how the members of a device run in one program, as in `models.map_members`: by default what was chosen for the
+    backbone; "map" compiles once for all of them.
     """
 
     member_rows: int = 1
     sharding: str = "replicated"
+    member_mapping: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -586,6 +589,9 @@ def _checked_values(config: Config, path: str) -> Config:
     require(config.devices.member_rows > 0, "devices.member_rows", config.devices.member_rows, "positive")
     shardings = ("replicated", "fsdp")
     require(config.devices.sharding in shardings, "devices.sharding", config.devices.sharding, f"one of {shardings}")
+    mappings = ("", "vmap", "unroll", "map")
+    mapping = config.devices.member_mapping
+    require(mapping in mappings, "devices.member_mapping", mapping, f"one of {mappings}")
     checkpoint, judged = config.prediction.checkpoint, t.checkpoints_best > 0
     require(checkpoint in ("last", "best"), "prediction.checkpoint", checkpoint, "last or best")
     require(judged or checkpoint == "last", "training.checkpoints_best", 0, "positive where the best one predicts")

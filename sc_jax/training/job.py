@@ -131,6 +131,7 @@ def build(config: Config) -> Job:
     options |= _heads(config, wanted)
     shape = {"input_shape": _input_shape(config, dataset), "num_classes": dataset.num_classes}
     model = models.build(b.name, **shape, **options)
+    model = dataclasses.replace(model, member_mapping=config.devices.member_mapping or model.member_mapping)
     if b.weights:
         model = dataclasses.replace(
             model, init=pretrained.initializer(b.weights, b.name, part=b.weights_part, **shape, **options)

@@ -575,3 +575,14 @@ def test_the_best_checkpoint_predicts_where_it_is_not_the_last(tmp_path: Path, m
             logits[step] = models.member_logits(job.model, kept.params, kept.model_state, inputs)
     np.testing.assert_allclose(made, logits[2], rtol=1e-4, atol=1e-4)
     assert np.abs(np.array(made) - np.asarray(logits[6])).max() > 0.01
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", "vmap"), ("map", "map")])
+def test_how_members_run_is_the_backbone_s_choice_unless_the_config_says(given: str, expected: str) -> None:
+    config = config_lib.load(f"{RECIPES}/config.py:smoke", {"devices.member_mapping": given})
+    assert job_lib.build(config).model.member_mapping == expected
+
+
+def test_another_mapping_of_members_is_refused() -> None:
+    with pytest.raises(InputError, match=r"devices\.member_mapping"):
+        config_lib.load(f"{RECIPES}/config.py:smoke", {"devices.member_mapping": "scan"})
