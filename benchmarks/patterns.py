@@ -24,6 +24,8 @@ CHUNK = 1000
 """Calibration sets that are drawn at a time."""
 
 TUNING_SHARE = 0.2
+ORIGIN = {"data_fingerprint": "patterns"}
+"""Of all examples that are written out: their ids tell them apart, since many have the same logits and label."""
 
 
 def pac(bad: int, draws: int, delta: float) -> dict[str, Any]:
@@ -95,7 +97,8 @@ class Patterns:
         """The examples of counts [P, K], with ids from `first` on."""
         pattern, label = (np.repeat(index, counts.ravel()) for index in np.indices(counts.shape).reshape(2, -1))
         ids = first + np.arange(len(label))
-        return Predictions(label, self.logits[pattern], ids, group=self.group[pattern], source=f"from {first}")
+        made = {"group": self.group[pattern], "provenance": ORIGIN, "source": f"from {first}"}
+        return Predictions(label, self.logits[pattern], ids, **made)
 
 
 def made(seed: int, patterns: int, classes: int, signal: float, digits: int | None = None) -> Patterns:
@@ -401,7 +404,9 @@ def clustered_row(draws: int, rng: np.random.Generator) -> dict[str, Any]:
     found = []
     for number, some in enumerate(np.diff(np.linspace(0, draws, TUNINGS + 1).astype(int))):
         tuning = population.written_out(population.draw(rng, tuned, 1)[0])
-        cluster = np.unique(conformal.cluster_classes(tuning, "lac", alpha, 3, seed=number), return_inverse=True)[1]
+        cluster = np.unique(conformal.cluster_classes(tuning, "lac", alpha, 3, seed=number).index, return_inverse=True)[
+            1
+        ]
         index = np.broadcast_to(cluster[None, :], population.mass.shape)
         sets = members(population, "lac", population.draw(rng, n, int(some)), alpha, index)
         of_class = shares(population, ~sets, "label")

@@ -152,14 +152,16 @@ def test_many_cells_are_drawn_as_few_are():
 def test_rates_of_lac_on_a_pool_are_those_of_its_examples():
     pool = predictions(0, 400, signal=2.6, digits=1)
     miss, wrong = validity.lac_rates(pool_of(pool))
+    elsewhere = known_by(predictions(1, ids_given=False))  # calibration sets are of the pool, which is refused as such
     rng = np.random.default_rng(0)
     for _ in range(5):
         drawn = dataclasses.replace(select(pool, rng.choice(400, 60)), example_id=np.arange(60))
-        fitted = conformal.fit(drawn, "lac", 0.1)
+        fitted = conformal.fit(drawn, "lac", 0.1)._replace(fitted_on=())
         q = np.array(fitted.quantile["all"])
         members = conformal.sets(fitted, pool)
         assert miss(q) == pytest.approx((~members[np.arange(400), pool.label]).mean())
-        decision = conformal.fit_selector(drawn, "lac", risk=0.1)(pool)
+        chosen = conformal.fit_selector(drawn, "lac", risk=0.1)
+        decision = dataclasses.replace(chosen, fitted_on=elsewhere, tuned_on=())(pool)
         assert wrong(q) == pytest.approx((decision.accept & (decision.prediction != pool.label)).mean())
 
 
@@ -193,7 +195,8 @@ def test_from_predictions_to_decisions_the_promise_is_kept(method):
 def of_population(population):
     """One example of each pattern, with labels that nothing looks at."""
     size = len(population.logits)
-    return Predictions(np.zeros(size, int), population.logits, 10**6 + np.arange(size), group=population.group)
+    about = {"group": population.group, "provenance": patterns.ORIGIN}
+    return Predictions(np.zeros(size, int), population.logits, 10**6 + np.arange(size), **about)
 
 
 def draws_of(case, count):
@@ -235,10 +238,10 @@ def test_what_is_fitted_to_counts_is_what_is_fitted_to_examples(case):
 def test_sets_by_clusters_and_under_a_shift_are_those_of_the_examples():
     rng = np.random.default_rng(0)
     _, population, tuned, n, alpha = patterns.CLUSTERED
-    tuning = population.written_out(population.draw(rng, tuned, 1)[0])
+    tuning = population.written_out(population.draw(rng, tuned, 1)[0], 10**5)
     cluster = conformal.cluster_classes(tuning, "lac", alpha, 3)
     counts, every = population.draw(rng, n, 3), of_population(population)
-    found = patterns.members(population, "lac", counts, alpha, np.broadcast_to(cluster, population.mass.shape))
+    found = patterns.members(population, "lac", counts, alpha, np.broadcast_to(cluster.index, population.mass.shape))
     for i in range(3):
         fitted = conformal.fit(population.written_out(counts[i]), "lac", alpha, by="label", cluster=cluster)
         np.testing.assert_array_equal(found[i], conformal.sets(fitted, every))
