@@ -50,13 +50,12 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.model, config.training.learning_rate = ConfigDict({"name": "cnn", "hidden": (32, 64)}), 2e-3
         config.members.objectives = (*CLASSIC, *BY_MSP)
         config.prediction.features, config.evaluation.scores = False, ("msp", "model_confidence")
-        config.devices = ConfigDict({"member_mapping": "map"})  # unrolled, as many take over 20 GB to compile
         config.primary = tuple(row for row in config.primary if row["treatment_score"] != "confidnet")
     if variant in ("cifar10_jpeg", "cifar10"):
         config.data = ConfigDict({"name": variant})
         config.augmentation = ConfigDict({"crop_padding": 4, "flip": True})
     if variant == "cifar10_jpeg":
-        config.data.train_examples = 12_000
+        config.data.train_examples, config.model.hidden = 12_000, (32, 64, 64)
         config.training.epochs, config.training.checkpoint_every = 10, 186
         config.members.objectives = (*CLASSIC, "self_adaptive_entropy=0.01", "entmax=2")
         config.evaluation.scores += ("sparsemax",)

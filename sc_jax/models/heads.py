@@ -12,16 +12,18 @@ from sc_jax.files import InputError
 
 HEADS = ("abstain_logit", "selection_logit", "auxiliary_logits")
 """The heads, by what they give."""
+MOST_UNITS = 512
+"""Of the hidden layer of selection."""
 
 
 class Heads(nnx.Module):
     """Further outputs of a network, of the same input as its last layer.
 
     `abstain_logit`: one linear unit, which with the K of the classifier is a layer of K + 1. `selection_logit`: a hidden layer as wide as the
-    input, ReLU, one linear unit; its sigmoid is SelectiveNet's g. `auxiliary_logits`: a second classifier, SelectiveNet's h. For d features:
-    d + 1, d² + 2d + 1 and dK + K parameters.
+    input but of 512 units at most, ReLU, one linear unit; its sigmoid is SelectiveNet's g. `auxiliary_logits`: a second classifier, SelectiveNet's h. For d
+    features and w = min(d, 512): d + 1, dw + 2w + 1 and dK + K parameters.
 
-    Source: Geifman & El-Yaniv, ICML 2019, whose selection head has 512 units, BatchNorm and a division by 10 before the last; that is left out here.
+    Source: Geifman & El-Yaniv, ICML 2019, whose selection head has 512 units, BatchNorm and a division by 10 before the last; the last two are left out here.
 
     Args:
       names: some of `HEADS`.
@@ -40,8 +42,9 @@ class Heads(nnx.Module):
         if "abstain_logit" in names:
             self.abstain = nnx.Linear(width, 1, rngs=rngs)
         if "selection_logit" in names:
-            self.selection_hidden = nnx.Linear(width, width, rngs=rngs)
-            self.selection = nnx.Linear(width, 1, rngs=rngs)
+            hidden = min(width, MOST_UNITS)
+            self.selection_hidden = nnx.Linear(width, hidden, rngs=rngs)
+            self.selection = nnx.Linear(hidden, 1, rngs=rngs)
         if "auxiliary_logits" in names:
             self.auxiliary = nnx.Linear(width, num_classes, rngs=rngs)
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sc_jax import models
 from sc_jax.files import InputError
 from sc_jax.models.ensemble_layers import InNetwork
-from sc_jax.models.heads import HEADS
+from sc_jax.models.heads import HEADS, Heads
 
 SHAPE, K = (8, 8, 1), 4
 
@@ -53,6 +54,9 @@ def test_numbers_of_parameters_are_those_stated() -> None:
     extra = {"abstain_logit": d + 1, "selection_logit": d * d + 2 * d + 1, "auxiliary_logits": d * K + K}
     for name, expected in extra.items():
         assert count((name,)) - count(()) == expected
+    wide = Heads(("selection_logit",), 1000, K, rngs=nnx.Rngs(params=0))
+    leaves = jax.tree.leaves(nnx.state(wide, nnx.Param))
+    assert sum(leaf.size for leaf in leaves) == 1000 * 512 + 2 * 512 + 1  # no wider than its paper's
 
 
 def test_only_the_heads_asked_for_are_there() -> None:
