@@ -23,11 +23,6 @@ from sc_jax.training.logs import read_log
 
 STEPS = 30
 OTHERS = {
-    "photographs, streamed": [
-        "--config=experiments/label_smoothing/imagenet_resnet50.py:smoke",
-        "--config.model.name=cnn",
-    ],
-    "scenes": ["--config=experiments/label_smoothing/cityscapes.py:smoke"],
     "texts": ["--config=experiments/label_smoothing/trec.py:smoke"],
     "an ensemble in the network": [
         f"--config={CONFIG}:smoke",
