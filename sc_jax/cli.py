@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import signal
 import sys
 import threading
@@ -180,9 +179,6 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK)
-
-
 def main(door: Callable[[Sequence[str] | None], None]) -> None:
     """Runs a door; a user's mistake, or a disk that gives no more, becomes one line on stderr and exit status 2, Ctrl-C becomes 130, SIGTERM 143."""
     from sc_jax.training import processes
@@ -196,13 +192,10 @@ def main(door: Callable[[Sequence[str] | None], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
-            if error.errno not in _OF_THE_DISK:
+            refused = files.refused_by_disk(error)
+            if refused is None:
                 raise
-            at = f"{error.filename}: " if error.filename else ""
-            print(
-                f"error: {at}{error.strerror}; make room or mend the disk, then the same command goes on",
-                file=sys.stderr,
-            )
+            print(f"error: {refused}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -7,6 +7,7 @@ or the new one is there, never half of one. Readers never unpickle.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -16,6 +17,7 @@ import math
 import mmap
 import os
 import struct
+import sys
 import tempfile
 import weakref
 import zipfile
@@ -149,9 +151,12 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     """
     remedy = "restore it or delete it and run again"
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text)
         if _is_deep(value):
             raise RecursionError(f"it is nested more than {_DEPTH} deep")
+        if "\\ud" in text.lower():  # halves of characters, of which no text can be written
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     # A ValueError also where bytes are no text, or a number has thousands of digits.
@@ -560,6 +565,36 @@ def chunks(array: np.ndarray | Member, rows: int | None = None) -> Iterator[np.n
     rows = rows or _rows_of_a_block(array)
     for start in range(0, len(array), rows):
         yield array[start : start + rows]
+
+
+def text_of(what: str, names: np.ndarray) -> str:
+    """The lines of an array of text, or of UTF-8; an array in a file may hold numbers that are no characters.
+
+    Raises:
+      InputError: it does.
+    """
+    try:
+        if names.dtype.kind == "S":
+            return b"\n".join(names.tolist()).decode()
+        points = np.ascontiguousarray(names).view(np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
+        if points.max(initial=0) > sys.maxunicode:  # of which Python makes a text that fails wherever it is used
+            raise ValueError(f"the code point {points.max():#x}")
+        text = "\n".join(names.tolist())
+        text.encode()
+        return text
+    except ValueError as error:
+        raise InputError(f"{what} is no text ({error}); write it as str, or as bytes of UTF-8") from error
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK)
+
+
+def refused_by_disk(error: OSError) -> str | None:
+    """What a door says of a disk that gives no more, in one line; None for any other error."""
+    if error.errno not in _OF_THE_DISK:
+        return None
+    at = f"{error.filename}: " if error.filename else ""
+    return f"{at}{error.strerror}; make room or mend the disk, then the same command goes on"
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray | Member]) -> str:

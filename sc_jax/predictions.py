@@ -314,6 +314,11 @@ def _check_scores(p: Scored) -> None:
 
 def _check_optional(p: Predictions | Scored) -> None:
     """Values of the arrays [n] that both forms may have, in chunks."""
+    for name in ("example_id", "group", "cluster"):
+        array = getattr(p, name)
+        if array is not None and array.dtype.kind == "U":  # bytes may be any
+            for part in files.chunks(array):
+                files.text_of(f"{p.source}, field {name!r}:", part)
     at, n, ids = p.source, len(p), p.example_id
     if ids is not None and not _increasing(ids):
         ordered = ids.read() if isinstance(ids, Member) else np.array(ids)

@@ -144,7 +144,12 @@ def test_json_has_null_for_what_is_not_finite_and_plain_numbers_for_numpy(tmp_pa
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b'{"a": 1', "not readable as JSON"), (b"", "not readable as JSON"), (b"\xff\xfe", "not readable as JSON")],
+    [
+        (b'{"a": 1', "not readable as JSON"),
+        (b"", "not readable as JSON"),
+        (b"\xff\xfe", "not readable as JSON"),
+        (b'{"a": "\\uD800"}', "not readable as JSON .*surrogates"),
+    ],
 )
 def test_json_that_is_none_is_refused(tmp_path, content, message):
     path = tmp_path / "broken.json"

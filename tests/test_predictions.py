@@ -171,6 +171,8 @@ def test_labels_outside_the_classes_are_counted(refusal, label, count, first):
         ({"is_ood": np.zeros((N, 1), bool)}, "is_ood", "shape (6, 1)"),
         ({"group": np.zeros(N)}, "group", "dtype float64"),
         ({"group": np.zeros((N, 2), int)}, "group", "shape (6, 2)"),
+        ({"group": np.full(N, 0x7FFFFFFF, np.uint32).view("U1")}, "group", "is no text (the code point 0x7fffffff)"),
+        ({"cluster": put(np.array(["a"] * N), 2, "\ud800")}, "cluster", "surrogates not allowed"),
         ({"weight": np.ones(5)}, "weight", "shape (5,), label has 6 examples"),
         ({"weight": np.ones((N, 1))}, "weight", "shape (6, 1)"),
         ({"weight": np.ones(N, int)}, "weight", "dtype int64"),

@@ -19,7 +19,6 @@ import hashlib
 import io
 import itertools
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -277,25 +276,6 @@ def write_prepared(dataset: Dataset, directory: Path) -> Path:
     return path
 
 
-def text_of(what: str, names: np.ndarray) -> str:
-    """The lines of an array of text, or of UTF-8; an array in a file may hold numbers that are no characters.
-
-    Raises:
-      InputError: it does.
-    """
-    try:
-        if names.dtype.kind == "S":
-            return b"\n".join(names.tolist()).decode()
-        points = np.ascontiguousarray(names).view(np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
-        if points.max(initial=0) > sys.maxunicode:  # of which Python makes a text that fails wherever it is used
-            raise ValueError(f"the code point {points.max():#x}")
-        text = "\n".join(names.tolist())
-        text.encode()
-        return text
-    except ValueError as error:
-        raise InputError(f"{what} is no text ({error})") from error
-
-
 def read_prepared(name: str, directory: Path) -> Dataset:
     """The data set that `write_prepared` wrote.
 
@@ -313,7 +293,7 @@ def read_prepared(name: str, directory: Path) -> Dataset:
                 raise InputError(f"no array {field!r}")
             if arrays[field].ndim != 1 or arrays[field].dtype.kind != "U":
                 raise InputError(f"{field} is {arrays[field].dtype} {list(arrays[field].shape)}, not text of one axis")
-            text_of(field, arrays[field])
+            files.text_of(field, arrays[field])
         class_names, group_names, vocabulary = (tuple(arrays.pop(field).tolist()) for field in _NAMES)
         return from_arrays(name, class_names, arrays, group_names=group_names, vocabulary=vocabulary)
     except InputError as error:

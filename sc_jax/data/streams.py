@@ -331,7 +331,7 @@ def read_list(
                 if name not in found:
                     raise InputError(f"no array {name!r}")
                 _require_column(name, found[name], kind, len(np.atleast_1d(found[next(iter(table))])))
-        if len(found["location"]) != 1 or "\0" in sources.text_of("location", found["location"]):
+        if len(found["location"]) != 1 or "\0" in files.text_of("location", found["location"]):
             raise InputError(f"{len(found['location'])} locations, or one that no folder can have")
         arrays = {name: found[name] for table in tables for name in table}
         for name, array in arrays.items():
@@ -361,7 +361,7 @@ def _require_column(name: str, array: np.ndarray, kind: str, length: int) -> Non
 
 def _require_file_names(what: str, names: np.ndarray) -> None:
     """Refuses a name with a folder in it, or of a folder, or that no file can have; as text or as UTF-8."""
-    text = sources.text_of(what, names)
+    text = files.text_of(what, names)
     if "/" in text or "\0" in text or not {".", ".."}.isdisjoint(text.split("\n")):
         raise InputError(f"{what} holds what is no name of a file: a path, '.', '..' or a zero byte")
 

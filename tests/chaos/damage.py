@@ -143,6 +143,8 @@ READ: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     "their sidecar, by `load`": ("p.json", lambda folder: _predictions(predictions.load(folder / "p.npz"))),
     "scores and losses": ("s.npz", lambda folder: _scored(predictions.load_scored(folder / "s.npz"))),
     "selector.json": ("selector.json", lambda folder: selector.load(folder / "selector.json")),
+    "selector.npz": ("selector.npz", lambda folder: selector.load(folder / "selector.json")),
+    "sweep.json": ("sweep.json", lambda folder: files.read_json(folder / "sweep.json", sealed=True)),
     "policy.json": (
         "policy.json",
         lambda folder: cascade.Policy.from_json(files.read_json(folder / "policy.json", sealed=True)),
@@ -209,7 +211,7 @@ def write_examples(place: Place, folder: Path) -> None:
     """The files of `READ`, by the functions and doors that write them."""
     import jax
 
-    from sc_jax import models, select
+    from sc_jax import models, select, sweep
     from sc_jax.data import Dataset, Split
 
     place.begin("end")
@@ -238,6 +240,8 @@ def write_examples(place: Place, folder: Path) -> None:
         for name, i in (("train", 0), ("validation", 20), ("test", 40))
     }
     sources.write_prepared(Dataset("small", ("a", "b", "c"), splits), folder)
+    runs = sweep.load("experiments/label_smoothing/sweep.py")
+    sweep.collect(runs, {run.name: {"state": "waiting", "starts": 1, "kills": 0} for run in runs}, folder)
     fuzz.write_imagenet(folder)
     fuzz.write_cityscapes(folder)
     _write_segmented(folder)

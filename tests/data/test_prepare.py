@@ -1,6 +1,7 @@
 """`python -m sc_jax.data.prepare`, with made-up official files; the real ones where Debian's package is installed."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -331,6 +332,15 @@ def test_ctrl_c_is_130(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mnist, "prepare", interrupted)
     assert prepare.main(["mnist", "--to", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted; nothing was changed\n"
+
+
+def test_a_disk_that_gives_no_more_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(source, directory):
+        raise OSError(errno.ENOSPC, "No space left", "mnist.npz")
+
+    monkeypatch.setattr(mnist, "prepare", full)
+    assert prepare.main(["mnist", "--to", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: mnist.npz: No space left; make room")
 
 
 @pytest.mark.parametrize("name", [name for name in ORIGINS if ORIGINS[name].tfds])
