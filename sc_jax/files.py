@@ -59,9 +59,11 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(
+                temporary, path
+            )  # while it is locked: another writer of `path` takes an unlocked one for left over
+            temporary = None
         _sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot write it ({error.strerror or error}); nothing was changed there") from error
@@ -249,12 +251,12 @@ class Npz(Mapping[str, "Member"]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{path}: no such file")
-        if self.path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty (0 bytes)")
         self._members: dict[str, Member] = {}
         with _refusing(self.path):
+            if not self.path.is_file():
+                raise InputError(f"{path}: no such file")
+            if self.path.stat().st_size == 0:
+                raise InputError(f"{path}: the file is empty (0 bytes)")
             self._file = open(self.path, "rb")  # noqa: SIM115 (held)
             self._close = weakref.finalize(self, self._file.close)
             if self._file.read(6) == np.lib.format.MAGIC_PREFIX:
@@ -586,15 +588,22 @@ def text_of(what: str, names: np.ndarray) -> str:
         raise InputError(f"{what} is no text ({error}); write it as str, or as bytes of UTF-8") from error
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK)
+_REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK),
+        "make room or mend the disk, then the same command goes on",
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to it, or name another path"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another path"),
+}
 
 
 def refused_by_disk(error: OSError) -> str | None:
-    """What a door says of a disk that gives no more, in one line; None for any other error."""
-    if error.errno not in _OF_THE_DISK:
+    """What a door says of a disk that gives no more, or of a path that cannot be looked at, in one line; None for other errors."""
+    if error.errno not in _REMEDIES:
         return None
     at = f"{error.filename}: " if error.filename else ""
-    return f"{at}{error.strerror}; make room or mend the disk, then the same command goes on"
+    return f"{at}{error.strerror}; {_REMEDIES[error.errno]}"
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray | Member]) -> str:

@@ -161,6 +161,8 @@ def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
         (OSError(errno.EROFS, "Read-only file system"), 2, "error: Read-only"),
         (OSError(errno.EIO, "Input/output error"), 2, "error: Input"),
         (OSError(errno.ENOLCK, "No locks available"), 2, "error: No locks"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "error: x: Permission denied; give this user"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), 2, "error: x: File name too long; name another path"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
     ],
 )

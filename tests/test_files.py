@@ -142,6 +142,19 @@ def test_json_has_null_for_what_is_not_finite_and_plain_numbers_for_numpy(tmp_pa
     }
 
 
+def test_another_writer_of_a_path_leaves_a_finished_file_alone(tmp_path, monkeypatch):
+    """Up to the rename it is locked, and so not left over."""
+    replace = os.replace
+
+    def after_another_has_begun(temporary, path):
+        files._clear(path)
+        replace(temporary, path)
+
+    monkeypatch.setattr(os, "replace", after_another_has_begun)
+    files.write_text(tmp_path / "x.txt", "whole")
+    assert (tmp_path / "x.txt").read_text() == "whole"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -201,7 +201,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax raises whatever its storage raises
-            if processes.lost(error) and not _passes(error):
+            of_storage = isinstance(error, ValueError) and str(self.folder) in str(error)  # with the form of XLA's
+            if processes.lost(error) and not _passes(error) and not of_storage:
                 raise
             caught = error
         told = _ELSEWHERE if caught is None else _first_line(caught)

@@ -191,8 +191,14 @@ class Job:
         return self.out[number].read_text(errors="replace")
 
 
+def step_of(workdir: Path, place: int) -> int:
+    """The step of a checkpoint by its place, −1 for the newest; 0 where there is none."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    return sorted([0, *steps])[place]
+
+
 def latest(workdir: Path) -> int:
-    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+    return step_of(workdir, -1)
 
 
 def wait_for_step(job: Job, workdir: Path, step: int) -> None:
@@ -256,8 +262,10 @@ def test_processes_that_are_stopped_or_killed_end_the_job_and_another_number_goe
         assert 0 not in job.ended(60), job.said(0)
         assert_said_that_it_was_ended(job, 0)
         assert f"resuming from step {step} of {STEPS}" in job.said(0)
-    step = latest(workdir)
-    assert 4 <= step < STEPS
+    damaged, step = (step_of(workdir, newest) for newest in (-1, -2))
+    assert 4 <= damaged < STEPS
+    for path in (workdir / f"checkpoints/{damaged}/state/d").iterdir():
+        os.truncate(path, 20)
     rows = [*arguments, "--config.devices.member_rows=2"]
     with Job(tmp_path, KILLED_IN_PREDICTION, 4, 1, lambda _: rows) as job:
         ended = job.ended(300)
@@ -265,6 +273,7 @@ def test_processes_that_are_stopped_or_killed_end_the_job_and_another_number_goe
         assert 0 not in ended
         for other in (1, 2, 3):
             assert_said_that_it_was_ended(job, other)
+        assert f"checkpoints/{damaged}: checkpoint damaged" in job.said(0)
         assert f"resuming from step {step} of {STEPS}" in job.said(0)
         assert all("train:" not in job.said(other) for other in (1, 2, 3)), "the first process speaks for all"
     assert len(list(workdir.glob("predictions/[!.]*/*.npz"))) == 4, "those of one split"

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from sc_jax.files import InputError
+from sc_jax.training import processes
 from sc_jax.training.checkpoints import CannotReadError, Checkpoints, leaf_hashes
 
 
@@ -161,6 +162,19 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before_and_is_kept(tmp_path: 
     with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
         assert saved.restore_newest(tree())[0] == 5
     assert sorted(path.name for path in (tmp_path / "c-damaged").iterdir()) == ["6", "6.1"]
+
+
+def test_damage_is_not_taken_for_the_loss_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TensorStore says of a cut file begins as what XLA says of a collective that failed."""
+    save(tmp_path / "c", 5, 6)
+    for path in (tmp_path / "c/6/state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:20])
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "all_say", lambda holds: holds)
+    monkeypatch.setattr(processes, "from_first", lambda function: function())
+    with Checkpoints(tmp_path / "c", {"a": 1}) as saved:
+        assert saved.restore_newest(tree())[0] == 5
 
 
 def test_where_none_is_whole_all_are_left_and_the_newest_is_named(tmp_path: Path) -> None:
