@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,20 @@ def made_up(seed: int, n: int = EXAMPLES, k: int = CLASSES) -> Predictions:
     return Predictions(label, logits, seed * n + rows)
 
 
+def write(paths: Sequence[str]) -> None:
+    """The files that are evaluated."""
+    for seed, path in enumerate(paths):
+        predictions.save(path, made_up(seed))
+
+
 def main() -> None:
     """Measures and writes `results/evaluate.json`."""
     with tempfile.TemporaryDirectory() as folder, machine.cores(2):
         paths = [Path(folder) / f"{name}.npz" for name in ("test", "validation")]
-        for seed, path in enumerate(paths):
-            predictions.save(path, made_up(seed))
+        # Elsewhere: what this process once held would count as memory of those it starts.
+        write = "import sys; from benchmarks import evaluate; evaluate.write(sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", write, *map(str, paths)], check=True)
+        load = os.getloadavg()[0]
         command = [sys.executable, "-m", "sc_jax.evaluate", f"--predictions={paths[0]}", f"--calibration={paths[1]}"]
         command += [f"--resamples={RESAMPLES}", f"--workdir={folder}/run"]
         seconds, processor, peak = measured(command)
@@ -61,7 +70,7 @@ def main() -> None:
         "seconds": seconds,
         "processor_seconds": processor,
         "peak_bytes": peak,
-        "load": os.getloadavg()[0],
+        "load": load,
         "aim": {"seconds": AIM_SECONDS, "bytes": AIM_BYTES, "met": seconds <= AIM_SECONDS and peak <= AIM_BYTES},
     }
     for name, value in figures.items():

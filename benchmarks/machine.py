@@ -65,5 +65,5 @@ def cores(count: int) -> Iterator[None]:
 def write(name: str, figures: dict[str, Any], packages: Sequence[str] = ()) -> None:
     """Writes `results/<name>.json`; the versions of `packages` stand in it."""
     path = RESULTS / f"{name}.json"
-    files.write_json(path, {"machine": describe(packages), **figures})
+    files.write_json(path, {**figures, "machine": describe(packages)})
     print(f"→ {path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +89,12 @@ def stamp() -> dict[str, Any]:
     """Machine, versions, date and load, for one row."""
     told = machine.describe(("torch", "timm"))
     return {"machine": told, "load": os.getloadavg()[0]}
+
+
+def others(rows: Sequence[dict[str, Any]], only: Sequence[str]) -> list[dict[str, Any]]:
+    """Of the rows of earlier measurements those that stay: of the networks that are not measured now (`only`: backbones, all if empty)."""
+    measured = {network.name for network in NETWORKS if not only or network.backbone in only}
+    return [row for row in rows if row["network"] not in measured]
 
 
 def torch_model(network: Network) -> Any:

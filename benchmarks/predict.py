@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine, networks
+from sc_jax import files
 from sc_jax.data.pipelines import evaluation_transform
 from sc_jax.training import parallel
 
@@ -54,11 +55,12 @@ def ways_of(network: networks.Network) -> tuple[dict[str, Callable[[], Any]], st
 
 
 def main() -> None:
-    """Measures and writes `results/predict.json`."""
+    """Measures and writes `results/predict.json`; networks that are not measured stay as they were."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     only = [name for name in parser.parse_args().only.split(",") if name]
-    rows, rate = [], networks.matmul_flops()
+    path, rate = machine.RESULTS / "predict.json", networks.matmul_flops()
+    rows = networks.others(files.read_json(path)["rows"] if path.exists() else [], only)
     for network in networks.NETWORKS:
         if only and network.backbone not in only:
             continue
@@ -66,9 +68,17 @@ def main() -> None:
         rates = networks.median_rates(networks.rounds(ways), network.batch)
         share = {name: 2 * network.macs() * value / rate for name, value in rates.items()}
         row = {"network": network.name, "batch": network.batch, "macs": network.macs(), "examples_per_second": rates}
-        rows.append({**row, "share_of_matmul_rate": share, "torch_compile_fails": why_not, **networks.stamp()})
+        rows.append(
+            {
+                **row,
+                "share_of_matmul_rate": share,
+                "torch_compile_fails": why_not,
+                "matmul_2048_flops_per_second": rate,
+                **networks.stamp(),
+            }
+        )
         print({key: value for key, value in rows[-1].items() if key != "machine"}, flush=True)
-    machine.write("predict", {"matmul_2048_flops_per_second": rate, "rows": rows, "gpu": "not measured"})
+    machine.write("predict", {"rows": rows, "gpu": "not measured"})
 
 
 if __name__ == "__main__":

@@ -249,21 +249,21 @@ def torch_step(network: networks.Network) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Measures and writes `results/training.json`; parts that are not measured stay as they were."""
+    """Measures and writes `results/training.json`; parts and networks that are not measured stay as they were, each with its date."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", default="study,members,networks")
     parser.add_argument("--only", default="")
     given = parser.parse_args()
     parts, only = given.parts.split(","), [name for name in given.only.split(",") if name]
     path = machine.RESULTS / "training.json"
-    figures = {key: value for key, value in files.read_json(path).items() if key != "machine"} if path.exists() else {}
+    figures = files.read_json(path) if path.exists() else {}
     if "study" in parts:
-        figures |= study()
+        figures["study"] = study() | networks.stamp()
     rate = networks.matmul_flops()
     for part, rows in (("members", lambda: members(only)), ("networks", lambda: of_networks(only, rate))):
         if part not in parts:
             continue
-        figures[f"rows_of_{part}"] = []
+        figures[f"rows_of_{part}"] = networks.others(figures.get(f"rows_of_{part}", []), only)
         for row in rows():
             figures[f"rows_of_{part}"].append(row)
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)

@@ -82,7 +82,7 @@ def stages() -> str:
 
 def training() -> str:
     """25 members as one program."""
-    f = _benchmark("training")
+    f = _benchmark("training")["study"]
     rate, share = f["members_examples_per_second"], f["share_of_matmul_rate"]
     table = pages.Table(
         [f"{f['model']}, {f['members']} members", "members·examples/s", "of the 2048³ product's rate", "whole study"],
@@ -115,7 +115,7 @@ def _where(row: dict[str, Any]) -> str:
 
 def speed_study() -> str:
     """The members of the default study as one program, with the aims."""
-    f = _kept("training")
+    f = (_kept("training") or {}).get("study")
     if f is None or "aims" not in f:
         return "Not measured."
     share, speed, aims = f["share_of_matmul_rate"], f["speedup"], f["aims"]
@@ -131,7 +131,7 @@ def speed_study() -> str:
             for label, key in (("one batch for all", "shared_batch"), ("a batch each", "batch_each"))
         ),
     ]
-    return f"{pages.Table([f['model'] + ', 25 members', 'measured', 'aim', 'met'], rows).markdown()}\n\n{_machine(f)}."
+    return f"{pages.Table([f['model'] + ', 25 members', 'measured', 'aim', 'met'], rows).markdown()}\n\n{_where(f)}."
 
 
 def speed_members() -> str:
