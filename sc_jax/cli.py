@@ -104,7 +104,7 @@ def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = la
         held.enter_context(files.lock(workdir))
         if path.exists():
             there = files.read_json(path)
-            different = [one for one in _differences(there, asked, "") if not one.startswith("devices")]  # may change
+            different = differences(there, asked)
             if different:
                 raise InputError(
                     f"{path}: this workdir belongs to another config ({'; '.join(different[:5])}); "
@@ -121,6 +121,11 @@ def open_workdir(workdir: Path, config: Config, check: Callable[[], object] = la
                 f"{workdir}: the first process has written there, and this one sees nothing: name a shared folder"
             )
         yield
+
+
+def differences(there: Any, asked: Any) -> list[str]:
+    """Where the config of a workdir is not the one that is asked for, a line a field; `devices` is no part of what is trained, and may change."""
+    return [one for one in _differences(there, asked, "") if not one.startswith("devices")]
 
 
 def _differences(there: Any, asked: Any, field: str) -> Iterator[str]:

@@ -5,8 +5,8 @@ python -m sc_jax.sweep --sweep=experiments/label_smoothing/sweep.py[:variant] --
 A sweep file defines `get_configs(variant)`, which yields {"config": "config.py[:variant]" beside it, field: value, …} and where it
 likes the "name" of the run; without, it is named by its variant and fields. Every run is
 `python -m sc_jax.run` in a workdir of its own, DIR/runs/<name>, with its output in DIR/runs/<name>.log; DIR/sweep.csv and
-DIR/sweep.json are the table of all. A run that was killed (SIGKILL, SIGTERM, preemption) is started again and goes on from its last
-checkpoint; one that ended with an error is not.
+DIR/sweep.json are the table of all, and DIR/states.json is what is known of each whenever one is started or ends. A run that was killed
+(SIGKILL, SIGTERM, preemption) is started again and goes on from its last checkpoint; one that ended with an error is not.
 """
 
 from __future__ import annotations
@@ -279,22 +279,30 @@ def sweep(
       What `sweep.json` holds; see `collect`.
 
     Raises:
-      InputError: a run's workdir holds another config, or the table cannot be written.
+      InputError: a run's workdir holds another config, or the table or `states.json` cannot be written.
     """
     try:
         (workdir / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{workdir / 'runs'}: cannot be made ({error.strerror})") from error
     states = _earlier(workdir, say)
+
+    def reached(run: Run, status: int | None = None) -> bool:
+        # A failed run may have got to its end before it was damaged: that it is mended, its exit status alone tells.
+        return status == 0 or (finished(run, workdir) and not failed(run))
+
+    def failed(run: Run) -> bool:
+        return states[run.name]["state"].startswith("failed")
+
     queue: collections.deque[Run] = collections.deque()
     for run in runs:
         state = states.setdefault(run.name, {"state": "waiting", "starts": 0, "kills": 0})
-        damaged = state["state"].startswith("failed")  # if it got to its end; the run makes again what it can
-        if finished(run, workdir) and not damaged:
+        if reached(run):
             state["state"] = "done"
-        else:
+            continue
+        if not failed(run):
             state["state"] = "waiting"
-            queue.append(run)
+        queue.append(run)
     say(f"sweep: {len(runs) - len(queue)} of {len(runs)} runs are done")
     running: dict[int, tuple[Run, Process]] = {}
     tries: collections.Counter[str] = collections.Counter()
@@ -310,45 +318,55 @@ def sweep(
             awaited.add(run.name)
             tell(run, "is run by another process; it is waited for")
 
+    def become(run: Run, what: str) -> None:
+        states[run.name]["state"] = what
+        _keep(workdir, states)
+        tell(run, what)
+
     def start(run: Run, slot: int) -> None:
         try:
             # Left over from a sweep that was itself killed: it may end by itself.
             if _held(workdir / "runs" / run.name):
                 wait_for(run)
                 return
-            running[slot] = run, launch(run, slot)
         except InputError as error:
-            states[run.name]["state"] = f"failed: {error}"
-            tell(run, states[run.name]["state"])
+            become(run, f"failed: {error}")
             return
         states[run.name]["starts"] += 1
-        states[run.name]["state"] = "running"
+        _keep(workdir, states)  # before it is, so that no start is lost where this program is killed
+        try:
+            running[slot] = run, launch(run, slot)
+        except InputError as error:
+            states[run.name]["starts"] -= 1
+            become(run, f"failed: {error}")
 
     def ended(run: Run, status: int) -> None:
-        state = states[run.name]
-        state["state"] = "waiting"
-        if status == 0 or finished(run, workdir):
-            state["state"] = "done"
+        if reached(run, status):
+            become(run, "done")
         elif status in PREEMPTED:
-            state["kills"] += 1
+            states[run.name]["kills"] += 1
             tries[run.name] += 1
-            if tries[run.name] <= retries:
-                queue.append(run)
-                tell(run, "was killed; it goes on")
+            if tries[run.name] > retries:
+                become(run, f"failed: killed {tries[run.name]} times")
                 return
-            state["state"] = f"killed {tries[run.name]} times"
+            _keep(workdir, states)
+            queue.append(run)
+            tell(run, "was killed; it goes on")
         elif status == 2 and _taken(workdir, run):
             wait_for(run)
-            return
         else:
-            state["state"] = f"failed: {_last_line(workdir, run)}"
-        tell(run, state["state"])
+            become(run, f"failed: {_last_line(workdir, run)}")
 
     def settle() -> dict[str, Any]:
         _stop([process for _, process in running.values()])
-        for run, _ in running.values():
-            states[run.name]["state"] = "done" if finished(run, workdir) else "waiting"
-        return collect(runs, states, workdir)
+        for run, process in running.values():
+            if reached(run, process.poll()):
+                states[run.name]["state"] = "done"
+        table = collect(runs, states, workdir)
+        for row in table["runs"]:
+            states[row["name"]]["state"] = row["state"]
+        _keep(workdir, states)
+        return table
 
     try:
         while queue or running:
@@ -397,16 +415,20 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _keep(workdir: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
+    files.write_json(workdir / "states.json", {"runs": states}, seal=True)
+
+
 def _earlier(workdir: Path, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    path = workdir / "sweep.json"
+    """What `_keep` kept, of all runs that were ever asked for in this workdir."""
+    path = workdir / "states.json"
     if not path.exists():
         return {}
     try:
-        told = files.read_json(path, sealed=True)["runs"]
+        return files.read_json(path, sealed=True)["runs"]
     except InputError as error:
         say(f"sweep: {error}; starts and kills are counted from 0 again")
         return {}
-    return {run["name"]: {field: run[field] for field in ("state", "starts", "kills")} for run in told}
 
 
 def _held(workdir: Path) -> bool:
@@ -436,7 +458,7 @@ def finished(run: Run, workdir: Path) -> bool:
     """Whether the run got to its end, which writes `timings.json`.
 
     Raises:
-      InputError: its workdir holds another config.
+      InputError: its workdir holds another config; `devices` may differ.
     """
     folder = workdir / "runs" / run.name
     path = folder / "config.json"
@@ -446,8 +468,10 @@ def finished(run: Run, workdir: Path) -> bool:
         there = files.read_json(path)
     except InputError:  # damaged; the run says so when it is started
         return False
-    if there != config_lib.as_dict(run.config):
-        raise InputError(f"{path}: another config than the sweep asks for; name another --workdir, or delete {folder}")
+    if different := cli.differences(there, config_lib.as_dict(run.config)):
+        raise InputError(
+            f"{path}: another config than the sweep asks for ({'; '.join(different[:5])}); name another --workdir, or delete {folder}"
+        )
     return (folder / "timings.json").exists()
 
 
@@ -461,13 +485,13 @@ def collect(runs: Sequence[Run], states: Mapping[str, Mapping[str, Any]], workdi
     """Writes the table of all runs, `sweep.json` and `sweep.csv`.
 
     Args:
-      runs: of `load`; states: by name {"state", "starts", "kills"}; workdir: of the sweep.
+      runs: of `load`; states: by name {"state", "starts", "kills"}, the state "waiting", "done", or "failed: " and why; workdir: of the sweep.
 
     Returns:
       {"schema", "fields", "runs": [{"name", "config", "state", "starts", "kills", "values": {field: value}, "rows"}]}: `fields` are those
       that any run sets, `values` what they are in this one, `rows` those of its `metrics.json`, one for each member and score, with
       the member's error on the calibration split, by which to choose. The CSV has a line for each of these, and one for a run that has none.
-      The state of a run whose results are damaged is "failed: " and why.
+      The state of a run whose results are damaged, or not there, is "failed: " and why.
     """
     fields = list(dict.fromkeys(field for run in runs for field in run.overrides))
     document: dict[str, Any] = {"schema": SCHEMA, "fields": fields, "runs": []}
@@ -498,7 +522,7 @@ def collect(runs: Sequence[Run], states: Mapping[str, Mapping[str, Any]], workdi
 def _rows(run: Run, folder: Path, chosen_by: str) -> list[dict[str, Any]]:
     path, split = folder / "metrics.json", run.config.evaluation.calibration_split
     rows, errors = [], {}
-    for row in files.read_json(path, sealed=True)["runs"] if path.exists() else []:
+    for row in files.read_json(path, sealed=True)["runs"]:
         member = config_lib.member_name(row["tags"])
         if member not in errors:
             given = predictions.load(folder / "predictions" / member / f"{split}.npz")
@@ -557,8 +581,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             pause = 0.2 if given.launcher == "local" else 5.0
             table = sweep(runs, workdir, launch, parallel=given.parallel, retries=given.retries, pause=pause)
         except KeyboardInterrupt:
-            told = _earlier(workdir, print).values()
-            print(f"sweep: {sum(one['state'] == 'done' for one in told)} of {len(runs)} runs are done", file=sys.stderr)
+            told = _earlier(workdir, print)
+            done = sum(run.name in told and told[run.name]["state"] == "done" for run in runs)
+            print(f"sweep: {done} of {len(runs)} runs are done", file=sys.stderr)
             raise
     undone = [run for run in table["runs"] if run["state"] != "done"]
     print(f"table: {workdir / 'sweep.csv'}, with intervals {workdir / 'sweep.json'}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -35,6 +37,7 @@ def finish(run, workdir):
     """What a run leaves at its end, as far as a sweep looks."""
     folder = workdir / "runs" / run.name
     files.write_json(folder / "config.json", config_lib.as_dict(run.config))
+    files.write_json(folder / "metrics.json", {"runs": []}, seal=True)
     files.write_json(folder / "timings.json", {})
 
 
@@ -115,7 +118,7 @@ def test_what_ended_with_an_error_is_not(runs, tmp_path, status):
 def test_a_run_that_is_always_killed_is_given_up(runs, tmp_path):
     script = Script(tmp_path, {runs[0].name: [-9] * 10})
     table, _ = go(runs, tmp_path, script, retries=2)
-    assert table[runs[0].name]["state"] == "killed 3 times"
+    assert table[runs[0].name]["state"] == "failed: killed 3 times"
     assert len(script.starts) == 3 + 3
 
 
@@ -196,26 +199,35 @@ def test_a_run_whose_folder_cannot_be_held_is_not_waited_for(runs, tmp_path, aft
     assert not any("waited for" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "config.json", "predictions"])
+def test_a_done_run_whose_folder_was_deleted_is_undone_until_it_is_done_again(runs, tmp_path):
+    go(runs, tmp_path, Script(tmp_path))
+    shutil.rmtree(tmp_path / "runs" / runs[0].name)
+    _, lines = go(runs, tmp_path, Script(tmp_path, {runs[0].name: [-9]}))
+    assert lines == [
+        "sweep: 3 of 4 runs are done",
+        f"[3/4] {runs[0].name}: was killed; it goes on",
+        f"[4/4] {runs[0].name}: done",
+    ]
+
+
+def damage(run, workdir, name="metrics.json"):
+    """What a run leaves of which something was damaged later."""
+    finish(run, workdir)
+    folder = workdir / "runs" / run.name
+    if name == "predictions":
+        row = {"tags": {"alpha": 0.0, "seed": 0}, "score": "msp"}
+        files.write_json(folder / "metrics.json", {"runs": [row]}, seal=True)
+    elif name == "no metrics.json":
+        (folder / "metrics.json").unlink()
+    else:
+        (folder / name).write_text((folder / name).read_text()[:-3])
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "no metrics.json", "config.json", "predictions"])
 def test_one_damaged_run_takes_nothing_else_with_it(runs, tmp_path, name):
     """It stands in the table as failed, and the next call starts it again."""
-
-    def launcher(script, damaged):
-        def launch(run, slot):
-            process = script(run, slot)
-            if run.name == damaged:
-                finish(run, tmp_path)
-                folder = tmp_path / "runs" / run.name
-                row = {"tags": {"alpha": 0.0, "seed": 0}, "score": "msp"}
-                files.write_json(folder / "metrics.json", {"runs": [row] if name == "predictions" else []}, seal=True)
-                if name != "predictions":
-                    (folder / name).write_text((folder / name).read_text()[:-3])
-            return process
-
-        return launch
-
-    script = Script(tmp_path, {runs[1].name: [2 if name == "config.json" else 0]})
-    table, _ = go(runs, tmp_path, launcher(script, runs[1].name))
+    damage(runs[1], tmp_path, name)
+    table, _ = go(runs, tmp_path, Script(tmp_path, {runs[1].name: [2]}))
     assert table[runs[1].name]["state"].startswith("failed: ")
     assert table[runs[1].name]["rows"] == []
     assert [table[run.name]["state"] for run in runs].count("done") == 3
@@ -227,22 +239,98 @@ def test_one_damaged_run_takes_nothing_else_with_it(runs, tmp_path, name):
     ]
 
     script = Script(tmp_path)
-    (tmp_path / "runs" / runs[1].name / "metrics.json").unlink()
-    (tmp_path / "runs" / runs[1].name / "config.json").unlink()
-    table, _ = go(runs, tmp_path, launcher(script, None))
+    table, _ = go(runs, tmp_path, script)
     assert [name for name, _ in script.starts] == [runs[1].name]
     assert table[runs[1].name]["state"] == "done"
+
+
+def test_a_failed_run_that_is_killed_while_it_is_mended_is_started_again(runs, tmp_path):
+    """What an earlier end left says nothing of the mending."""
+    damage(runs[0], tmp_path)
+    go(runs, tmp_path, Script(tmp_path))
+    script = Script(tmp_path, {runs[0].name: [-9]})
+    table, lines = go(runs, tmp_path, script)
+    assert [name for name, _ in script.starts] == [runs[0].name] * 2
+    assert f"[3/4] {runs[0].name}: was killed; it goes on" in lines
+    assert {field: table[runs[0].name][field] for field in ("state", "starts", "kills")} == {
+        "state": "done",
+        "starts": 2,
+        "kills": 1,
+    }
+
+
+def test_a_failed_run_that_fails_anew_has_the_new_reason(runs, tmp_path):
+    damage(runs[0], tmp_path)
+    go(runs, tmp_path, Script(tmp_path))
+    (tmp_path / f"runs/{runs[0].name}.log").write_text("error: data.name: there is no data set\n")
+    table, _ = go(runs, tmp_path, Script(tmp_path, {runs[0].name: [2]}))
+    assert table[runs[0].name]["state"] == "failed: error: data.name: there is no data set"
+
+
+@pytest.mark.parametrize("how", ["the sweep is interrupted", "the sweep is killed", "the run is given up"])
+def test_a_failed_run_whose_mending_ended_early_is_mended_by_the_next_call(runs, tmp_path, how):
+    """What its folder has of an earlier end does not make it done."""
+    run, other = runs[:2]
+    workdir, killed = tmp_path / "w", tmp_path / "killed"
+    damage(run, workdir)
+    go([run], workdir, Script(workdir))
+    script = Script(workdir, {run.name: [-9 if how == "the run is given up" else "never"]})
+
+    def launch(run, slot):
+        shutil.copytree(workdir, killed, dirs_exist_ok=True)  # what SIGKILL would leave
+        return script(run, slot)
+
+    def interrupt(line):
+        if line.endswith(f"{other.name}: done") and how != "the run is given up":
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        sweep_lib.sweep([run, other], workdir, launch, parallel=2, retries=0, say=interrupt, pause=0.0)
+    workdir = killed if how == "the sweep is killed" else workdir
+    script = Script(workdir)
+    table, _ = go([run], workdir, script)
+    assert [name for name, _ in script.starts] == [run.name]
+    assert (table[run.name]["state"], table[run.name]["starts"]) == ("done", 2)
+
+
+def test_starts_and_kills_outlive_a_sweep_that_is_killed(runs, tmp_path):
+    """What is on the disk when a run is started is what SIGKILL would leave; another call counts on from there."""
+    workdir = tmp_path / "w"
+    script = Script(workdir, {runs[1].name: [-9, -9]})
+
+    def launch(run, slot):
+        shutil.copytree(workdir, tmp_path / f"killed {len(script.starts)}")
+        return script(run, slot)
+
+    go(runs, workdir, launch)
+    started = [name for name, _ in script.starts]
+    assert len(started) == 4 + 2
+    for number in range(len(started)):
+        place = tmp_path / f"killed {number}"
+        done = [run.name for run in runs if sweep_lib.finished(run, place)]
+        table, _ = go(runs, place, Script(place))
+        for run in runs:
+            assert table[run.name]["starts"] == started[: number + 1].count(run.name) + (run.name not in done)
+        assert table[runs[1].name]["kills"] == min(2, started[:number].count(runs[1].name))
+        assert {run["state"] for run in table.values()} == {"done"}
+
+
+def test_runs_of_another_variant_keep_their_counts(runs, tmp_path):
+    go(runs, tmp_path, Script(tmp_path))
+    go(runs[:1], tmp_path, Script(tmp_path))
+    table, _ = go(runs, tmp_path, Script(tmp_path))
+    assert [run["starts"] for run in table.values()] == [1] * 4
 
 
 @pytest.mark.parametrize(
     "text", ['{"rans": []}', '{"runs": 3}', "[]", '{"runs": [{"name": "one"}]}', "{", '{"runs": []}', None]
 )
-def test_a_damaged_table_is_said_and_made_anew(runs, tmp_path, text):
+def test_damaged_states_are_said_and_counted_anew(runs, tmp_path, text):
     go(runs[:1], tmp_path, Script(tmp_path, {runs[0].name: [-9]}))
-    path = tmp_path / "sweep.json"
+    path = tmp_path / "states.json"
     path.write_text(path.read_text().replace('"kills": 1', '"kills": 7') if text is None else text)
     table, lines = go(runs, tmp_path, Script(tmp_path))
-    assert "sweep.json" in lines[0]
+    assert "states.json" in lines[0]
     assert "counted from 0 again" in lines[0]
     assert table[runs[0].name] | {"state": "done", "starts": 0, "kills": 0} == table[runs[0].name]
     assert [table[run.name]["state"] for run in runs] == ["done"] * 4
@@ -265,9 +353,20 @@ def test_an_interruption_stops_the_children_and_keeps_the_table(runs, tmp_path):
 
 
 def test_a_workdir_of_another_config_is_refused(runs, tmp_path):
-    files.write_json(tmp_path / "runs" / runs[0].name / "config.json", {"study": "other"})
-    with pytest.raises(InputError, match="another config than the sweep asks for"):
+    there = config_lib.as_dict(runs[0].config) | {"study": "other"}
+    files.write_json(tmp_path / "runs" / runs[0].name / "config.json", there)
+    with pytest.raises(InputError, match=r"another config than the sweep asks for.*study is 'other' there"):
         go(runs, tmp_path, Script(tmp_path))
+
+
+def test_how_a_job_lies_on_its_devices_may_change(runs, tmp_path):
+    """As in `run`; what is done stays done."""
+    go(runs, tmp_path, Script(tmp_path, {runs[3].name: [2]}))
+    devices = dataclasses.replace(runs[0].config.devices, member_mapping="map")
+    other = [dataclasses.replace(run, config=dataclasses.replace(run.config, devices=devices)) for run in runs]
+    script = Script(tmp_path)
+    go(other, tmp_path, script)
+    assert [name for name, _ in script.starts] == [runs[3].name]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +487,7 @@ def test_a_sweep_survives_kills(killed):
     _, figures = killed
     assert sorted(kill["what"] for kill in figures["kills"]) == ["run", "sweep"]
     assert (figures["exit_status"], figures["done"], figures["lost"], figures["wrong"]) == (0, 4, [], [])
+    assert figures["starts"] >= figures["runs"]  # those before the sweep was killed count too
 
 
 def test_the_table_has_every_run_with_its_metrics_and_what_differs(killed):
@@ -455,6 +555,7 @@ def quick(run, code):
 
 WORKS = (
     "import sys, json, os, pathlib; w = pathlib.Path(sys.argv[1]); w.mkdir(parents=True, exist_ok=True); print('works')\n"
+    "from sc_jax import files; files.write_json(w / 'metrics.json', {'runs': []}, seal=True)\n"
     "(w / 'config.json').write_text(sys.argv[2]); (w / 'timings.json').write_text('{}')\n"
 )
 KILLED_ONCE = (
