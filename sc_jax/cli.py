@@ -72,7 +72,7 @@ def study_arguments(
     study.refuse_unknown(config.evaluation.scores, config.primary, ensemble=config.ensemble.members > 0)
     cascade.scorer(config.cascade.score)
     if devices:
-        if given.processes != "auto" and not (given.processes.isdigit() and int(given.processes) > 0):
+        if given.processes != "auto" and not (given.processes.isdecimal() and int(given.processes) > 0):
             arguments.error(f"--processes = {given.processes!r}; it should be a positive number, or auto")
         if given.heartbeat < 1:
             arguments.error(f"--heartbeat = {given.heartbeat}; it should be 1 s or more")

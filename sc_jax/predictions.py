@@ -184,7 +184,7 @@ def validate(predictions: Form) -> Form:
 
 
 def _check_form(p: Predictions) -> None:
-    """Shapes and types; logits and features may be `Member`s."""
+    """Shapes and types, and that the last layer is finite; logits and features may be `Member`s."""
     at = p.source
     if p.label.ndim != 1:
         problem = f"has shape {p.label.shape}, one class index per example [n] is needed"
@@ -210,11 +210,18 @@ def _check_form(p: Predictions) -> None:
     _check_columns(p, _PER_EXAMPLE, "label", n)
     if p.features is not None and p.features.ndim != 2:
         _refuse(at, "features", f"has shape {p.features.shape}", f"save [n, d] = [{n}, d]")
+    for name in ("features", "head_kernel", "head_bias"):
+        array = getattr(p, name)
+        if array is not None and array.dtype.kind not in "fiu":
+            _refuse(at, name, f"has dtype {array.dtype}, numbers are needed", "save float32")
     width = p.features.shape[1:] if p.features is not None else np.shape(p.head_kernel)[:1]
     for name, needed in (("head_kernel", (*width, k)), ("head_bias", (k,))):
         array = getattr(p, name)
         if array is not None and array.shape != needed:
             _refuse(at, name, f"has shape {array.shape}", f"{needed} fits the other arrays")
+        if array is not None and not np.isfinite(array).all():
+            problem = f"{(~np.isfinite(array)).sum()} of {array.size} values are NaN or infinite"
+            _refuse(at, name, problem, "find out why, or leave the last layer out")
 
 
 def _outputs(p: Predictions) -> str:
@@ -357,21 +364,53 @@ def _increasing(column: np.ndarray | Member) -> bool:
     return True
 
 
+def _in_one_type(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids, in a type in which they are equal where they are the same; see `ids_among`."""
+    common = np.result_type(a, b)
+    if common.kind in "iu":
+        return a.astype(common, copy=False), b.astype(common, copy=False)
+    if a.dtype.kind == b.dtype.kind:
+        return a, b
+    return _spelled(a), _spelled(b)  # uint64 and int64 too, which have float64 in common
+
+
+def _spelled(ids: np.ndarray) -> np.ndarray:
+    return np.char.encode(ids, "utf-8") if ids.dtype.kind == "U" else ids.astype("S")
+
+
+def ids_among(ids: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which ids are among the others, bool [n]: text is the same as its UTF-8, an integer the same as its decimal digits.
+
+    Args:
+      ids: int, str or bytes [n]; others: [r], of the same type or another.
+    """
+    return np.isin(*_in_one_type(ids, others))
+
+
+def same_ids(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the ids [n] of two files are the same row by row, in the sense of `ids_among`."""
+    return len(a) == len(b) and np.array_equal(*_in_one_type(a, b))
+
+
 def require_ids(predictions: Predictions | Scored, expected: np.ndarray, what: str) -> None:
     """Checks that `predictions` hold every id of `expected`, and no other; rows without ids are known by their number.
 
     Raises:
-      InputError: counts what is missing and what is unexpected, and names the first.
+      InputError: counts what is missing and what is unexpected, and names the first; numbers and strings are refused, since
+        they do not have one order.
     """
     ids = np.arange(len(predictions)) if predictions.example_id is None else predictions.example_id
+    at = f"{predictions.source}, field 'example_id'"
+    if (ids.dtype.kind in "US") != (expected.dtype.kind in "US"):
+        raise InputError(f"{at}: numbers against strings in {what}; name examples alike")
     for problem, wrong in (
-        ("are missing", np.setdiff1d(expected, ids)),
-        ("are unexpected", np.setdiff1d(ids, expected)),
+        ("are missing", np.unique(expected[~ids_among(expected, ids)])),
+        ("are unexpected", np.unique(ids[~ids_among(ids, expected)])),
     ):
         if len(wrong):
             raise InputError(
-                f"{predictions.source}, field 'example_id': {len(wrong)} ids {problem} (first {wrong[0]}), compared with "
-                f"{what}; predict all of them on the same split"
+                f"{at}: {len(wrong)} ids {problem} (first {wrong[0]}), compared with {what}; "
+                "predict all of them on the same split"
             )
 
 
@@ -494,10 +533,10 @@ class Stream:
 def open_stream(path: str | Path) -> Stream:
     """Opens `<name>.npz` to be read in chunks of consecutive rows, in memory that does not grow with the file.
 
-    What is one number per example is read and validated at once; logits and features are read, and validated, chunk by
-    chunk. With a sidecar the fingerprint is checked first, in one pass over the file; without one, the CRC of each array.
-    Compressed logits [m, n, k] are decompressed at m positions, each found by decompressing what
-    lies before it: about m/2 times the work of `load`.
+    What is one number per example is read and validated at once, and so are all shapes and types; logits and features are
+    read chunk by chunk, and the logits validated there. With a sidecar the fingerprint is checked first, in one pass over
+    the file; without one, the CRC of each array. Compressed logits [m, n, k] are decompressed at m positions, each found
+    by decompressing what lies before it: about m/2 times the work of `load`.
 
     Args:
       path: a file as for `load`.
@@ -713,7 +752,7 @@ def _same(a: Examples, b: Examples, key: str) -> bool:
 def _shared(a: Examples, b: Examples) -> str | None:
     """How it shows that `b` holds examples of `a`: by ids, or by rows that are one of a kind in both, unless ids decide."""
     if a.example_id is not None and b.example_id is not None:
-        ids = np.intersect1d(a.example_id, b.example_id)
+        ids = np.unique(b.example_id[ids_among(b.example_id, a.example_id)])
         if len(ids):
             return f", field 'example_id': {len(ids)} ids are in {a.source} too (first {ids[0]})"
     repeated = 0 if _ids_decide(a, b) else shared_rows(a, b)

@@ -56,6 +56,14 @@ def test_an_unknown_argument_is_refused_and_named(capsys, argument):
     assert f"unknown argument {argument}" in usage_error(capsys, SMOKE, argument)
 
 
+@pytest.mark.parametrize("number", ["²", "0", "-1", "two", ""])
+def test_a_number_of_processes_that_is_none_is_refused(capsys, number):
+    with pytest.raises(SystemExit) as caught:
+        cli.study_arguments("train", "A door.", [SMOKE, f"--processes={number}"], devices=True)
+    assert caught.value.code == 2
+    assert f"--processes = {number!r}; it should be a positive number, or auto" in capsys.readouterr().err
+
+
 def test_a_config_is_required(capsys):
     assert "--config" in usage_error(capsys, "--workdir=x")
 

@@ -192,6 +192,13 @@ def test_labels_outside_the_classes_are_counted(refusal, label, count, first):
         ({"head_kernel": np.zeros((2, K + 1))}, "head_kernel", "shape (2, 5)"),
         ({"head_kernel": np.zeros(K)}, "head_kernel", "shape (4,)"),
         ({"head_bias": np.zeros(K + 1)}, "head_bias", "shape (5,)"),
+        ({"features": np.full((N, 2), "1")}, "features", "dtype <U1, numbers are needed"),
+        ({"features": np.zeros((N, 2), complex)}, "features", "dtype complex128, numbers are needed"),
+        ({"features": np.zeros((N, 2), bool)}, "features", "dtype bool, numbers are needed"),
+        ({"head_kernel": np.full((2, K), b"1")}, "head_kernel", "dtype |S1, numbers are needed"),
+        ({"head_bias": np.full(K, "1")}, "head_bias", "dtype <U1, numbers are needed"),
+        ({"head_kernel": put(np.zeros((2, K)), (1, 2), np.nan)}, "head_kernel", "1 of 8 values are NaN or infinite"),
+        ({"head_bias": put(np.zeros(K), [0, 3], -np.inf)}, "head_bias", "2 of 4 values are NaN or infinite"),
     ],
 )
 def test_each_rule_of_the_format_names_the_field(refusal, changes, field, problem):
@@ -346,6 +353,68 @@ def test_missing_and_unexpected_ids_are_counted_and_the_first_named(tmp_path):
         predictions.save(tmp_path / "a.npz", given, expected_id=np.arange(100, 108))
     assert os.listdir(tmp_path) == []
     predictions.save(tmp_path / "a.npz", given, expected_id=IDS)
+
+
+TEXT = ["0", "9", "a", "é", "\U0001f600"]
+NUMBERS = st.one_of(st.integers(-3, 3), st.integers(2**53, 2**53 + 3), st.integers(2**63 - 2, 2**63 + 1))
+KINDS = {
+    **{kind: np.dtype(kind) for kind in ("int8", "uint8", "int64", "uint64", ">i8", "uint32")},
+    "text": np.dtype("U3"),
+    "bytes": np.dtype("S4"),
+}
+
+
+@st.composite
+def any_ids(draw):
+    """Ids of some type, and what they say: the UTF-8 of a text, the decimal digits of a number, or any bytes."""
+    kind = KINDS[draw(st.sampled_from(sorted(KINDS)))]
+    if kind.kind in "iu":
+        bounds = np.iinfo(kind)
+        values = draw(st.lists(NUMBERS.filter(lambda i: bounds.min <= i <= bounds.max), min_size=1, max_size=8))
+        return np.array(values, kind), [str(value).encode() for value in values]
+    texts = draw(st.lists(st.sampled_from(TEXT), min_size=1, max_size=8))
+    if kind.kind == "U":
+        return np.array(texts, kind), [text.encode() for text in texts]
+    values = [draw(st.sampled_from([text.encode(), b"\xff0"])) for text in texts]
+    return np.array(values, kind), values
+
+
+@given(any_ids(), any_ids())
+@settings(deadline=None)
+def test_an_id_is_the_same_in_any_type_that_says_the_same(one, other):
+    (a, a_says), (b, b_says) = one, other
+    np.testing.assert_array_equal(predictions.ids_among(a, b), [said in b_says for said in a_says])
+    assert predictions.same_ids(a, b) == (a_says == b_says)
+
+
+STEPS = 2 * np.arange(N)
+LATIN = np.array([b"\xff%d" % i for i in range(N)])
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "shared"),
+    [
+        (2**60 + STEPS.astype(np.uint64), 2**60 + 1 + STEPS, 0),  # float64 tells only every 256th of these
+        (2**60 + STEPS.astype(np.uint64), 2**60 + 4 + STEPS, 4),
+        (np.uint64(2**64 - 1) - STEPS.astype(np.uint64), -1 - STEPS, 0),
+        (LATIN, np.array([f"{i}" for i in range(N)]), 0),
+        (np.char.encode(np.array(list("abcdeé")), "utf-8"), np.array(list("éuvwxy")), 1),
+        (np.arange(N), np.array([f"{i}" for i in range(4, N + 4)]), 2),
+    ],
+)
+def test_ids_of_two_files_are_compared_exactly_whatever_their_types(mine, other, shared):
+    a = dataclasses.replace(random_predictions(0, N), example_id=mine, source="a.npz")
+    b = dataclasses.replace(random_predictions(1, N), example_id=other, source="b.npz")
+    for test, calibration in ((a, b), (b, a)):
+        text = {ids.dtype.kind in "US" for ids in (mine, other)}
+        problem = f"{N - shared} ids are missing" if len(text) == 1 else "numbers against strings in the split"
+        with pytest.raises(InputError, match=f"{test.source}, field 'example_id': {problem}"):
+            predictions.require_ids(test, calibration.example_id, "the split")
+        if not shared:
+            predictions.refuse_shared(test, calibration)
+            continue
+        with pytest.raises(InputError, match=rf"'example_id': {shared} ids are in {test.source} too"):
+            predictions.refuse_shared(test, calibration)
 
 
 # --- selecting --------------------------------------------------------------------------------------------------------
@@ -551,6 +620,8 @@ def test_a_stream_refuses_what_load_refuses_when_it_gets_there(tmp_path):
         {"features": np.zeros((5, 2))},
         {"features": np.zeros(N)},
         {"head_bias": np.zeros(K + 1)},
+        {"features": np.full((N, 2), "1")},
+        {"head_kernel": np.full((2, K), np.nan)},
         {"weight": np.zeros(N)},
         {"is_ood": np.zeros(N, int)},
     ],

@@ -341,7 +341,7 @@ def read_tfds(variant: Variant, builder: Any) -> Records:
         rows, seen = np.empty((len(source), variant.width), np.uint8), np.zeros(len(source), bool)
         for example in source:
             prefix, _, number = example["id"].decode().partition("_")
-            if prefix != split or not number.isdigit() or int(number) >= len(seen):
+            if prefix != split or not number.isdecimal() or int(number) >= len(seen):
                 raise InputError(f"{builder.data_path}: id {example['id'].decode()!r} in {split}; build it again")
             index = int(number)
             labels = [example[name] for name in ("coarse_label", "label")[-variant.label_bytes :]]

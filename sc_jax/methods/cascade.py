@@ -32,7 +32,7 @@ from sc_jax import ops
 from sc_jax.files import InputError
 from sc_jax.methods import scores as scores_lib
 from sc_jax.ops.targets import Target, as_fraction
-from sc_jax.predictions import Predictions
+from sc_jax.predictions import Predictions, same_ids
 
 MEAN_OF_SCORES = ("max_logit", "energy")
 """Scores of true logits: of an ensemble they are the mean of its members' scores; all others are those of its mean probabilities."""
@@ -267,7 +267,7 @@ def _checked_cost(cost: Sequence[float], models: int) -> np.ndarray:
 
 def _require_same(first: Predictions, model: Predictions) -> None:
     at = f"{model.source}: compared with {first.source}"
-    if len(model) != len(first) or not np.array_equal(model.example_id, first.example_id):
+    if not same_ids(model.example_id, first.example_id):
         raise InputError(f"{at}, field 'example_id' differs; give predictions of the same examples in the same order")
     if not np.array_equal(model.label, first.label):
         raise InputError(f"{at}, field 'label' differs; give predictions of the same split")

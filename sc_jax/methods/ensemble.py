@@ -328,8 +328,6 @@ def stack(parts: Sequence[Predictions], space: Space = "probability") -> Predict
     first, *others = parts = [by_id(part) for part in parts]
     columns = {name: getattr(first, name) for name in ("is_ood", "weight", "group", "cluster")}
     for part in others:
-        if len({one.example_id.dtype.kind in "US" for one in (first, part)}) > 1:
-            _refuse(part, "example_id", f"numbers against strings in {first.source}", "name examples alike")
         require_ids(part, first.example_id, first.source)
         if len(part) != len(first):
             _refuse(part, "example_id", "some are repeated", "write every example exactly once")

@@ -21,7 +21,15 @@ from sc_jax.methods.evaluation import Split
 from sc_jax.methods.selector import Decision, Promise, Selector
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.targets import as_fraction, floor_of_share
-from sc_jax.predictions import Predictions, known_by, refuse_fitted_on, refuse_shared, refuse_unknown_only, select
+from sc_jax.predictions import (
+    Predictions,
+    ids_among,
+    known_by,
+    refuse_fitted_on,
+    refuse_shared,
+    refuse_unknown_only,
+    select,
+)
 
 METHODS = ("sgr", "ltt_fixed_sequence", "ltt_bonferroni", "ltt_holm", "crc")
 P_VALUES: dict[str, Callable[[Array, Array, Array], np.ndarray]] = {
@@ -350,7 +358,7 @@ def _refuse_tuning(calibration: Predictions, tuning: Predictions, whole: Predict
     """Refuses a tuning split that shares examples with the calibration split; parts of one file are of one split, and told by their ids."""
     if whole is None:
         refuse_shared(calibration, tuning, "tuning")
-    elif len(shared := np.intersect1d(calibration.example_id, tuning.example_id)):
+    elif len(shared := np.unique(tuning.example_id[ids_among(tuning.example_id, calibration.example_id)])):
         raise InputError(
             f"{tuning.source}, field 'example_id': {len(shared)} ids are in both parts of {whole.source} (first {shared[0]}); "
             "give the parts that `divide` makes"

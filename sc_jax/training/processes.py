@@ -74,7 +74,7 @@ def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the launcher of this process says that it is one of several: SLURM's `srun`, Open MPI, or a TPU pod (GKE)."""
 
     def count(name: str) -> int:
-        return int(environment[name]) if environment.get(name, "").isdigit() else 1
+        return int(environment[name]) if environment.get(name, "").isdecimal() else 1
 
     slurm = "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
     if slurm and count("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS") > 1:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import tarfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,14 @@ def test_tfds_gives_the_official_order(variant, tmp_path):
     if variant is cifar.CIFAR100:
         np.testing.assert_array_equal(records["train"][:, 0], np.arange(len(records["train"])) % k // 5)
     assert tuple(builder.info.features["label"].names) == variant.class_names
+
+
+def test_an_id_of_tfds_that_names_no_row_is_refused():
+    builder = types.SimpleNamespace(
+        data_path="tfds", as_data_source=lambda split: [{"id": f"{split}_²".encode(), "label": 0, "image": None}]
+    )
+    with pytest.raises(InputError, match="tfds: id 'train_²' in train; build it again"):
+        cifar.read_tfds(cifar.CIFAR10, builder)
 
 
 def test_small_sets_can_be_learnt(tmp_path):

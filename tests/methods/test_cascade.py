@@ -88,6 +88,18 @@ def test_models_of_other_examples_are_refused_by_name(change: object, message: s
         cascade.stages([model(0), other], COST[:2])
 
 
+def test_examples_may_be_named_in_bytes_by_one_model_and_in_text_by_another() -> None:
+    text = np.array([f"é{i:03}" for i in range(len(model(0)))])
+    named = [
+        dataclasses.replace(model(seed), example_id=ids)
+        for seed, ids in ((0, text), (1, np.char.encode(text, "utf-8")))
+    ]
+    plain = cascade.stages([model(0), model(1)], COST[:2])
+    np.testing.assert_array_equal(cascade.stages(named, COST[:2]).score, plain.score)
+    with pytest.raises(InputError, match="'example_id' differs"):
+        cascade.stages([named[0], dataclasses.replace(named[1], example_id=named[1].example_id[::-1])], COST[:2])
+
+
 @pytest.mark.parametrize("cost", [(1.0,), (1.0, 0.0), (1.0, -2.0), (1.0, math.nan), (1.0, math.inf)])
 def test_costs_that_are_missing_or_not_positive_are_refused(cost: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="cost"):

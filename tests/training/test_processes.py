@@ -29,6 +29,7 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID":
         ({**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "8"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "²"}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "t1k-0,t1k-1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "t1k-0", "MEGASCALE_NUM_SLICES": "2"}, True),
