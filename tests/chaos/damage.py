@@ -144,7 +144,8 @@ READ: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     "scores and losses": ("s.npz", lambda folder: _scored(predictions.load_scored(folder / "s.npz"))),
     "selector.json": ("selector.json", lambda folder: selector.load(folder / "selector.json")),
     "selector.npz": ("selector.npz", lambda folder: selector.load(folder / "selector.json")),
-    "sweep.json": ("sweep.json", lambda folder: files.read_json(folder / "sweep.json", sealed=True)),
+    "table of a sweep": ("sweep.json", lambda folder: files.read_json(folder / "sweep.json", sealed=True)),
+    "states of a sweep": ("states.json", lambda folder: files.read_json(folder / "states.json", sealed=True)),
     "policy.json": (
         "policy.json",
         lambda folder: cascade.Policy.from_json(files.read_json(folder / "policy.json", sealed=True)),
@@ -241,7 +242,9 @@ def write_examples(place: Place, folder: Path) -> None:
     }
     sources.write_prepared(Dataset("small", ("a", "b", "c"), splits), folder)
     runs = sweep.load("experiments/label_smoothing/sweep.py")
-    sweep.collect(runs, {run.name: {"state": "waiting", "starts": 1, "kills": 0} for run in runs}, folder)
+    states = {run.name: {"state": "waiting", "starts": 1, "kills": 0} for run in runs}
+    sweep._keep(states, folder)
+    sweep.collect(runs, states, folder)
     fuzz.write_imagenet(folder)
     fuzz.write_cityscapes(folder)
     _write_segmented(folder)
