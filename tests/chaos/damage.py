@@ -243,7 +243,7 @@ def write_examples(place: Place, folder: Path) -> None:
     sources.write_prepared(Dataset("small", ("a", "b", "c"), splits), folder)
     runs = sweep.load("experiments/label_smoothing/sweep.py")
     states = {run.name: {"state": "waiting", "starts": 1, "kills": 0} for run in runs}
-    sweep._keep(states, folder)
+    sweep._keep(folder, states)
     sweep.collect(runs, states, folder)
     fuzz.write_imagenet(folder)
     fuzz.write_cityscapes(folder)
