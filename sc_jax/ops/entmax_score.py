@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from array_api_compat import is_jax_namespace
+import numpy as np
+from array_api_compat import is_jax_namespace, is_numpy_namespace
 
 from sc_jax.ops.ranking import Array
 from sc_jax.ops.scores import _working, msp
 
 HALVINGS = 60
 """Of an interval of length 1 in which a threshold lies."""
+
+_BLOCK = 1 << 18  # logits at a time on the host
 
 
 def check_alpha(alpha: float) -> None:
@@ -50,12 +54,37 @@ def entmax_confidence(logits: Array, alpha: float = 2.0) -> Array:
     v, xp = _working(logits)
     if v.shape[-1] == 1:
         return xp.full_like(v[..., 0], xp.inf)
-    ordered = xp.sort(v, axis=-1)  # from here on sums do not depend on the order of the classes
+    return _on_host(v, alpha) if is_numpy_namespace(xp) else _of_ordered(xp.sort(v, axis=-1), alpha, xp)
+
+
+def _on_host(v: np.ndarray, alpha: float) -> np.ndarray:
+    """Of the classes that may have a probability alone, u_k > u₂ − 1, which are few: their number is rounded up to a power of two,
+    so that a row's sums do not depend on the rows beside it."""
+    k = v.shape[-1]
+    rows = v.reshape(-1, k)
+    score = np.empty(len(rows), v.dtype)
+    for start in range(0, len(rows), step := max(1, _BLOCK // k)):
+        part, found = rows[start : start + step], score[start : start + step]
+        second, first = np.partition(part, k - 2, axis=-1)[:, -2:].T
+        found[:] = (alpha - 1) * (first - second)
+        asked = np.flatnonzero(found < 1)
+        part = part[asked]
+        count = np.count_nonzero((alpha - 1) * (part - second[asked, None]) > -1, axis=-1)
+        width = np.minimum(k, 2 ** np.ceil(np.log2(count)).astype(int))
+        for w in np.unique(width):
+            of = width == w
+            ordered = np.sort(np.partition(part[of], k - w, axis=-1)[:, k - w :], axis=-1)
+            found[asked[of]] = _of_ordered(ordered, alpha, np)
+    return score.reshape(v.shape[:-1])
+
+
+def _of_ordered(ordered: Array, alpha: float, xp: Any) -> Array:
+    """Of logits in increasing order: sums do not depend on the order of the classes."""
     second = ordered[..., -2:-1]
     margin = (alpha - 1) * (ordered[..., -1] - second[..., 0])
     sure = margin >= 1
     # Rows that are sure are not asked: 0 in their place keeps infinities out.
-    u = (alpha - 1) * xp.where(sure[..., None], xp.zeros_like(v), ordered - xp.where(sure[..., None], 0.0, second))
+    u = (alpha - 1) * xp.where(sure[..., None], xp.zeros_like(ordered), ordered - xp.where(sure[..., None], 0.0, second))
     power, scale = 1 / (alpha - 1), max(1.0, alpha - 1)
 
     def others(t: Array) -> tuple[Array, Array]:

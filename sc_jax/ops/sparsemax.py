@@ -21,6 +21,7 @@ def _below_top(v: jax.Array, alpha: float) -> jax.Array:
     return jnp.maximum((alpha - 1) * (v - jnp.max(v, axis=-1, keepdims=True)), -2)
 
 
+@functools.partial(jax.jit, static_argnums=1)  # a loop outside of a program is compiled at each call
 def _threshold(u: jax.Array, alpha: float) -> jax.Array:
     """τ in [−1, 0), of u [..., k] with maximum 0: by sorting for α = 1.5 and 2, by bisection for others; [..., 1]."""
     if alpha not in (1.5, 2):
