@@ -4,8 +4,9 @@
 
 - study: the 25 members of the default study against 25 runs one after the other, in alternating rounds, and with compilation for a whole
   study of its length; again with one batch for all members, and with a batch each.
-- members: M = 1 … 32 members of MLP, CNN and ResNet-20 by each mapping (`models.map_members`) against M runs one after the other. A mapping
-  stops where compiling takes longer than a minute.
+- members: M = 1 … 32 members of MLP, CNN and ResNet-20 by each mapping (`models.map_members`) against M runs one after the other; "sharded"
+  is vmap on one device for each core, which divide the members among them, in a process of its own. A mapping stops where compiling takes
+  longer than a minute.
 - networks: one member of each network, AdamW, against a plain PyTorch loop; input of small images is a gather inside the program, whose share
   is that of the time without it; of ImageNet's size, the time the loop waits for JPEGs decoded by threads.
 
@@ -19,7 +20,11 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +45,7 @@ CONFIG = "experiments/label_smoothing/config.py"
 STEPS, ROUNDS = 40, 5
 COUNTS, MAPPINGS = (1, 2, 4, 8, 16, 32), ("vmap", "unroll", "map")
 LONGEST_COMPILATION = 60.0
+CORES = len(os.sched_getaffinity(0))
 
 
 def program(job: job_lib.Job, members: state.Members) -> tuple[Callable[[], float], float]:
@@ -108,8 +114,8 @@ def study() -> dict[str, Any]:
 def one_step(
     network: networks.Network, count: int, mapping: str | None = None, *, batch_each: bool = True
 ) -> tuple[Callable[[], Any], float]:
-    """A step of `count` members on a batch that is given, AdamW; and the seconds to compile it."""
-    mesh = parallel.data_mesh()
+    """A step of `count` members on a batch that is given, AdamW; and the seconds to compile it. Devices divide the members."""
+    mesh = parallel.data_mesh(jax.device_count())
     model = network.build()
     model = dataclasses.replace(model, member_mapping=mapping or model.member_mapping)
     optimizer = optimizers.make_optimizer(
@@ -121,7 +127,7 @@ def one_step(
     members = parallel.replicate(state.make_members(grid.tags), mesh)
     batch = parallel.replicate(made_up_batch(network, len(grid.seeds)), mesh)
     advance = step.from_stream(step.make_step(model, optimizer, train_transform((0.5,), (0.5,)), mesh, log_every=100))
-    current = parallel.replicate(state.initial_state(model, optimizer, members), mesh)
+    current = parallel.place(state.initial_state(model, optimizer, state.make_members(grid.tags)), mesh)
     start = time.perf_counter()
     current, _ = jax.block_until_ready(advance(current, members, *batch))
     compile_seconds = time.perf_counter() - start
@@ -160,16 +166,35 @@ def members(only: list[str]) -> Iterator[dict[str, Any]]:
                 if compiling[mapping] > LONGEST_COMPILATION:
                     given_up.add(mapping)
             rates = networks.median_rates(networks.rounds(ways), count * network.batch)
+            if count % CORES == 0 and "sharded" not in given_up:
+                rates["sharded"], compiling["sharded"] = sharded(network, count, batch_each)
+                if compiling["sharded"] > LONGEST_COMPILATION:
+                    given_up.add("sharded")
             yield {
                 "network": network.name,
                 "members": count,
                 "batch": "each" if batch_each else "shared",
                 "batch_size": network.batch,
                 "members_examples_per_second": rates,
-                "speedup": {name: rates[name] / rates["one_after_the_other"] for name in ways},
+                "speedup": {name: rate / rates["one_after_the_other"] for name, rate in rates.items()},
                 "compile_seconds": compiling,
                 **networks.stamp(),
             }
+
+
+def sharded(network: networks.Network, count: int, batch_each: bool) -> tuple[float, float]:
+    """Members·examples per second, and seconds to compile, where each core is a device."""
+    command = [sys.executable, "-m", "benchmarks.training", f"--sharded={network.backbone},{count},{int(batch_each)}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(CORES)}
+    return tuple(json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout))
+
+
+def _measure_sharded(given: str) -> None:
+    backbone, count, batch_each = given.split(",")
+    network = next(network for network in networks.NETWORKS if network.backbone == backbone)
+    run, compile_seconds = one_step(network, int(count), "vmap", batch_each=batch_each == "1")
+    rates = networks.median_rates(networks.rounds({"sharded": run}), int(count) * network.batch)
+    print(json.dumps([rates["sharded"], compile_seconds]))
 
 
 def of_networks(only: list[str], rate: float) -> Iterator[dict[str, Any]]:
@@ -253,7 +278,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", default="study,members,networks")
     parser.add_argument("--only", default="")
+    parser.add_argument("--sharded", help=argparse.SUPPRESS)  # a process that this program starts
     given = parser.parse_args()
+    if given.sharded:
+        _measure_sharded(given.sharded)
+        return
     parts, only = given.parts.split(","), [name for name in given.only.split(",") if name]
     path = machine.RESULTS / "training.json"
     figures = files.read_json(path) if path.exists() else {}

@@ -144,11 +144,11 @@ def speed_members() -> str:
         speedup, compiling = row["speedup"], row["compile_seconds"]
         cells = [
             f"{speedup[name]:.2f} ({compiling[name]:.0f} s)" if name in speedup else "–"
-            for name in ("vmap", "unroll", "map")
+            for name in ("vmap", "unroll", "map", "sharded")
         ]
         rate = row["members_examples_per_second"]["one_after_the_other"]
         rows.append([f"{row['network']}, batch {row['batch']}", str(row["members"]), f"{rate:,.0f}", *cells])
-    headings = ["", "M", "one after the other, examples/s", "vmap: times that (compiling)", "unroll", "map"]
+    headings = ["", "M", "one after the other, examples/s", "vmap: times that (compiling)", "unroll", "map", "sharded"]
     return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_members'][-1])}."
 
 
