@@ -335,7 +335,8 @@ def sweep(
         states[run.name]["starts"] += 1
         _keep(workdir, states)  # before it is, so that no start is lost where this program is killed
         try:
-            running[slot] = run, launch(run, slot)
+            with _held_back():  # or it would run on, known to nobody
+                running[slot] = run, launch(run, slot)
         except InputError as error:
             states[run.name]["starts"] -= 1
             become(run, f"failed: {error}")
@@ -413,6 +414,24 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, but where they are ignored, come at the end of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = [s for s in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(s))]
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _keep(workdir: Path, states: Mapping[str, Mapping[str, Any]]) -> None:

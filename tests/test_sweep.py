@@ -475,6 +475,22 @@ def test_a_second_sigterm_does_not_keep_runs_from_being_ended(runs, tmp_path, mo
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_ctrl_c_while_a_run_is_being_started_ends_that_run_too(runs, tmp_path):
+    """It comes when the process is there and the sweep has not heard of it yet."""
+    script = Script(tmp_path, {runs[0].name: ["never"]})
+
+    def launch(run, slot):
+        process = script(run, slot)
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        go(runs[:1], tmp_path, launch)
+    assert script.stopped == [runs[0].name]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """Four small runs; one is killed, and the sweep itself once."""

@@ -84,7 +84,9 @@ def _of_ordered(ordered: Array, alpha: float, xp: Any) -> Array:
     margin = (alpha - 1) * (ordered[..., -1] - second[..., 0])
     sure = margin >= 1
     # Rows that are sure are not asked: 0 in their place keeps infinities out.
-    u = (alpha - 1) * xp.where(sure[..., None], xp.zeros_like(ordered), ordered - xp.where(sure[..., None], 0.0, second))
+    u = (alpha - 1) * xp.where(
+        sure[..., None], xp.zeros_like(ordered), ordered - xp.where(sure[..., None], 0.0, second)
+    )
     power, scale = 1 / (alpha - 1), max(1.0, alpha - 1)
 
     def others(t: Array) -> tuple[Array, Array]:
