@@ -56,14 +56,14 @@ def survive(variant: str, workdir: Path, *, parallel: int, kills: int, of_the_sw
                 if process.poll() is not None:
                     raise RuntimeError(f"the sweep ended by itself with {process.returncode}; see {log.name}")
                 time.sleep(0.1)
-            time.sleep(rng.uniform(0, 6))
+            time.sleep(rng.uniform(0, 10))
             if number in whole:
                 process.kill()
                 process.wait()
                 killed.append({"what": "sweep"})
                 process = start()
                 continue
-            name, child = _running(process.pid, rng)
+            name, child = _running(process.pid, workdir, rng)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
                 killed.append({"what": "run", "name": name})
@@ -92,17 +92,21 @@ def survive(variant: str, workdir: Path, *, parallel: int, kills: int, of_the_sw
     }
 
 
-def _running(parent: int, rng: random.Random) -> tuple[str, int]:
-    """A run that the sweep has started: its name and process."""
+def _running(parent: int, workdir: Path, rng: random.Random) -> tuple[str, int]:
+    """A run that the sweep has started and that is not at its end: its name and process."""
     while True:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         rng.shuffle(children)
         for child in children:
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
-                workdir = [part for part in command if part.startswith("--workdir=")]
-                if "sc_jax.run" in command and workdir:
-                    return Path(workdir[0]).name, int(child)
+                folder = [Path(part.removeprefix("--workdir=")) for part in command if part.startswith("--workdir=")]
+                if (
+                    "sc_jax.run" in command
+                    and folder
+                    and not (workdir / "runs" / folder[0].name / "timings.json").exists()
+                ):
+                    return folder[0].name, int(child)
         time.sleep(0.1)
 
 
