@@ -540,7 +540,8 @@ SACCT = """#!/bin/bash
 echo "JobID|State|NodeList"
 for pid in {folder}/*.pid; do
     id=$(basename $pid .pid)
-    if kill -0 $(cat $pid) 2>/dev/null; then echo "$id|RUNNING|here"; else echo "$id|$(cat {folder}/$id.state 2>/dev/null || echo COMPLETED)|here"; fi
+    # Asked twice: on a busy machine the first answer was at times that it had gone, while it ran.
+    if kill -0 $(cat $pid) 2>/dev/null || { sleep 0.1; kill -0 $(cat $pid) 2>/dev/null; }; then echo "$id|RUNNING|here"; else echo "$id|$(cat {folder}/$id.state 2>/dev/null || echo COMPLETED)|here"; fi
 done
 """
 
