@@ -8,6 +8,7 @@ metrics of OOD detection alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -150,9 +151,11 @@ def evaluate(
         fits = {name: pool.submit(scorer, score, tuning) for name, score in usable.items() if score.fit is not None}
         shared = _shared_scores({name: score for name, score in usable.items() if score.of is not None}, test, pool)
         running = {}
+        if tuned:
+            fallbacks = {name: score.fallback for name, score in usable.items() if score.tuned}
+            norms = pool.submit(_tuned_results, test, choices.result(), fallbacks, settings)
         for name, score in usable.items():
             if score.tuned:
-                running[name] = pool.submit(_tuned_result, test, choices.result(), score.fallback, settings)
                 continue
             try:
                 of, fitted = fits[name].result() if name in fits else scorer(score, tuning)
@@ -161,10 +164,11 @@ def evaluate(
             ) as error:  # what it is fitted to does not allow it: a class without examples, no residual space
                 left_out[name] = str(error)
                 continue
-            values = shared.get(name)
-            running[name] = pool.submit(_result, test, of, fitted, settings, name == "msp", values)
-        results = {name: work.result() for name, work in running.items()}
-    return results, {name: left_out[name] for name in settings.scores if name in left_out}
+            running[name] = pool.submit(_result, test, shared.get(name, of), fitted, settings, name == "msp")
+        results = {name: work.result() for name, work in running.items()} | (norms.result() if tuned else {})
+    return {name: results[name] for name in usable if name in results}, {
+        name: left_out[name] for name in settings.scores if name in left_out
+    }
 
 
 class _Values(NamedTuple):
@@ -316,20 +320,24 @@ def accepted_at_coverages(total: np.ndarray | int) -> np.ndarray:
 
 
 class _Choices:
-    """Which p the calibration split chooses, and which each resample of it, with and without the fallback."""
+    """Which p the calibration split chooses, and which each resample of it, with and without the fallback.
+
+    Attributes:
+      scores: p → the score of the calibration split.
+    """
 
     def __init__(self, calibration: Predictions, counts: np.ndarray | None, p_grid: Sequence[int]):
         error = ops.predicted_class(calibration.logits) != calibration.label
-        candidates = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
+        self.scores = logit_norm.candidates(calibration.logits, p_grid, fallback=True)
         weight = calibration.weight
-        self._value = {p: float(ops.aurc(score, error, weight=weight)) for p, score in candidates.items()}
+        self._value = {p: float(ops.aurc(score, error, weight=weight)) for p, score in self.scores.items()}
         self._aurc = None
         if counts is None:
             return
-        self._ps = np.array(list(candidates))
+        self._ps = np.array(list(self.scores))
         parts = [counts[rows] if weight is None else counts[rows] * weight for rows in resampling.chunks(counts)]
         aurc = [
-            np.concatenate([ops.aurc(score, error, weight=part) for part in parts]) for score in candidates.values()
+            np.concatenate([ops.aurc(score, error, weight=part) for part in parts]) for score in self.scores.values()
         ]
         self._aurc = np.stack(aurc, axis=-1)
 
@@ -340,30 +348,46 @@ class _Choices:
         return fitted, None if self._aurc is None else self._ps[first:][logit_norm.choose(self._aurc[:, first:])]
 
 
-def _tuned_result(test: _Sample, choices: _Choices, fallback: bool, settings: Settings) -> ScoreResult:
-    state, p_replicates = choices.of(fallback)
-    fitted = logit_norm_fitted(state, test.tuning)
-    result = _result(test, lambda split: logit_norm.apply(state, split.combined), fitted, settings, False)
-    if p_replicates is None:
-        return result
-    replicates = {name: values.copy() for name, values in result.replicates.items()}
-    for p in np.unique(p_replicates[p_replicates != state.p]):
-        rows = np.flatnonzero(p_replicates == p)
-        metrics, _ = test.replicates(logit_norm.apply(state._replace(p=int(p)), test.known.combined), rows)
-        for name, values in metrics.items():
-            replicates[name][rows] = values
-    return dataclasses.replace(result, replicates=replicates)
+def _tuned_results(
+    test: _Sample, choices: _Choices, fallbacks: dict[str, bool], settings: Settings
+) -> dict[str, ScoreResult]:
+    """The results of logit norms: {name: whether it has a fallback} → {name: result}. What two of them share is computed once."""
+    of_test = functools.lru_cache(maxsize=None)(lambda p: _norm_of(test, p))
+    shared: dict[int, ScoreResult] = {}
+    results = {}
+    for name, fallback in fallbacks.items():
+        state, p_replicates = choices.of(fallback)
+        p = state.p
+        if p not in shared:
+            shared[p] = _result(test, _Values(*of_test(p), choices.scores[p]), None, settings, False)
+        replicates = {key: values.copy() for key, values in shared[p].replicates.items()}
+        for other in () if p_replicates is None else np.unique(p_replicates[p_replicates != p]):
+            rows = np.flatnonzero(p_replicates == other)
+            metrics, _ = test.replicates(of_test(int(other))[0], rows)
+            for key, values in metrics.items():
+                replicates[key][rows] = values
+        fitted = logit_norm_fitted(state, test.tuning)
+        results[name] = dataclasses.replace(shared[p], replicates=replicates, fitted=fitted)
+    return results
+
+
+def _norm_of(test: _Sample, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """The norm p (0: MSP) of the examples reported on that are known, and of all of them."""
+    state = logit_norm.LogitNorm(p, {})
+    known = logit_norm.apply(state, test.known.combined)
+    return known, known if test.whole is test.known else logit_norm.apply(state, test.whole.combined)
 
 
 def _result(
     test: _Sample,
-    of: Scorer,
+    of: Scorer | _Values,
     fitted: dict[str, Any] | None,
     settings: Settings,
     with_probabilities: bool,
-    values: _Values | None = None,
 ) -> ScoreResult:
-    if values is None:
+    if isinstance(of, _Values):
+        values = of
+    else:
         known = of(test.known)
         values = _Values(
             known,

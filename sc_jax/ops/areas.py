@@ -93,10 +93,9 @@ def _aurc(ranking: Ranking, estimator: str = "mean") -> Array:
             return mean - share(error, 2 * n)
         return torch_uncertainty_of_mean(ranking, mean)
     if estimator == "ln":
-        return share(xp.sum(ranking.loss * _mean_log_ratio(above, weight, n[..., None]), axis=-1), n)
+        return share(xp.sum(ranking.loss * _mean_log_ratio(above, weight, n), axis=-1), n)
     if estimator == "sele":
-        later = n[..., None] - above - (weight - 1) / 2
-        return share(xp.sum(ranking.loss * share(later, n[..., None]), axis=-1), n)
+        return sele_of_augrc(ranking, augrc.of_ranking(ranking))
     known = "needs `blocks`, not a `Ranking`" if estimator == "fd_shifts" else f"there are {', '.join(ESTIMATORS)}"
     raise ValueError(f"estimator {estimator!r}: {known}")
 
@@ -106,11 +105,19 @@ aurc.of_ranking = _aurc
 
 def torch_uncertainty_of_mean(ranking: Ranking, mean: Array) -> Array:
     """The `torch_uncertainty` estimator of AURC from the `mean` one: (n·mean − r_1/2 − r_n/2)/(n − 1)."""
-    xp = array_namespace(ranking.loss)
-    first = xp.where(ranking.before == 0, ranking.loss / _positive(ranking.weight, xp), 0.0)
+    xp, before, loss, weight = array_namespace(ranking.loss), ranking.before, ranking.loss, ranking.weight
+    if is_numpy_namespace(xp):  # in order, so that those with nothing above come first
+        heads = int(np.max(np.count_nonzero(before == 0, axis=-1), initial=0))
+        before, loss, weight = (field[..., :heads] for field in (before, loss, weight))
+    first = xp.where(before == 0, loss / _positive(weight, xp), 0.0)
     n = ranking.total_weight
     ends = (xp.sum(first, axis=-1) + share(ranking.total_loss, n)) / 2
     return share(n * mean - ends, n - 1)
+
+
+def sele_of_augrc(ranking: Ranking, area: Array) -> Array:
+    """The `sele` estimator of AURC from AUGRC: a sample counts itself wholly, not by half, which adds r_n/(2n)."""
+    return area + share(share(ranking.total_loss, ranking.total_weight), 2 * ranking.total_weight)
 
 
 def _positive(weight: Array, xp: object) -> Array:
@@ -129,6 +136,8 @@ def _mean_tail(above: Array, weight: Array, n: Array) -> Array:
 
 def _mean_tail_of_counts(above: np.ndarray, weight: np.ndarray, n: np.ndarray) -> np.ndarray:
     """The same on the host, where most blocks are single samples; blocks of weight 0 have no loss to count."""
+    if last := _shared_total(above, n):
+        return _mean_between(_sums_of_tails(last), above, weight)
     tied = np.flatnonzero(weight > 1)
     if len(tied) == 0:
         return harmonic_tail(above, n)
@@ -141,12 +150,50 @@ def _mean_log_ratio(above: Array, weight: Array, n: Array) -> Array:
     """The mean of ln((n + 1)/k) over k = K + 1 … K + w, K = above; on the host most blocks are single samples."""
     xp = array_namespace(above)
     if not (is_numpy_namespace(xp) and above.dtype.kind == "i"):
-        return mean_log_ratio(above, weight, n)
+        return mean_log_ratio(above, weight, n[..., None])
+    if last := _shared_total(above, n):
+        return _mean_between(_sums_of_log_ratios(last), above, weight)
+    n = n[..., None]
     mean = np.log1p((n - above) / (above + 1.0))
     tied = np.flatnonzero(weight > 1)
     last = np.broadcast_to(n, above.shape).flat[tied]
     mean.flat[tied] = mean_log_ratio(above.flat[tied], weight.flat[tied], last)
     return mean
+
+
+_LONGEST_TABLE = 1_000_000
+
+
+def _shared_total(above: np.ndarray, n: np.ndarray) -> int:
+    """The total that all rows have, where there are more blocks than that: one table then serves all. Else 0."""
+    last = int(np.max(n, initial=0))
+    return last if above.size > last and last <= _LONGEST_TABLE and (n == last).all() else 0
+
+
+def _mean_between(sums: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The mean of a_{K+1} … a_{K+w}, K = above, from sums[k] = Σ_{j>k} a_j; 0 for w = 0."""
+    total = np.take(sums, above)
+    total -= np.take(sums, above + weight)
+    total /= np.maximum(weight, 1)
+    return total
+
+
+@functools.lru_cache(maxsize=4)
+def _sums_of_tails(n: int) -> np.ndarray:
+    """Σ_{j>k} (H_n − H_{j−1}) for k = 0 … n, smallest terms first."""
+    return _sums_from_the_end(np.cumsum(1 / np.arange(n, 0, -1)))
+
+
+@functools.lru_cache(maxsize=4)
+def _sums_of_log_ratios(n: int) -> np.ndarray:
+    """Σ_{j>k} ln((n + 1)/j) for k = 0 … n, smallest terms first."""
+    return _sums_from_the_end(np.log1p(np.arange(1, n + 1) / np.arange(n, 0, -1)))
+
+
+def _sums_from_the_end(last_first: np.ndarray) -> np.ndarray:
+    sums = np.concatenate([np.cumsum(last_first)[::-1], [0.0]])
+    sums.flags.writeable = False  # it is kept for the next call
+    return sums
 
 
 def _collapsed_area(points: Blocks) -> Array:
@@ -286,6 +333,11 @@ def augrc(ranking: Ranking) -> Array:
     """
     xp = array_namespace(ranking.loss)
     n = ranking.total_weight
+    if is_numpy_namespace(xp) and ranking.before.dtype.kind == "i":  # exactly
+        twice = n[..., None] - ranking.before
+        twice *= 2
+        twice -= ranking.weight
+        return share(share(np.einsum("...g,...g->...", ranking.loss, twice), n), 2 * n)
     later = n[..., None] - ranking.before - ranking.weight / 2
     return share(xp.sum(ranking.loss * share(later, n[..., None]), axis=-1), n)
 

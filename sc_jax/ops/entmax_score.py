@@ -6,15 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_jax_namespace, is_numpy_namespace
+from array_api_compat import is_jax_namespace
 
 from sc_jax.ops.ranking import Array
-from sc_jax.ops.scores import _working, msp
+from sc_jax.ops.scores import _working, msp, rows_of_blocks
 
 HALVINGS = 60
-"""Of an interval of length 1 in which a threshold lies."""
-
-_BLOCK = 1 << 18  # logits at a time on the host
+"""Of an interval of length 1 in which a threshold lies; more than the steps that Newton's method needs."""
 
 
 def check_alpha(alpha: float) -> None:
@@ -30,7 +28,7 @@ def entmax_confidence(logits: Array, alpha: float = 2.0) -> Array:
     increasing in p_max; the second is at least 1, since p_max = 1 iff the margin v₁ − v₂ is at least 1/(α − 1). Both tend to 1 where they meet, so that s is
     continuous, ranks as p_max does wherever p_max ranks at all, and ranks the rest by the margin. α = 1 is `msp`.
 
-    1 − p_max = Σ_{k≥2} [w + u_k − u₂]₊^{1/(α−1)}, with u = (α − 1)v in decreasing order and w = u₂ − τ found by bisection: a sum of positive terms, so that
+    1 − p_max = Σ_{k≥2} [w + u_k − u₂]₊^{1/(α−1)}, with u = (α − 1)v in decreasing order and w = u₂ − τ: a sum of positive terms, so that
     nothing ties where p_max rounds to 1.
 
     Args:
@@ -51,31 +49,39 @@ def entmax_confidence(logits: Array, alpha: float = 2.0) -> Array:
     check_alpha(alpha)
     if alpha == 1:
         return msp(logits)
+    if isinstance(logits, np.ndarray) and logits.ndim and logits.shape[-1] > 1 and logits.size:
+        return _on_host(logits, alpha)
     v, xp = _working(logits)
-    if v.shape[-1] == 1:
+    if v.shape[-1] == 1 or v.size == 0:
         return xp.full_like(v[..., 0], xp.inf)
-    return _on_host(v, alpha) if is_numpy_namespace(xp) else _of_ordered(xp.sort(v, axis=-1), alpha, xp)
+    return _of_ordered(xp.sort(v, axis=-1), alpha, xp)
 
 
-def _on_host(v: np.ndarray, alpha: float) -> np.ndarray:
+def _on_host(logits: np.ndarray, alpha: float) -> np.ndarray:
     """Of the classes that may have a probability alone, u_k > u₂ − 1, which are few: their number is rounded up to a power of two,
     so that a row's sums do not depend on the rows beside it."""
-    k = v.shape[-1]
-    rows = v.reshape(-1, k)
-    score = np.empty(len(rows), v.dtype)
-    for start in range(0, len(rows), step := max(1, _BLOCK // k)):
-        part, found = rows[start : start + step], score[start : start + step]
-        second, first = np.partition(part, k - 2, axis=-1)[:, -2:].T
-        found[:] = (alpha - 1) * (first - second)
-        asked = np.flatnonzero(found < 1)
-        part = part[asked]
-        count = np.count_nonzero((alpha - 1) * (part - second[asked, None]) > -1, axis=-1)
-        width = np.minimum(k, 2 ** np.ceil(np.log2(count)).astype(int))
-        for w in np.unique(width):
-            of = width == w
-            ordered = np.sort(np.partition(part[of], k - w, axis=-1)[:, k - w :], axis=-1)
-            found[asked[of]] = _of_ordered(ordered, alpha, np)
-    return score.reshape(v.shape[:-1])
+    k = logits.shape[-1]
+    rows = logits.reshape(-1, k)
+    score, asked, counts, candidates = np.empty(len(rows)), [], [], []
+    for at in rows_of_blocks(rows):
+        v, _ = _working(rows[at])
+        second, first = np.partition(v, k - 2, axis=-1)[:, -2:].T
+        score[at] = (alpha - 1) * (first - second)
+        row = np.flatnonzero(score[at] < 1)
+        may = (alpha - 1) * (v[row] - second[row, None]) > -1
+        asked.append(at.start + row)
+        counts.append(np.count_nonzero(may, axis=-1))
+        candidates.append(v[row][may])
+    asked, count, candidates = np.concatenate(asked), np.concatenate(counts), np.concatenate(candidates)
+    start = np.cumsum(count) - count
+    width = 2 ** np.ceil(np.log2(count)).astype(int)
+    for w in np.unique(width):
+        of = np.flatnonzero(width == w)
+        place = np.arange(w)
+        within = place < count[of, None]
+        ordered = np.where(within, candidates[np.where(within, start[of, None] + place, 0)], -np.inf)
+        score[asked[of]] = _of_ordered(np.sort(ordered, axis=-1), alpha, np)
+    return score.reshape(logits.shape[:-1])
 
 
 def _of_ordered(ordered: Array, alpha: float, xp: Any) -> Array:
@@ -87,24 +93,53 @@ def _of_ordered(ordered: Array, alpha: float, xp: Any) -> Array:
     u = (alpha - 1) * xp.where(
         sure[..., None], xp.zeros_like(ordered), ordered - xp.where(sure[..., None], 0.0, second)
     )
-    power, scale = 1 / (alpha - 1), max(1.0, alpha - 1)
+    low = _convex_threshold(u, alpha, xp) if alpha <= 2 else _halved_threshold(u, alpha, xp)
+    others = xp.sum(_probabilities(low, u, alpha, xp)[..., :-1], axis=-1)
+    return xp.where(sure, margin, 1 - others ** min(alpha - 1, 1.0))
 
-    def others(t: Array) -> tuple[Array, Array]:
-        """The probabilities at w = t^{max(1, α−1)}, which is p₂ for α ≥ 2: summed, and summed without the first."""
-        w = t**scale
-        p = xp.where(w + u > 0, w + u, xp.zeros_like(u)) ** power
-        return xp.sum(p, axis=-1, keepdims=True), xp.sum(p[..., :-1], axis=-1)
+
+def _probabilities(t: Array, u: Array, alpha: float, xp: Any) -> Array:
+    """[w + u_k]₊^{1/(α−1)} at w = t^{max(1, α−1)}, t being p₂ for α ≥ 2."""
+    w = t ** max(1.0, alpha - 1)
+    return xp.where(w + u > 0, w + u, xp.zeros_like(u)) ** (1 / (alpha - 1))
+
+
+def _convex_threshold(u: Array, alpha: float, xp: Any) -> Array:
+    """The w at which the probabilities sum to 1, by Newton's method: for α ≤ 2 their sum is convex, so that from where p_max is 1
+    the steps go down to it."""
+    power = 1 / (alpha - 1)
+
+    def nearer(w: Array) -> Array:
+        base = xp.where(w + u > 0, w + u, xp.zeros_like(u))
+        slope = base ** (power - 1) if power != 1 else xp.astype(w + u > 0, u.dtype)
+        excess = xp.sum(slope * base, axis=-1, keepdims=True) - 1
+        return xp.minimum(w, w - excess / (power * xp.sum(slope, axis=-1, keepdims=True)))
+
+    w = 1 - u[..., -1:]
+    if is_jax_namespace(xp):
+        import jax
+
+        return jax.lax.fori_loop(0, HALVINGS, lambda i, w: nearer(w), w)
+    for _ in range(HALVINGS):
+        before, w = w, nearer(w)
+        if not xp.any(w < before):
+            break
+    return w
+
+
+def _halved_threshold(u: Array, alpha: float, xp: Any) -> Array:
+    """The t at which the probabilities sum to 1, by bisection of [0, 1]."""
 
     def halved(i: int, low: Array) -> Array:
         middle = low + 2.0**-i
-        return xp.where(others(middle)[0] <= 1, middle, low)
+        whole = xp.sum(_probabilities(middle, u, alpha, xp), axis=-1, keepdims=True)
+        return xp.where(whole <= 1, middle, low)
 
     low = xp.zeros_like(u[..., :1])
     if is_jax_namespace(xp):
         import jax
 
-        low = jax.lax.fori_loop(1, HALVINGS + 1, halved, low)
-    else:
-        for i in range(1, HALVINGS + 1):
-            low = halved(i, low)
-    return xp.where(sure, margin, 1 - others(low)[1] ** min(alpha - 1, 1.0))
+        return jax.lax.fori_loop(1, HALVINGS + 1, halved, low)
+    for i in range(1, HALVINGS + 1):
+        low = halved(i, low)
+    return low

@@ -474,13 +474,7 @@ def _less_log(u: Array, xp: Any) -> Array:
 
 
 def harmonic_tail(start: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """H_n − H_start of counts on the host, [...] ≤ n [...without the last axis]: `harmonic_difference`, in as few passes as can be.
-
-    Where there are more of them than n, one table of sums, smallest terms first, serves all.
-    """
-    last = int(np.max(n, initial=0))
-    if start.size > last and last <= _LONGEST_TABLE and (n == last).all():
-        return np.concatenate([np.cumsum(1 / np.arange(last, 0, -1))[::-1], [0.0]])[start]
+    """H_n − H_start of counts on the host, [...] ≤ n [...without the last axis]: `harmonic_difference`, in as few passes as can be."""
     if start.ndim == 1 and start.size > _IN_CACHE:
         parts = range(0, start.size, _IN_CACHE)
         return np.concatenate([harmonic_tail(start[part : part + _IN_CACHE], n) for part in parts])
@@ -501,7 +495,6 @@ def harmonic_tail(start: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 _LARGEST_COUNT = 2**40  # what is more adds up in floats, which do not wrap around
-_LONGEST_TABLE = 100_000
 _IN_CACHE = 1 << 15
 
 

@@ -23,7 +23,7 @@ from sc_jax.ops.ranking import (
     real,
     share,
 )
-from sc_jax.ops.targets import Target, as_fraction, floor_of_share
+from sc_jax.ops.targets import Target, as_fraction, floor_of_share, within_share
 
 
 class RiskCoverageCurve(NamedTuple):
@@ -102,7 +102,7 @@ def loss_of_accepted(ranking: Ranking, accepted: Array) -> Array:
 
     Args:
       ranking: [..., g]; leading axes (resamples) on the host only.
-      accepted: [c], how many are accepted, in 0..n.
+      accepted: [c], how many are accepted, in 0..n; [..., c] where that differs.
 
     Returns:
       [..., c].
@@ -124,8 +124,9 @@ def _loss_of_accepted_of_rows(ranking: Ranking, accepted: np.ndarray) -> np.ndar
     """The same for rows of weights: one look-up in all of them, each row moved beyond the one before."""
     shape, g = ranking.before.shape[:-1], ranking.before.shape[-1]
     if g == 0:
-        return np.zeros((*shape, len(accepted)))
+        return np.zeros((*shape, accepted.shape[-1]))
     before, weight, loss_before, block_loss = (field.reshape(-1, g) for field in ranking[:3] + ranking[4:5])
+    accepted = np.broadcast_to(accepted, (*shape, accepted.shape[-1])).reshape(len(before), -1)
     step = np.arange(len(before))[:, None] * (max(ranking.total_weight.max(), accepted.max()) + 1)
     place = np.searchsorted((before + weight + step).ravel(), (accepted + step).ravel(), side="left")
     column = np.clip(place.reshape(len(before), -1) - np.arange(len(before))[:, None] * g, 0, g - 1)
@@ -133,7 +134,7 @@ def _loss_of_accepted_of_rows(ranking: Ranking, accepted: np.ndarray) -> np.ndar
         np.take_along_axis(field, column, axis=1) for field in (before, weight, loss_before, block_loss)
     )
     part = np.clip((accepted - before) / np.where(weight > 0, weight, 1), 0, 1)
-    return (loss_before + part * block_loss).reshape(*shape, len(accepted))
+    return (loss_before + part * block_loss).reshape(*shape, -1)
 
 
 def _row_of(through: Array, accepted: Array) -> Array:
@@ -168,21 +169,23 @@ def coverage_at_risk(ranking: Ranking, risk: Target) -> Array:
     """
     xp = array_namespace(ranking.before)
     # Risk falls between losses: the largest feasible coverage lies just before a block that carries loss, or at the end.
-    accepted = xp.concat([ranking.before, ranking.total_weight[..., None]], axis=-1)
-    loss = xp.concat([ranking.loss_before, ranking.total_loss[..., None]], axis=-1)
-    most = xp.max(xp.where(_feasible(loss, accepted, as_fraction(risk)), accepted, xp.zeros_like(accepted)), axis=-1)
+    target, none = as_fraction(risk), xp.zeros_like(ranking.total_weight)
+    most = none
+    if ranking.before.shape[-1]:
+        feasible = _feasible(ranking.loss_before, ranking.before, target)
+        most = xp.max(xp.where(feasible, ranking.before, none[..., None]), axis=-1)
+    most = xp.where(_feasible(ranking.total_loss, ranking.total_weight, target), ranking.total_weight, most)
     return share(most, ranking.total_weight)
 
 
 def _feasible(loss: Array, accepted: Array, risk: Fraction) -> Array:
     """loss ≤ risk · accepted: exactly where both are whole, else up to rounding."""
     xp = array_namespace(loss, accepted)
-    whole = loss <= floor_of_share(risk, accepted)
     if xp.isdtype(loss.dtype, "integral"):
-        return whole
+        return within_share(loss, risk, accepted)
     product = float(risk) * accepted
     counts = (loss == xp.floor(loss)) & (accepted == xp.floor(1.0 * accepted))
-    return xp.where(counts, whole, loss <= product * (1 + 8 * xp.finfo(loss.dtype).eps))
+    return xp.where(counts, within_share(loss, risk, accepted), loss <= product * (1 + 8 * xp.finfo(loss.dtype).eps))
 
 
 def selective_accuracy_constraint(
@@ -257,6 +260,8 @@ def risk_at_coverage(ranking: Ranking, coverage: Target) -> Array:
     target = _coverage(coverage)
     xp = array_namespace(ranking.before)
     accepted = ranking.total_weight - floor_of_share(1 - target, ranking.total_weight)
+    if is_numpy_namespace(xp) and ranking.before.dtype.kind == "i":
+        return share(loss_of_accepted(ranking, accepted[..., None])[..., 0], accepted)
     own = xp.where(ranking.weight > 0, ranking.weight, xp.ones_like(ranking.weight))
     part = xp.clip((accepted[..., None] - ranking.before) / own, 0, 1)
     return share(xp.sum(ranking.loss * part, axis=-1), accepted)
