@@ -48,29 +48,32 @@ LONGEST_COMPILATION = 60.0
 CORES = len(os.sched_getaffinity(0))
 
 
-def program(job: job_lib.Job, members: state.Members) -> tuple[Callable[[], float], float]:
-    """A function that takes `STEPS` steps of these members and returns the seconds; and the seconds to compile."""
+def program(job: job_lib.Job) -> tuple[Callable[[], float], float]:
+    """A function that takes `STEPS` steps of the job's members as the door does and returns the seconds; and the seconds to compile."""
     mesh = parallel.data_mesh()
     split = job.dataset.splits["train"]
-    members, images, labels = parallel.replicate((members, split.inputs, split.label), mesh)
+    members, images, labels = parallel.replicate((job.members, split.inputs, split.label), mesh)
     transform = train_transform(job.config.data.mean, job.config.data.std)
     one = step.make_step(job.model, job.optimizer, transform, mesh, log_every=STEPS)
-    advance = step.from_memory(one, mesh, job.config.training.batch_size)
-    start = time.perf_counter()
+    advance = step.from_memory(one, mesh, job.config.training.batch_size, at_once=job.at_once, marks=(STEPS,))
     current = parallel.replicate(state.initial_state(job.model, job.optimizer, members), mesh)
     order = epoch_order(members.seed_key, 0, len(images))
-    current, _ = jax.block_until_ready(advance(current, members, order, images, labels))
-    compile_seconds = time.perf_counter() - start
 
     def run() -> float:
         nonlocal current
         start = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(-(-STEPS // job.at_once)):
             current, meters = advance(current, members, order, images, labels)
         jax.block_until_ready((current, meters))
         return time.perf_counter() - start
 
-    return run, compile_seconds
+    with_compilation = run()
+    return run, with_compilation - run()
+
+
+def of_members(job: job_lib.Job, grid: MemberGrid) -> job_lib.Job:
+    """The job with other members of label smoothing."""
+    return dataclasses.replace(job, members=state.make_members(grid.tags), tags=grid.tags)
 
 
 def study() -> dict[str, Any]:
@@ -78,11 +81,12 @@ def study() -> dict[str, Any]:
     config = config_lib.load(CONFIG)
     job = job_lib.build(config)
     count, batch = len(job.tags), config.training.batch_size
-    together, compile_together = program(job, job.members)
-    alone, compile_alone = program(job, state.make_members(config.members.tags[:1]))
+    together, compile_together = program(job)
+    alone_job = of_members(job, MemberGrid(config.members.alphas[:1], config.members.seeds[:1]))
+    alone, compile_alone = program(alone_job)
     # As many members that all have one batch, and as many with a batch each.
-    shared, _ = program(job, state.make_members(MemberGrid(tuple(i / count for i in range(count)), (0,)).tags))
-    each, _ = program(job, state.make_members(MemberGrid((0.0,), tuple(range(count))).tags))
+    shared, _ = program(of_members(job, MemberGrid(tuple(i / count for i in range(count)), (0,))))
+    each, _ = program(of_members(job, MemberGrid((0.0,), tuple(range(count)))))
     ways = {"one_program": together, "shared_batch": shared, "batch_each": each}
     ways["one_after_the_other"] = lambda: sum(alone() for _ in range(count))  # 25 runs in a row, each round
     rounds = [{name: way() for name, way in ways.items()} for _ in range(ROUNDS)]
@@ -97,6 +101,7 @@ def study() -> dict[str, Any]:
         "model": f"{config.model.name} {config.model.hidden}",
         "members": count,
         "batch_size": batch,
+        "steps_of_a_program": {"one_program": job.at_once, "one_after_the_other": alone_job.at_once},
         "members_examples_per_second": rates,
         "speedup": statistics.median(speedups),
         "speedup_of_each_round": speedups,

@@ -52,7 +52,7 @@ def train(config: Config, workdir: Path) -> None:
         progress = logs.Progress(job.total_steps, first, what) if processes.first() else logs.Silent()
         try:
             with (
-                job_lib.stepping(job, mesh, first) as advance,
+                job_lib.stepping(job, mesh, first, job.at_once) as advance,
                 watching(job, mesh, workdir, first) as (hooks, settle),
                 cli.noting_sigterm() as terminated,
             ):
@@ -78,6 +78,7 @@ def train(config: Config, workdir: Path) -> None:
                     progress=progress.update,
                     hooks=hooks,
                     stop=terminated,
+                    steps_at=job.steps_at,
                 )
         finally:
             progress.close()

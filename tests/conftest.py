@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -36,6 +37,13 @@ def run_door(door: str, *arguments: object, **options: object) -> subprocess.Com
     """Runs `python -m sc_jax.<door>` in a process of its own."""
     command = [sys.executable, "-m", f"sc_jax.{door}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """What a module compiled is dropped after it: thousands of programs slow every collection of garbage, and fill the memory."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -268,7 +268,7 @@ class TfdsSplit:
         records = self._opened()
         try:
             return ask(records)
-        except Exception as error:
+        except Exception as error:  # of TFDS, of array_record and of protobuf, which have no common base
             raise InputError(
                 f"{self.folder}: the split {self.split} cannot be read ({sources.reason(error)}); prepare it again with "
                 "--file_format=array_record"

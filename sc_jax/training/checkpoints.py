@@ -105,7 +105,7 @@ class Checkpoints:
             meta = self._read_meta(step)
             sealed = meta.pop("seal") == fingerprint_json(meta)
             return meta["quality"] if sealed and meta["config"] == self._config else None
-        except Exception as error:
+        except Exception as error:  # Orbax raises whatever the damaged file makes it stumble over
             if _passes(error):
                 raise self._cannot_read(step, _first_line(error)) from error
             if processes.lost(error):

@@ -23,6 +23,9 @@ from sc_jax.files import InputError
 from sc_jax.models import costs, ensemble_layers, pretrained
 from sc_jax.training import checkpoints, ensembles, objectives, optimizers, parallel, state, step
 
+_MOST_STEPS, _FLOPS_OF_A_PROGRAM = 32, 10**11
+"""Of one program: a second's work on two cores."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -47,6 +50,29 @@ class Job:
     def names(self) -> list[str]:
         """One name per member; see `config.member_name`."""
         return [config_lib.member_name(tag) for tag in self.tags]
+
+    @functools.cached_property
+    def at_once(self) -> int:
+        """How many steps one program may take: so many that it has work for a while, few enough that a signal is soon heard.
+
+        Of networks whose members are mapped at once, with data in memory, in one process: processes agree on every single step.
+        """
+        if self.streamed or self.total_steps == 0 or jax.process_count() > 1 or self.model.member_mapping != "vmap":
+            return 1
+        macs = costs.macs(self.model, _input_shape(self.config, self.dataset), _input_dtype(self.config, self.dataset))
+        flops = 6 * macs * len(self.tags) * self.config.training.batch_size  # a MAC is two, and backward twice forward
+        return max(1, min(_MOST_STEPS, _FLOPS_OF_A_PROGRAM // flops))
+
+    def steps_at(self, taken: int) -> int:
+        """How many steps the program takes after `taken`: never past an epoch, a line of the log, a checkpoint or a statistic."""
+        return step.steps_ahead(taken, self.at_once, self.marks)
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """A program ends at every multiple of any of these counts of steps."""
+        t = self.config.training
+        every = (self.total_steps, self.steps_per_epoch, t.log_every, t.checkpoint_every, t.statistics_every)
+        return tuple(sorted({count for count in every if count}))
 
     @property
     def examples_with_targets(self) -> int:
@@ -498,8 +524,9 @@ Advance = Callable[[state.TrainState, int], tuple[state.TrainState, state.Meters
 
 
 @contextlib.contextmanager
-def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance]:
-    """One step of training: (state, steps taken) → (state, meters), to be called for steps `first_step`, `first_step` + 1, …
+def stepping(job: Job, mesh: parallel.Mesh, first_step: int, at_once: int = 1) -> Iterator[Advance]:
+    """Training: (state, steps taken) → (state, meters), to be called for steps `first_step`, `first_step` + 1, …, or, with `at_once` = `job.at_once`, for those
+    that `job.steps_at` leaves.
 
     Data in memory lie whole on every device, and a step finds its batch there by the epoch's order; images are decoded ahead
     of the step by threads, one stream for each distinct seed, of which each process decodes what its devices need.
@@ -517,7 +544,7 @@ def stepping(job: Job, mesh: parallel.Mesh, first_step: int) -> Iterator[Advance
         objectives=job.objectives,
         total_steps=job.total_steps,
     )
-    with _batches(job, mesh, one, first_step, job.total_steps) as (program, batch_of):
+    with _batches(job, mesh, one, first_step, job.total_steps, at_once) as (program, batch_of):
         yield lambda current, taken: program(current, *batch_of(taken))
 
 
@@ -556,7 +583,7 @@ def _train_transform(job: Job) -> pipelines.Transform:
 
 @contextlib.contextmanager
 def _batches(
-    job: Job, mesh: parallel.Mesh, one: step.Step, first_step: int, last_step: int
+    job: Job, mesh: parallel.Mesh, one: step.Step, first_step: int, last_step: int, at_once: int = 1
 ) -> Iterator[tuple[step.Step, Callable[[int], tuple[Any, ...]]]]:
     """A step's jitted program, and steps taken → what it takes beside the state, for steps `first_step` to `last_step` in turn."""
     if job.streamed:
@@ -573,7 +600,7 @@ def _batches(
     def order_of(epoch: int) -> jax.Array:
         return pipelines.epoch_order(members.seed_key, epoch, len(split))
 
-    program = step.from_memory(one, mesh, job.config.training.batch_size)
+    program = step.from_memory(one, mesh, job.config.training.batch_size, at_once=at_once, marks=job.marks)
     yield program, lambda taken: (members, order_of(taken // job.steps_per_epoch), inputs, labels, known)
 
 

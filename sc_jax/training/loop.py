@@ -1,4 +1,4 @@
-"""The loop: dispatch a step, look at the meters of the step before. It knows no metric and no file."""
+"""The loop: dispatch a step, or a few as one program, look at the meters of the step before. It knows no metric and no file."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def fit(
     progress: Callable[[int, str], None] = lambda done, note: None,
     hooks: Sequence[Hook] = (),
     stop: Callable[[int], bool] = lambda step: False,
+    steps_at: Callable[[int], int] = lambda taken: 1,
     fetch: Callable[[Any], Any] = jax.device_get,
 ) -> TrainState:
     """Trains from `first_step` to `total_steps`, or until it is told to stop.
@@ -40,13 +41,14 @@ def fit(
     a checkpoint the meters are fetched too, so no state that is not finite is ever saved.
 
     Args:
-      state: at `first_step`; advance: (state, number of steps taken before) → (state, meters), which finds its own batch.
+      state: at `first_step`; advance: (state, number of steps taken before) → (state, meters), which finds its own batches.
       first_step, total_steps, steps_per_epoch, log_every, save_every: counts of steps.
       names: of the members, for messages.
       log: receives {"step", "epoch", "loss": [m], "accuracy": [m]}.
       save: receives (step, state) every `save_every` steps, at the end, and where it stops.
-      progress: receives (steps done, note); hooks: called as (step, state) after each step, injected by a door.
-      stop: asked after each step, with its number, whether to save and return.
+      progress: receives (steps done, note); hooks: called as (step, state) after each call of `advance`, injected by a door.
+      stop: asked after each call, with the number of its last step, whether to save and return.
+      steps_at: steps taken before → how many the next call of `advance` takes; it passes no multiple of `log_every` or `save_every`, and no end.
       fetch: device → host; the one place where the loop waits.
 
     Returns:
@@ -74,8 +76,10 @@ def fit(
         )
         progress(step, f"loss {np.mean(meters.loss / meters.examples):.3f}")
 
-    for step in range(first_step + 1, total_steps + 1):
-        state, meters = advance(state, step - 1)
+    step = first_step
+    while step < total_steps:
+        state, meters = advance(state, step)
+        step += steps_at(step)
         settle()
         last = step == total_steps
         if step % log_every == 0 or last:

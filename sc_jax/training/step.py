@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -132,7 +133,9 @@ def make_step(
         )
         if sharding == "fsdp":
             grads = parallel.keep_member(grads, mesh, sharding)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        finite = functools.reduce(
+            jnp.logical_and, (jnp.all(jnp.isfinite(part)) for part in (loss, *jax.tree.leaves(grads)))
+        )
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite, target
 
@@ -243,8 +246,15 @@ def _mean_where(values: jax.Array, label: jax.Array, ignore_label: int) -> jax.A
     return jnp.sum(jnp.where(labelled, values, 0)) / jnp.maximum(jnp.sum(labelled), 1)
 
 
-def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Step:
-    """The jitted step on data that lie whole on the devices.
+def from_memory(
+    step: Step, mesh: parallel.Mesh, batch_size: int, *, at_once: int = 1, marks: Sequence[int] = ()
+) -> Step:
+    """The jitted step on data that lie whole on the devices, or several of them as one program.
+
+    Args:
+      step, mesh: as of `make_step`; batch_size: of all devices together.
+      at_once, marks: of `steps_ahead`, the number of steps that a call takes, which the program finds by itself: it is compiled once. With at_once = 1 it
+        has no loop, in which XLA's convolutions on a CPU are slow.
 
     Returns:
       (state, members, order int32 [s, n], inputs [n, …], labels [n], known of all examples) → (state, meters): `order` is the
@@ -264,7 +274,25 @@ def from_memory(step: Step, mesh: parallel.Mesh, batch_size: int) -> Step:
         batch = (parallel.split_batch(array[index], mesh, axis=1) for array in (inputs, labels))
         return step(state, members, *batch, known.at(index), index)
 
-    return jax.jit(advance, donate_argnums=0)
+    def several(state: TrainState, *given: Any) -> tuple[TrainState, Meters]:
+        taken = steps_ahead(state.step, at_once, marks)
+        state = jax.lax.fori_loop(0, taken, lambda _, state: advance(state, *given)[0], state)
+        return state, parallel.keep_whole(state.meters, mesh)
+
+    return jax.jit(advance if at_once == 1 else several, donate_argnums=0)
+
+
+def steps_ahead(taken: Any, at_once: int, marks: Sequence[int]) -> Any:
+    """How many steps the next call takes: up to the next multiple of any of `marks`, and `at_once` at most.
+
+    Args:
+      taken: steps so far, an integer or int32 []; at_once: ≥ 1; marks: each ≥ 1.
+
+    >>> [steps_ahead(taken, 8, (10, 12)) for taken in (0, 8, 10, 12)]
+    [8, 2, 2, 8]
+    """
+    least = min if isinstance(taken, int) else lambda *counts: functools.reduce(jnp.minimum, counts)
+    return least(at_once, *(mark - taken % mark for mark in marks))
 
 
 def from_stream(step: Step) -> Step:

@@ -47,7 +47,7 @@ def fit(job: job_lib.Job, watch: fetches.Watch, tmp_path: Any, planted: Any = la
         current = parallel.replicate(state.initial_state(job.model, job.optimizer, job.members), mesh)
     get = watch.allowed(lambda tree: jax.device_get(fetches.opened(tree)))
     with (
-        job_lib.stepping(job, mesh, 0) as advance,
+        job_lib.stepping(job, mesh, 0, job.at_once) as advance,
         train.watching(job, mesh, tmp_path, 0, fetch=get) as (hooks, settle),
     ):
 
@@ -76,6 +76,7 @@ def fit(job: job_lib.Job, watch: fetches.Watch, tmp_path: Any, planted: Any = la
             save=lambda step, current: settle(),
             hooks=[lambda step, kept, hook=hook: hook(step, fetches.opened(kept)) for hook in hooks],
             fetch=get,
+            steps_at=job.steps_at,
         )
     return seen
 

@@ -583,6 +583,26 @@ def test_how_members_run_is_the_backbone_s_choice_unless_the_config_says(given: 
     assert job_lib.build(config).model.member_mapping == expected
 
 
+def test_programs_of_several_steps_end_at_every_mark() -> None:
+    config = config_lib.load(
+        f"{RECIPES}/config.py:smoke", {"training.statistics_every": "7", "training.log_every": "5"}
+    )
+    job = job_lib.build(config)
+    ends, taken = [], 0
+    while taken < job.total_steps:
+        taken += job.steps_at(taken)
+        ends.append(taken)
+    assert max(np.diff(ends)) > 1
+    marks = {m for every in (5, 7, job.steps_per_epoch) for m in range(every, job.total_steps + 1, every)}
+    assert marks | {job.total_steps} <= set(ends)
+
+
+def test_networks_that_take_long_or_are_not_mapped_at_once_take_single_steps() -> None:
+    wide = {"model.hidden": "(8192, 8192)"}
+    for changes in ({"devices.member_mapping": "unroll"}, wide):
+        assert job_lib.build(config_lib.load(f"{RECIPES}/config.py:smoke", changes)).at_once == 1
+
+
 def test_another_mapping_of_members_is_refused() -> None:
     with pytest.raises(InputError, match=r"devices\.member_mapping"):
         config_lib.load(f"{RECIPES}/config.py:smoke", {"devices.member_mapping": "scan"})

@@ -9,6 +9,7 @@ import pytest
 
 from sc_jax.training.loop import DivergedError, fit
 from sc_jax.training.state import Meters
+from sc_jax.training.step import steps_ahead
 
 
 class Recorder:
@@ -52,6 +53,21 @@ def test_resumes_in_the_middle_of_an_epoch() -> None:
     recorder = Recorder()
     assert recorder.run(first=6) == 12
     assert [value for name, value in recorder.events if name == "step"] == [(s, s - 1) for s in range(7, 13)]
+
+
+def test_a_call_may_take_several_steps_and_everything_happens_where_it_would() -> None:
+    marks = (3, 4, 6, 12)
+
+    class Several(Recorder):
+        def advance(self, state: int, taken: int) -> tuple[int, Meters]:
+            self.events.append(("step", taken))
+            return state + steps_ahead(taken, 5, marks), super().advance(state, taken)[1]
+
+    one, several = Recorder(), Several()
+    assert several.run(steps_at=lambda taken: steps_ahead(taken, 5, marks)) == one.run() == 12
+    assert several.lines == one.lines
+    assert [event for event in several.events if event[0] == "save"] == [e for e in one.events if e[0] == "save"]
+    assert [value for name, value in several.events if name == "step" and isinstance(value, int)] == [0, 3, 4, 6, 8, 9]
 
 
 def test_fetches_a_step_late_and_no_more_than_needed() -> None:

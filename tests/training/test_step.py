@@ -312,6 +312,34 @@ def test_one_compilation_whatever_the_alphas_and_seeds(examples: Any) -> None:
     assert advance._cache_size() == 1
 
 
+def test_several_steps_of_one_program_are_the_same_steps(examples: Any) -> None:
+    model, mesh = models.build("mlp", input_shape=(6, 6, 1), num_classes=3, hidden=(8,)), parallel.data_mesh()
+    members = state.make_members(MemberGrid(ALPHAS, SEEDS).tags)
+    one = step.make_step(model, optimizer(), train_transform(*HALF), mesh, log_every=3)
+    marks = (3, N // BATCH, EPOCHS * N // BATCH)
+    ways = {at_once: step.from_memory(one, mesh, BATCH, at_once=at_once, marks=marks) for at_once in (1, 2, 100)}
+    ends, lines = {}, {}
+    for at_once, advance in ways.items():
+        current, lines[at_once], taken = (
+            parallel.replicate(state.initial_state(model, optimizer(), members), mesh),
+            {},
+            0,
+        )
+        while taken < EPOCHS * N // BATCH:
+            order = epoch_order(members.seed_key, taken // (N // BATCH), N)
+            current, meters = advance(current, members, order, *examples)
+            taken += step.steps_ahead(taken, at_once, marks)
+            assert int(current.step) == taken
+            lines[at_once][taken] = jax.device_get(meters)
+        ends[at_once] = jax.device_get(current)
+        assert advance._cache_size() == 1
+    assert len(lines[100]) < len(lines[2]) < len(lines[1])
+    chex.assert_trees_all_close(ends[1], ends[2], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(ends[2], ends[100])  # one program, whatever the number of its steps
+    for taken, meters in lines[100].items():
+        chex.assert_trees_all_close(meters, lines[1][taken], rtol=1e-5)
+
+
 def test_epoch_orders_are_permutations_that_depend_on_seed_and_epoch_only() -> None:
     keys = jax.vmap(jax.random.key)(jnp.asarray([1, 2], jnp.uint32))
     orders = [np.asarray(epoch_order(keys, e, 50)) for e in (0, 1, 0)]
