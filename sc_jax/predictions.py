@@ -17,6 +17,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -844,8 +845,8 @@ def refuse_unknown_only(p: Predictions | Stream | Scored) -> None:
 
 def read_files(paths: Sequence[str], calibration: str | None) -> tuple[list[Predictions], Predictions | None]:
     """The files in order of id, checked singly and against the calibration file."""
-    tests = [by_id(load(path)) for path in paths]
-    tuning = None if calibration is None else by_id(load(calibration))
+    with ThreadPoolExecutor(2) as pool:  # hashing and checking work outside the interpreter lock
+        *tests, tuning = pool.map(lambda path: None if path is None else by_id(load(path)), [*paths, calibration])
     for given in [*tests, *([] if tuning is None else [tuning])]:
         refuse_unknown_only(given)
     if tuning is not None:

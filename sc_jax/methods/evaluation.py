@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -135,7 +136,6 @@ def evaluate(
       name → `ScoreResult`, and name → why it was left out.
     """
     tuning = None if calibration is None else Split.of(calibration).known
-    test = _Sample(Split.of(predictions), counts, tuning, settings.match_error)
     left_out: dict[str, str] = {}
     usable = {}
     for name, score in scores_lib.named(settings.scores).items():
@@ -149,6 +149,7 @@ def evaluate(
         tuned = any(score.tuned for score in usable.values())
         choices = pool.submit(_Choices, tuning.combined, calibration_counts, settings.p_grid) if tuned else None
         fits = {name: pool.submit(scorer, score, tuning) for name, score in usable.items() if score.fit is not None}
+        test = _Sample(Split.of(predictions), counts, tuning, settings.match_error)
         shared = _shared_scores({name: score for name, score in usable.items() if score.of is not None}, test, pool)
         running = {}
         if tuned:
@@ -501,17 +502,21 @@ def _at_calibrated_thresholds(
         f"threshold_at_coverage_{coverage}": ops.threshold_at_coverage(tuning_score, coverage, weight=weight)
         for coverage in OPERATING_COVERAGES
     }
-    accept = score[:, None] >= np.array([float(t) for t in thresholds.values()])  # NaN accepts nothing
-    columns = np.concatenate([accept, accept & test.error[:, None]], axis=1)
+    order = np.argsort(score)[::-1]
+    ordered, wrong = score[order], test.error[order]
+    # How many stand at or above each threshold, and how many wrong ones; NaN accepts nothing.
+    most = [int(np.count_nonzero(ordered >= float(t))) for t in thresholds.values()]
+    most_wrong = [int(np.count_nonzero(wrong[:count])) for count in most]
 
-    def coverage_and_risk(weight: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-        """[rows, n] → [rows, thresholds, 2]; float32 counts to 2²⁴ exactly."""
-        accepted, wrong = np.split((weight.astype(dtype) @ columns.astype(dtype)).astype(np.float64), 2, axis=1)
+    def coverage_and_risk(weight: np.ndarray) -> np.ndarray:
+        """[rows, n] → [rows, thresholds, 2]."""
+        placed = np.take(weight, order, axis=1)
+        accepted, of_wrong = _first_sums(placed, most), _first_sums(placed[:, wrong], most_wrong)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.stack([accepted / weight.sum(axis=1)[:, None], wrong / accepted], axis=-1)
+            return np.stack([accepted / weight.sum(axis=1)[:, None], of_wrong / accepted], axis=-1)
 
     one = np.ones((1, len(score))) if test.weight is None else test.weight[None]
-    values = coverage_and_risk(one, np.float64)[0]
+    values = coverage_and_risk(one)[0]
     replicates = np.concatenate([coverage_and_risk(rows) for rows in test.weights(test.counts)])
     ends = resampling.percentile_interval(replicates, level)
     metrics, intervals = {}, {}
@@ -520,6 +525,15 @@ def _at_calibrated_thresholds(
             metrics[f"{name}_{what}"] = float(values[i, j])
             intervals[f"{name}_{what}"] = [float(ends[0, i, j]), float(ends[1, i, j])]
     return metrics, intervals
+
+
+def _first_sums(weight: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Sums float64 [rows, counts] of the first of each row, for each of the counts. (Matrix products and cumulative sums would hold up the
+    other threads.)"""
+    ends = sorted({0, *counts})
+    parts = [weight[:, a:b].sum(axis=1, dtype=np.float64) for a, b in itertools.pairwise(ends)]
+    sums = dict(zip(ends, itertools.accumulate(parts, initial=np.zeros(len(weight))), strict=True))
+    return np.stack([sums[count] for count in counts], axis=1)
 
 
 def argmax_ties(logits: np.ndarray) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -186,13 +187,6 @@ def _host_weight(weight: np.ndarray) -> np.ndarray:
     return weight.astype(np.int64 if whole else np.float64, copy=False)
 
 
-def _accumulator(array: np.ndarray) -> type:
-    """A dtype that sums of the array fit into: the narrower, the faster."""
-    if array.dtype.kind == "f":
-        return np.float64
-    return np.int32 if array.dtype.itemsize == 1 and array.shape[-1] < 2**23 else np.int64
-
-
 def _rank_errors(score: np.ndarray, error: np.ndarray) -> Ranking:
     """0/1 losses without weights: only the places of the wrong ones are needed, and no score has to carry its index along."""
     n = len(score)
@@ -292,6 +286,27 @@ def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, starts, axis=-1, dtype=wide)
 
 
+def _sums_through(weight: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of weights [..., n] the sums up to and with each place [..., g], and of all [...]: int64, or float64 of real weights.
+
+    Small counts are added eight at a time: the bytes of w · 0x0101010101010101 are the sums of the first 1 … 8 bytes of w.
+    """
+    n = weight.shape[-1]
+    if weight.dtype != np.uint8 or n < 64 or sys.byteorder != "little" or weight.max() > 255 // 8:
+        through = np.cumsum(weight, axis=-1, dtype=np.float64 if weight.dtype.kind == "f" else np.int64)
+        return np.take(through, place, axis=-1), through[..., -1]
+    lead = weight.shape[:-1]
+    padded = np.zeros((*lead, n + -n % 8), np.uint8)
+    padded[..., :n] = weight
+    within = padded.view(np.uint64)
+    within *= np.uint64(0x0101010101010101)
+    through = np.cumsum((within >> np.uint64(56)).view(np.int64), axis=-1)
+    before = np.concatenate([np.zeros((*lead, 1), np.int64), through[..., :-1]], axis=-1)
+    sums = np.take(before, place >> 3, axis=-1)
+    sums += np.take(within.view(np.uint8), place, axis=-1)
+    return sums, through[..., -1]
+
+
 def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None) -> Ranking:
     score, loss, weight = _sorted(score, loss, weight)
     if len(score) == 0:
@@ -306,13 +321,12 @@ def _rank_on_host(score: np.ndarray, loss: np.ndarray, weight: np.ndarray | None
         block_loss = _sums(loss, starts)[carries]
     else:
         wide = np.float64 if weight.dtype.kind == "f" else np.int64
-        above = np.cumsum(weight, axis=-1, dtype=_accumulator(weight))
-        through, total = np.take(above, last, axis=-1).astype(wide), above[..., -1].astype(wide)
+        through, total = _sums_through(weight, last)
+        own = np.take(weight, first, axis=-1).astype(wide)
         if len(starts) == len(score):
-            own = np.take(weight, first, axis=-1).astype(wide)
             before, block_loss = through - own, own * loss[first]
         else:
-            before = (np.take(above, first, axis=-1) - np.take(weight, first, axis=-1)).astype(wide)
+            before = _sums_through(weight, first)[0] - own
             block_loss = _sums(weight * loss, starts)[..., carries]
     loss_through = np.cumsum(block_loss, axis=-1)
     return Ranking(

@@ -173,7 +173,12 @@ def coverage_at_risk(ranking: Ranking, risk: Target) -> Array:
     most = none
     if ranking.before.shape[-1]:
         feasible = _feasible(ranking.loss_before, ranking.before, target)
-        most = xp.max(xp.where(feasible, ranking.before, none[..., None]), axis=-1)
+        if is_numpy_namespace(xp):  # in order: the last one that is feasible
+            last = feasible.shape[-1] - 1 - np.argmax(feasible[..., ::-1], axis=-1)[..., None]
+            most = np.take_along_axis(ranking.before, last, -1) * np.take_along_axis(feasible, last, -1)
+            most = most[..., 0]
+        else:
+            most = xp.max(xp.where(feasible, ranking.before, none[..., None]), axis=-1)
     most = xp.where(_feasible(ranking.total_loss, ranking.total_weight, target), ranking.total_weight, most)
     return share(most, ranking.total_weight)
 
