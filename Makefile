@@ -14,7 +14,7 @@ run: .venv/.runtime  ## train, predict, evaluate, report; prints where the repor
 	$(BIN)/python -m sc_jax.run --config=$(CONFIG) $(if $(WORKDIR),--workdir=$(WORKDIR))
 
 test: .venv/.test lint  ## the whole suite; with TORCH=<version> also metrics of PyTorch tensors and parity with timm
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 smoke: .venv/.test  ## the smoke run of every recipe, about a minute each at most
 	$(BIN)/python -m pytest tests/integration/test_recipes.py --recipes=all --durations=0
