@@ -508,10 +508,13 @@ def msp_pnorm(
     else:  # in order already: no p or T changes that of the classes
         second = signed[..., -2] - signed[..., -1]
         below = signed[..., :-1] - signed[..., -2:-1]
+        scale = {q: xp.where(flat, 0.0, 1 / norm[q]) for q in norm}
+        scaled = {q: below * scale[q][..., None] for q in norm}
 
         def of(q: int, one: float | Array) -> Array:
-            scale = xp.where(flat, 0.0, 1 / (norm[q] * one))
-            return -(second * scale + xp.log(xp.sum(xp.exp(below * scale[..., None]), axis=-1)))
+            z = scaled[q] * (1 / one)
+            z = np.exp(z, out=z) if is_numpy_namespace(xp) else xp.exp(z)
+            return -(second * scale[q] / one + xp.log(xp.sum(z, axis=-1)))
 
     values = [_each_p(p, {q: of(q, one) for q in norm}, xp) for one in each]
     return xp.stack(values) if isinstance(temperature, (list, tuple)) else values[0]
