@@ -180,7 +180,7 @@ def first() -> bool:
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line, in the first process."""
     if first():
-        print(text, file=file)
+        print(text, file=file, flush=True)  # a job that is killed has said it, and a log that is followed shows it
 
 
 def from_first(function: Callable[[], _T]) -> _T:
