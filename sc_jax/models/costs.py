@@ -49,9 +49,28 @@ def macs(model: Model, input_shape: tuple[int, ...], input_dtype: Any = jnp.floa
     Raises:
       ValueError: the program has a `while` loop that multiplies matrices; its number of steps is not known.
     """
+    return count(_traced(model, input_shape, input_dtype))
+
+
+def convolves(model: Model, input_shape: tuple[int, ...], input_dtype: Any = jnp.float32) -> bool:
+    """Whether a network has convolutions; the arguments are those of `macs`."""
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        for equation in _equations(_traced(model, input_shape, input_dtype))
+    )
+
+
+def _traced(model: Model, input_shape: tuple[int, ...], input_dtype: Any) -> Jaxpr:
     params, model_state = jax.eval_shape(model.init, jax.random.key(0))
     inputs = jax.ShapeDtypeStruct((1, *input_shape), input_dtype)
-    return count(jax.make_jaxpr(lambda p, s, x: model.apply(p, s, x)[0])(params, model_state, inputs).jaxpr)
+    return jax.make_jaxpr(lambda p, s, x: model.apply(p, s, x)[0])(params, model_state, inputs).jaxpr
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _jaxprs(equation.params.values()):
+            yield from _equations(inner)
 
 
 def count(jaxpr: Jaxpr) -> int:

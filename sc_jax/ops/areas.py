@@ -19,6 +19,7 @@ from sc_jax.ops.ranking import (
     Ranking,
     beside,
     blocks,
+    fits_in_integers,
     harmonic_difference,
     harmonic_rest,
     harmonic_rest_of_counts,
@@ -333,7 +334,7 @@ def augrc(ranking: Ranking) -> Array:
     """
     xp = array_namespace(ranking.loss)
     n = ranking.total_weight
-    if is_numpy_namespace(xp) and ranking.before.dtype.kind == "i":  # exactly
+    if fits_in_integers(ranking):  # exactly
         twice = n[..., None] - ranking.before
         twice *= 2
         twice -= ranking.weight

@@ -18,6 +18,7 @@ from sc_jax.ops.ranking import (
     Array,
     Ranking,
     blocks,
+    fits_in_integers,
     harmonic_difference,
     harmonic_rest,
     metric_of_ranking,
@@ -49,6 +50,10 @@ def failure_auroc(ranking: Ranking) -> Array:
     right_above = ranking.before - ranking.loss_before
     right_tied = ranking.weight - ranking.block_loss
     right = ranking.total_weight - ranking.total_loss
+    if fits_in_integers(ranking):  # exactly
+        right_above *= 2
+        right_above += right_tied
+        return share(share(np.einsum("...g,...g->...", ranking.loss, right_above), right), 2 * ranking.total_loss)
     pairs = share(right_above + right_tied / 2, right[..., None])
     return share(xp.sum(ranking.loss * pairs, axis=-1), ranking.total_loss)
 

@@ -14,6 +14,8 @@ from sc_jax.ops.scores import _working, msp, rows_of_blocks
 HALVINGS = 60
 """Of an interval of length 1 in which a threshold lies; more than the steps that Newton's method needs."""
 
+_AT_ONCE = 1 << 21  # logits on the host
+
 
 def check_alpha(alpha: float) -> None:
     """Refuses, by ValueError, an α below 1 or infinite."""
@@ -62,6 +64,14 @@ def _on_host(logits: np.ndarray, alpha: float) -> np.ndarray:
     so that a row's sums do not depend on the rows beside it."""
     k = logits.shape[-1]
     rows = logits.reshape(-1, k)
+    at_once = max(1, _AT_ONCE // k)
+    score = [_of_rows(rows[start : start + at_once], alpha) for start in range(0, len(rows), at_once)]
+    return np.concatenate(score).reshape(logits.shape[:-1])
+
+
+def _of_rows(rows: np.ndarray, alpha: float) -> np.ndarray:
+    """Rows of as many classes are worked on together, which takes so many rows as memory allows; classes are chosen in parts that stay in cache."""
+    k = rows.shape[-1]
     score, asked, counts, candidates = np.empty(len(rows)), [], [], []
     for at in rows_of_blocks(rows):
         v, _ = _working(rows[at])
@@ -81,7 +91,7 @@ def _on_host(logits: np.ndarray, alpha: float) -> np.ndarray:
         within = place < count[of, None]
         ordered = np.where(within, candidates[np.where(within, start[of, None] + place, 0)], -np.inf)
         score[asked[of]] = _of_ordered(np.sort(ordered, axis=-1), alpha, np)
-    return score.reshape(logits.shape[:-1])
+    return score
 
 
 def _of_ordered(ordered: Array, alpha: float, xp: Any) -> Array:
@@ -109,22 +119,23 @@ def _convex_threshold(u: Array, alpha: float, xp: Any) -> Array:
     the steps go down to it."""
     power = 1 / (alpha - 1)
 
-    def nearer(w: Array) -> Array:
+    def newton(w: Array) -> Array:
         base = xp.where(w + u > 0, w + u, xp.zeros_like(u))
         slope = base ** (power - 1) if power != 1 else xp.astype(w + u > 0, u.dtype)
         excess = xp.sum(slope * base, axis=-1, keepdims=True) - 1
-        return xp.minimum(w, w - excess / (power * xp.sum(slope, axis=-1, keepdims=True)))
+        return w - excess / (power * xp.sum(slope, axis=-1, keepdims=True))
 
     w = 1 - u[..., -1:]
     if is_jax_namespace(xp):
         import jax
 
-        return jax.lax.fori_loop(0, HALVINGS, lambda i, w: nearer(w), w)
-    for _ in range(HALVINGS):
-        before, w = w, nearer(w)
-        if not xp.any(w < before):
-            break
-    return w
+        w = jax.lax.fori_loop(0, HALVINGS, lambda i, w: xp.minimum(w, newton(w)), w)
+    else:
+        for _ in range(HALVINGS):
+            before, w = w, xp.minimum(w, newton(w))
+            if not xp.any(w < before):
+                break
+    return newton(w)  # up again, where rounding has led a step too far down
 
 
 def _halved_threshold(u: Array, alpha: float, xp: Any) -> Array:

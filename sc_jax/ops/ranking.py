@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -292,7 +293,7 @@ def _sums_through(weight: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np
     Small counts are added eight at a time: the bytes of w · 0x0101010101010101 are the sums of the first 1 … 8 bytes of w.
     """
     n = weight.shape[-1]
-    if weight.dtype != np.uint8 or n < 64 or sys.byteorder != "little" or weight.max() > 255 // 8:
+    if weight.dtype != np.uint8 or n < 64 or sys.byteorder != "little" or weight.max(initial=0) > 255 // 8:
         through = np.cumsum(weight, axis=-1, dtype=np.float64 if weight.dtype.kind == "f" else np.int64)
         return np.take(through, place, axis=-1), through[..., -1]
     lead = weight.shape[:-1]
@@ -605,6 +606,13 @@ def _binet(x: Array, xp: Any) -> Array:
         return sums + far(x + _SHIFT)
 
     return _by_size(x, far, near, xp)
+
+
+def fits_in_integers(ranking: Ranking) -> bool:
+    """Whether sums of a loss times twice a weight are whole and fit into 64 bits; on the host alone."""
+    whole = isinstance(ranking.loss, np.ndarray) and ranking.before.dtype.kind == ranking.loss.dtype.kind == "i"
+    largest = (int(np.max(field, initial=0)) for field in (ranking.total_weight, ranking.total_loss)) if whole else ()
+    return whole and 2 * math.prod(largest) < 2**63
 
 
 def beside(like: Array, values: Any, dtype: Any = None) -> Array:

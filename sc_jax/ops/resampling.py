@@ -182,7 +182,7 @@ def _replicates_on_device(
     import jax.numpy as jnp
 
     n = score.shape[0]
-    rows = max(1, min(resamples, CHUNK * 8 // n))
+    rows = max(1, min(resamples, _ON_DEVICE // n))
     chunks_needed = -(-resamples // rows)
 
     @jax.jit
@@ -287,6 +287,7 @@ def resample_counts(seed: int, n: int, resamples: int, groups: np.ndarray | None
     return np.concatenate(list(draws(n, resamples, seed, groups=groups)))
 
 
+_ON_DEVICE = 4_000_000  # draws depend on it
 CHUNK = 4_000_000
 """Counts handled at a time: so many that threads seldom meet between two operations, so few that memory stays small."""
 

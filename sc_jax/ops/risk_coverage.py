@@ -126,15 +126,15 @@ def _loss_of_accepted_of_rows(ranking: Ranking, accepted: np.ndarray) -> np.ndar
     if g == 0:
         return np.zeros((*shape, accepted.shape[-1]))
     before, weight, loss_before, block_loss = (field.reshape(-1, g) for field in ranking[:3] + ranking[4:5])
-    accepted = np.broadcast_to(accepted, (*shape, accepted.shape[-1])).reshape(len(before), -1)
-    step = np.arange(len(before))[:, None] * (max(ranking.total_weight.max(), accepted.max()) + 1)
+    accepted = np.broadcast_to(accepted, (*shape, accepted.shape[-1])).reshape(len(before), accepted.shape[-1])
+    step = np.arange(len(before))[:, None] * (max(ranking.total_weight.max(initial=0), accepted.max(initial=0)) + 1)
     place = np.searchsorted((before + weight + step).ravel(), (accepted + step).ravel(), side="left")
-    column = np.clip(place.reshape(len(before), -1) - np.arange(len(before))[:, None] * g, 0, g - 1)
+    column = np.clip(place.reshape(accepted.shape) - np.arange(len(before))[:, None] * g, 0, g - 1)
     before, weight, loss_before, block_loss = (
         np.take_along_axis(field, column, axis=1) for field in (before, weight, loss_before, block_loss)
     )
     part = np.clip((accepted - before) / np.where(weight > 0, weight, 1), 0, 1)
-    return (loss_before + part * block_loss).reshape(*shape, -1)
+    return (loss_before + part * block_loss).reshape(*shape, accepted.shape[-1])
 
 
 def _row_of(through: Array, accepted: Array) -> Array:

@@ -512,9 +512,10 @@ def msp_pnorm(
         scaled = {q: below * scale[q][..., None] for q in norm}
 
         def of(q: int, one: float | Array) -> Array:
-            z = scaled[q] * (1 / one)
+            rate = 1 / one
+            z = scaled[q] * (rate[..., None] if getattr(rate, "ndim", 0) else rate)
             z = np.exp(z, out=z) if is_numpy_namespace(xp) else xp.exp(z)
-            return -(second * scale[q] / one + xp.log(xp.sum(z, axis=-1)))
+            return -(second * scale[q] * rate + xp.log(xp.sum(z, axis=-1)))
 
     values = [_each_p(p, {q: of(q, one) for q in norm}, xp) for one in each]
     return xp.stack(values) if isinstance(temperature, (list, tuple)) else values[0]

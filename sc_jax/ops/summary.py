@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sc_jax.ops.areas import augrc, aurc, normalised, optimal_aurc, sele_of_augrc, torch_uncertainty_of_mean
+from sc_jax.ops.detection import failure_auroc
 from sc_jax.ops.ranking import Array, Ranking, nan_if_nan, rank, require_errors, share
 from sc_jax.ops.risk_coverage import coverage_at_risk, risk_at_coverage
 
@@ -20,15 +21,14 @@ def summarise_ranking(ranking: Ranking, optimum: Array) -> dict[str, Array]:
     value = aurc.of_ranking(ranking)
     area = augrc.of_ranking(ranking)
     error = share(ranking.total_loss, ranking.total_weight)
-    excess = area - error**2 / 2
     return {
         "error": error,
         "aurc": value,
         "e_aurc": value - optimum,
         "naurc": normalised(value, optimum, error),
         "augrc": area,
-        "e_augrc": excess,
-        "failure_auroc": 1 - share(excess, error * (1 - error)),  # see `augrc`
+        "e_augrc": area - error**2 / 2,
+        "failure_auroc": failure_auroc.of_ranking(ranking),
         **{f"coverage_at_risk_{risk}": coverage_at_risk.of_ranking(ranking, risk) for risk in RISKS},
         "risk_at_coverage_0.8": risk_at_coverage.of_ranking(ranking, 0.8),
         "risk_at_coverage_0.9": risk_at_coverage.of_ranking(ranking, 0.9),

@@ -55,7 +55,7 @@ def floor_of_share(share: Fraction, count: Array) -> Array:
 def within_share(part: Array, share: Fraction, count: Array) -> Array:
     """part ≤ share · count of whole numbers [...], as exactly as `floor_of_share`."""
     if is_numpy_namespace(array_namespace(part, count)) and part.dtype.kind == count.dtype.kind == "i":
-        largest = max(int(np.max(count, initial=0)), int(np.max(part, initial=0)))
+        largest = max(1, int(np.max(count, initial=0)), int(np.max(part, initial=0)))
         if max(abs(share.numerator), share.denominator) * largest < 2**63:  # a division would take longer
             return part * share.denominator <= share.numerator * count
     return part <= floor_of_share(share, count)

@@ -59,7 +59,10 @@ class Job:
         """
         if self.streamed or self.total_steps == 0 or jax.process_count() > 1 or self.model.member_mapping != "vmap":
             return 1
-        macs = costs.macs(self.model, _input_shape(self.config, self.dataset), _input_dtype(self.config, self.dataset))
+        takes = self.model, _input_shape(self.config, self.dataset), _input_dtype(self.config, self.dataset)
+        if jax.default_backend() == "cpu" and costs.convolves(*takes):  # slow in a loop
+            return 1
+        macs = costs.macs(*takes)
         flops = 6 * macs * len(self.tags) * self.config.training.batch_size  # a MAC is two, and backward twice forward
         return max(1, min(_MOST_STEPS, _FLOPS_OF_A_PROGRAM // flops))
 

@@ -76,10 +76,13 @@ def fit(
         )
         progress(step, f"loss {np.mean(meters.loss / meters.examples):.3f}")
 
-    step = first_step
+    step, meters = first_step, None
     while step < total_steps:
+        before, several = meters, steps_at(step)
         state, meters = advance(state, step)
-        step += steps_at(step)
+        step += several
+        if several > 1 and before is not None:
+            fetch(before)  # or a signal would wait for all that can be dispatched, which is far ahead
         settle()
         last = step == total_steps
         if step % log_every == 0 or last:

@@ -133,9 +133,7 @@ def make_step(
         )
         if sharding == "fsdp":
             grads = parallel.keep_member(grads, mesh, sharding)
-        finite = functools.reduce(
-            jnp.logical_and, (jnp.all(jnp.isfinite(part)) for part in (loss, *jax.tree.leaves(grads)))
-        )
+        finite = jnp.isfinite(loss) & _has_norm(grads)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss, correct, finite, target
 
@@ -238,6 +236,15 @@ def _batches(transform: Transform, mesh: parallel.Mesh, objectives: Sequence[Nam
         return keys_for(members.key, 2), batch, targets, jax.tree.map(of_members, known)
 
     return batch_of
+
+
+def _has_norm(grads: Any) -> jax.Array:
+    """Whether the norm of a gradient is finite, in one pass that needs no sum: no entry may have more than its share of the largest square."""
+    leaves = jax.tree.leaves(grads)
+    largest = [float(jnp.finfo(leaf.dtype).max) ** 0.5 / sum(leaf.size for leaf in leaves) ** 0.5 for leaf in leaves]
+    return functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.abs(leaf) < most) for leaf, most in zip(leaves, largest, strict=True))
+    )
 
 
 def _mean_where(values: jax.Array, label: jax.Array, ignore_label: int) -> jax.Array:

@@ -638,3 +638,35 @@ def test_half_precision_scores_beyond_the_range_of_float16(dtype):
     agree(jitted(jnp, main_areas)(jnp.asarray(score), jnp.asarray(error)), main_areas(score.astype(np.float64), error))
     constant = jitted(jnp, main_areas)(jnp.full(100_000, 0.5, dtype), jnp.asarray(error))
     np.testing.assert_allclose(constant["aurc"], error.mean(), rtol=1e-6)
+
+
+def test_counts_whose_squares_pass_64_bits():
+    """AUGRC of (0.9 wrong, 0.8 right, 0.7 wrong), a third of the weight each: (1·(1 − 1/6) + 1·(1/6))/3 of n²/n²."""
+    score, error = np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1])
+    for exponent in (3, 31, 33, 39):
+        weight = np.full(3, 2**exponent)
+        assert ops.augrc(score, error, weight=weight) == pytest.approx(1 / 3, rel=1e-12)
+        assert ops.failure_auroc(score, error, weight=weight) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_one_table_of_sums_serves_rows_that_have_one_total():
+    """Resampled counts, in rows enough that a table is used, against each row alone, which uses none."""
+    rng = np.random.default_rng(0)
+    score, error = np.round(rng.normal(size=300), 1), rng.random(300) < 0.3
+    counts = rng.multinomial(300, np.full(300, 1 / 300), size=40)
+    for estimator in ("mean", "ln", "sele", "torch_uncertainty"):
+        alone = [ops.aurc(score, error, estimator, weight=row) for row in counts]
+        np.testing.assert_allclose(ops.aurc(score, error, estimator, weight=counts), alone, rtol=1e-11)
+
+
+def test_no_rows_of_weights_have_no_values():
+    score, error = np.linspace(0, 1, 100), np.arange(100) % 3 == 0
+    for dtype in (np.uint8, np.int64, np.float64):
+        none = np.zeros((0, 100), dtype)
+        for value in (
+            ops.aurc(score, error, weight=none),
+            ops.augrc(score, error, weight=none),
+            ops.coverage_at_risk(score, error, 0.1, weight=none),
+            ops.risk_at_coverage(score, error, 0.8, weight=none),
+        ):
+            assert value.shape == (0,)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sc_jax import ops
+from sc_jax.ops import entmax_score
 from sc_jax.ops.sparsemax import entmax
 
 ALPHAS = (1.2, 1.5, 2.0, 3.0)
@@ -98,3 +99,16 @@ def test_edge_cases():
         ops.entmax_confidence(rows, 0.9)
     with pytest.raises(ValueError, match="NaN"):
         ops.entmax_confidence(np.full((1, 3), np.nan))
+
+
+def test_how_many_rows_are_worked_on_together_changes_no_bit(monkeypatch):
+    logits = np.random.default_rng(3).normal(size=(60, 9))
+    score = ops.entmax_confidence(logits, 1.5)
+    monkeypatch.setattr(entmax_score, "_AT_ONCE", 40)
+    np.testing.assert_array_equal(ops.entmax_confidence(logits, 1.5), score)
+
+
+def test_nearly_equal_logits_keep_their_digits_in_float32():
+    logits = np.random.default_rng(4).normal(size=(20, 1000)).astype(np.float32) * np.float32(1e-4)
+    on_device = np.asarray(ops.entmax_confidence(jnp.asarray(logits)))
+    np.testing.assert_allclose(on_device, ops.entmax_confidence(logits), atol=1e-6)

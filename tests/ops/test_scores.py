@@ -865,3 +865,10 @@ def test_msp_pnorm_of_several_temperatures_is_each_of_them():
         )
     with pytest.raises(ValueError, match="temperature"):
         ops.msp_pnorm(logits, 1, (1.0, 0.0))
+
+
+def test_the_temperature_of_msp_pnorm_may_be_one_of_each_row():
+    rng = np.random.default_rng(0)
+    logits, temperature = rng.normal(size=(4, 5)), np.array([1.0, 2.0, 3.0, 4.0])
+    each = [ops.msp_pnorm(row, 2, t) for row, t in zip(logits, temperature.tolist(), strict=True)]
+    np.testing.assert_allclose(ops.msp_pnorm(logits, 2, temperature), each, rtol=1e-12)

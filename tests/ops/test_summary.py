@@ -61,3 +61,11 @@ def test_summary_of_a_batch_on_devices(sample):
 def test_soft_losses_are_refused():
     with pytest.raises(ValueError, match="losses are soft"):
         ops.summarise(np.arange(2.0), np.array([0.5, 0.0]))
+
+
+def test_the_auroc_of_a_perfect_ranking_is_1_and_of_the_worst_is_0():
+    for n, wrong in ((10, 9), (100, 93), (50_000, 49_999)):
+        error = np.arange(n) < wrong
+        score = np.where(error, 0.0, 1.0) + np.linspace(0, 0.5, n)
+        assert ops.summarise(score, error)["failure_auroc"] == 1
+        assert ops.summarise(-score, error)["failure_auroc"] == 0

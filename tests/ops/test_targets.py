@@ -138,3 +138,8 @@ def test_real_counts_beyond_the_integers_are_real():
     np.testing.assert_allclose(floor_of_share(Fraction(1, 3), np.array([2.0**70, 1e300])), [2.0**70 / 3, 1e300 / 3])
     score, error = np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0])
     assert coverage_at_risk(score, error, 0.3, weight=np.array([1, 1, 2]) * 2.0**70) == 1
+
+
+def test_a_risk_of_any_denominator_is_compared_where_nothing_stands_above():
+    for risk in (1e-20, 0.00012345678901234567, "0.33333333333333333333"):
+        assert coverage_at_risk(np.ones(5), np.array([1, 0, 0, 0, 1]), risk) == 0

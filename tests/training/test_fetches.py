@@ -84,8 +84,13 @@ def fit(job: job_lib.Job, watch: fetches.Watch, tmp_path: Any, planted: Any = la
 def test_the_loop_and_its_hook_fetch_through_one_function_alone(job: job_lib.Job, tmp_path: Any) -> None:
     with fetches.forbidden() as watch:
         seen = fit(job, watch, tmp_path)
-    # A line each LOG_EVERY steps, the meters before each checkpoint, and statistics at steps 4, 8 and 12.
-    assert watch.count == STEPS // LOG_EVERY + STEPS // SAVE_EVERY + STEPS // 4
+    # A line each LOG_EVERY steps, the meters before each checkpoint, and statistics at steps 4, 8 and 12; and before each program of several steps the last.
+    starts = [0]
+    while (end := starts[-1] + job.steps_at(starts[-1])) < STEPS:
+        starts.append(end)
+    waits = sum(job.steps_at(start) > 1 for start in starts[1:])
+    assert waits
+    assert watch.count == STEPS // LOG_EVERY + STEPS // SAVE_EVERY + STEPS // 4 + waits
     assert [line["step"] for line in seen["lines"]] == [3, 6, 9, 12]
     assert seen["donated"]
 

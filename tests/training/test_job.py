@@ -599,7 +599,8 @@ def test_programs_of_several_steps_end_at_every_mark() -> None:
 
 def test_networks_that_take_long_or_are_not_mapped_at_once_take_single_steps() -> None:
     wide = {"model.hidden": "(8192, 8192)"}
-    for changes in ({"devices.member_mapping": "unroll"}, wide):
+    convolutional = {"model.name": "cnn", "model.hidden": "()", "devices.member_mapping": "vmap"}
+    for changes in ({"devices.member_mapping": "unroll"}, wide, convolutional):
         assert job_lib.build(config_lib.load(f"{RECIPES}/config.py:smoke", changes)).at_once == 1
 
 

@@ -377,3 +377,12 @@ def test_all_but_the_network_is_float32_where_that_computes_in_bfloat16(examples
     one = jax.tree.map(lambda leaf: leaf[0], current.params)
     text = str(jax.make_jaxpr(lambda p, x: model.apply(p, {}, x)[0]["logits"])(one, jnp.zeros((2, 6, 6, 1))))
     assert "bf16" in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e19, -3e19])
+def test_a_gradient_whose_norm_is_not_finite_is_found(value: float) -> None:
+    grads = {"kernel": jnp.full((30, 20), 1e6), "bias": jnp.zeros(20)}
+    assert step._has_norm(grads)
+    grads["bias"] = grads["bias"].at[3].set(value)
+    assert not jnp.isfinite(optax.tree.norm(grads))
+    assert not step._has_norm(grads)
