@@ -178,7 +178,7 @@ def _host_weight(weight: np.ndarray) -> np.ndarray:
     """Counts as integers, real weights as float64."""
     if weight.dtype == bool:
         return weight.view(np.uint8)
-    if weight.dtype.kind == "u":
+    if weight.dtype.kind == "u" and weight.dtype.itemsize < 8:  # uint64 and int64 together would be float64
         return weight
     if weight.dtype.kind != "i":
         weight = weight.astype(np.float64, copy=False)
