@@ -94,8 +94,8 @@ def training() -> str:
     low, high = min(f["speedup_of_each_round"]), max(f["speedup_of_each_round"])
     return (
         f"{table.markdown()}\n\nOn this CPU one program runs at {f['speedup']:.2f} times the rate of members one after the other "
-        f"({low:.2f}–{high:.2f} over {len(f['speedup_of_each_round'])} rounds): the optimiser state of one member stays in the cache, "
-        f"that of all does not. What one program gains on an accelerator is not measured yet. {_machine(f)}; `make bench` measures "
+        f"({low:.2f}–{high:.2f} over {len(f['speedup_of_each_round'])} rounds), not several times as fast, since the optimiser state of one "
+        f"member stays in the cache and that of all does not. What one program gains on an accelerator is not measured yet. {_machine(f)}; `make bench` measures "
         "it on your machine."
     )
 
