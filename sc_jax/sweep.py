@@ -199,7 +199,7 @@ class Slurm:
     def poll(self) -> int | None:
         """The exit status; that of SIGKILL for a job that has gone without one, 130 for one that somebody cancelled."""
         gone = self._job.done()
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # none yet, or not yet whole
             return int(self._status.read_text())
         if not gone:
             return None

@@ -172,7 +172,10 @@ def _shared_total(above: np.ndarray, n: np.ndarray) -> int:
 
 
 def _mean_between(sums: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The mean of a_{K+1} … a_{K+w}, K = above, from sums[k] = Σ_{j>k} a_j; 0 for w = 0."""
+    """The mean of a_{K+1} … a_{K+w}, K = above, from sums[k] = Σ_{j>k} a_j; 0 for w = 0.
+
+    A difference of two sums: good to 1e-11 relative at n = 10⁵, where a ranking alone is computed to rounding.
+    """
     total = np.take(sums, above)
     total -= np.take(sums, above + weight)
     total /= np.maximum(weight, 1)
