@@ -348,7 +348,7 @@ def targets(cases: Sequence[dict[str, Any]], report: dict[str, Any] | None) -> l
 
 def tables(figures: dict[str, Any]) -> str:
     """Markdown for README: AURC by n; the other metrics and the bootstrap; the aims."""
-    from sc_jax import pages
+    from sc_jax.tables import Table
 
     cases = figures["cases"]
 
@@ -359,7 +359,7 @@ def tables(figures: dict[str, Any]) -> str:
         return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.2g}"
 
     names = ("np.sort", "sc_jax", "torch-uncertainty", "NumPy", "fd-shifts-style loop")
-    areas = pages.Table(
+    areas = Table(
         ["AURC (10 % wrong, float32), ms", "np.sort of the scores", *names[1:]],
         [
             [f"n = {c['n']:,}, {c['loss']} loss, ties: {c['ties']}", *(cell(c, name) for name in names)]
@@ -379,8 +379,8 @@ def tables(figures: dict[str, Any]) -> str:
         for c in cases
         if (c["metric"], c["ties"], c["rate"]) == ("bootstrap of aurc", "none", 0.1)
     ]
-    rest = pages.Table(["other metrics (no ties), ms", *PEERS, "NumPy"], rows)
-    aims = pages.Table(
+    rest = Table(["other metrics (no ties), ms", *PEERS, "NumPy"], rows)
+    aims = Table(
         ["aim", "limit", *(f"{rate:.0%} wrong" for rate in RATES), "met"],
         [
             [row["what"], f"{'≤' if row['at_most'] else '≥'} {row['limit']:g} {row['unit']}"]

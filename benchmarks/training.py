@@ -5,8 +5,8 @@
 - study: the 25 members of the default study against 25 runs one after the other, in alternating rounds, and with compilation for a whole
   study of its length; again with one batch for all members, and with a batch each.
 - members: M = 1 … 32 members of MLP, CNN and ResNet-20 by each mapping (`models.map_members`) against M runs one after the other; "sharded"
-  is vmap on one device for each core, which divide the members among them, in a process of its own. A mapping stops where compiling takes
-  longer than a minute.
+  is vmap on one device for each core, which divide the members among them, in a process of its own. More members are not tried of a
+  mapping that took longer than a minute to compile, or ran at less than a quarter of the rate of one after the other.
 - networks: one member of each network, AdamW, against a plain PyTorch loop; input of small images is a gather inside the program, whose share
   is that of the time without it; of ImageNet's size, the time the loop waits for JPEGs decoded by threads.
 
@@ -44,7 +44,7 @@ from sc_jax.training import optimizers, parallel, state, step
 CONFIG = "experiments/label_smoothing/config.py"
 STEPS, ROUNDS = 40, 5
 COUNTS, MAPPINGS = (1, 2, 4, 8, 16, 32), ("vmap", "unroll", "map")
-LONGEST_COMPILATION = 60.0
+LONGEST_COMPILATION, LEAST_SPEEDUP = 60.0, 0.25
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -168,20 +168,18 @@ def members(only: list[str]) -> Iterator[dict[str, Any]]:
                 if mapping in given_up:
                     continue
                 ways[mapping], compiling[mapping] = one_step(network, count, mapping, batch_each=batch_each)
-                if compiling[mapping] > LONGEST_COMPILATION:
-                    given_up.add(mapping)
             rates = networks.median_rates(networks.rounds(ways), count * network.batch)
             if count % CORES == 0 and "sharded" not in given_up:
                 rates["sharded"], compiling["sharded"] = sharded(network, count, batch_each)
-                if compiling["sharded"] > LONGEST_COMPILATION:
-                    given_up.add("sharded")
+            speedup = {name: rate / rates["one_after_the_other"] for name, rate in rates.items()}
+            given_up |= {n for n in rates if compiling[n] > LONGEST_COMPILATION or speedup[n] < LEAST_SPEEDUP}
             yield {
                 "network": network.name,
                 "members": count,
                 "batch": "each" if batch_each else "shared",
                 "batch_size": network.batch,
                 "members_examples_per_second": rates,
-                "speedup": {name: rate / rates["one_after_the_other"] for name, rate in rates.items()},
+                "speedup": speedup,
                 "compile_seconds": compiling,
                 **networks.stamp(),
             }
@@ -301,6 +299,7 @@ def main() -> None:
         for row in rows():
             figures[f"rows_of_{part}"].append(row)
             print({key: value for key, value in row.items() if key != "machine"}, flush=True)
+            machine.write("training", figures)  # rows take minutes each: one that is interrupted keeps what it has
     machine.write("training", figures)
 
 

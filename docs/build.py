@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from benchmarks import metrics as benchmark_of_metrics  # noqa: E402
-from sc_jax import cascade_pages, files, ops, pages  # noqa: E402 (the docs are built from the checkout)
+from sc_jax import cascade_pages, files, ops, pages, tables  # noqa: E402 (the docs are built from the checkout)
 from sc_jax.methods import abstention_table, logit_statistics  # noqa: E402
 from sc_jax.models import pretrained  # noqa: E402
 from sc_jax.ops.areas import ESTIMATORS  # noqa: E402
@@ -61,8 +61,8 @@ def finding() -> str:
     rows = []
     for label, cell in cells:
         metrics = next(r for r in document["aggregates"] if (r["alpha"], r["score"]) == cell)["metrics"]
-        rows.append([label, *(pages.with_interval(name, metrics[name]) for name in names)])
-    table = pages.Table(["Fashion-MNIST, 12,000 images, MLP", *(pages.heading(name) for name in names)], rows)
+        rows.append([label, *(tables.with_interval(name, metrics[name]) for name in names)])
+    table = tables.Table(["Fashion-MNIST, 12,000 images, MLP", *(tables.heading(name) for name in names)], rows)
     seeds = document["aggregates"][0]["seeds"]
     return (
         f"{table.markdown()}\n\nMean of {seeds} seeds with 95 % intervals over seeds and test examples; this is what `make run` "
@@ -84,7 +84,7 @@ def training() -> str:
     """25 members as one program."""
     f = _benchmark("training")["study"]
     rate, share = f["members_examples_per_second"], f["share_of_matmul_rate"]
-    table = pages.Table(
+    table = tables.Table(
         [f"{f['model']}, {f['members']} members", "members·examples/s", "of the 2048³ product's rate", "whole study"],
         [
             [label, f"{rate[key]:,.0f}", f"{share[key]:.0%}", f"{f['study_seconds'][key]:.0f} s"]
@@ -131,7 +131,7 @@ def speed_study() -> str:
             for label, key in (("one batch for all", "shared_batch"), ("a batch each", "batch_each"))
         ),
     ]
-    return f"{pages.Table([f['model'] + ', 25 members', 'measured', 'aim', 'met'], rows).markdown()}\n\n{_where(f)}."
+    return f"{tables.Table([f['model'] + ', 25 members', 'measured', 'aim', 'met'], rows).markdown()}\n\n{_where(f)}."
 
 
 def speed_members() -> str:
@@ -149,7 +149,7 @@ def speed_members() -> str:
         rate = row["members_examples_per_second"]["one_after_the_other"]
         rows.append([f"{row['network']}, batch {row['batch']}", str(row["members"]), f"{rate:,.0f}", *cells])
     headings = ["", "M", "one after the other, examples/s", "vmap: times that (compiling)", "unroll", "map", "sharded"]
-    return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_members'][-1])}."
+    return f"{tables.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_members'][-1])}."
 
 
 def speed_networks() -> str:
@@ -168,7 +168,7 @@ def speed_networks() -> str:
         for row in f["rows_of_networks"]
     ]
     headings = ["training", "batch", "examples/s", "PyTorch", "of the product's rate", "PyTorch", "time in input"]
-    return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_networks'][-1])}."
+    return f"{tables.Table(headings, rows).markdown()}\n\n{_where(f['rows_of_networks'][-1])}."
 
 
 def speed_predict() -> str:
@@ -191,7 +191,7 @@ def speed_predict() -> str:
         for row in f["rows"]
     ]
     headings = ["prediction", "batch", "examples/s", "PyTorch", "compiled", "of the product's rate", "PyTorch"]
-    return f"{pages.Table(headings, rows).markdown()}\n\n{_where(f['rows'][-1])}."
+    return f"{tables.Table(headings, rows).markdown()}\n\n{_where(f['rows'][-1])}."
 
 
 def speed_input() -> str:
@@ -206,7 +206,7 @@ def speed_input() -> str:
         for name, need in f["cores_a_gpu_needs"].items()
     )
     return (
-        f"{pages.Table(['threads', 'images/s', 'images per second of processor'], rows).markdown()}\n\nJPEGs of {f['pixels'][0]}×{f['pixels'][1]}, "
+        f"{tables.Table(['threads', 'images/s', 'images per second of processor'], rows).markdown()}\n\nJPEGs of {f['pixels'][0]}×{f['pixels'][1]}, "
         f"{f['jpeg_bytes'] / 1000:.0f} KB. Arithmetic, not a measurement: {needs} like one of these, at rates that are assumed. Flips and RandAugment run on the device "
         f"({f['on_device_augmentation_images_per_second']:.0f} images/s on this CPU). {_where(f)}."
     )
@@ -229,7 +229,7 @@ def speed_evaluate() -> str:
         ],
     ]
     return (
-        f"{pages.Table(['', 'measured', 'aim', 'met'], rows).markdown()}\n\n{f['examples']:,} × {f['classes']:,} float32 and as many to calibrate on, {len(f['scores'])} scores "
+        f"{tables.Table(['', 'measured', 'aim', 'met'], rows).markdown()}\n\n{f['examples']:,} × {f['classes']:,} float32 and as many to calibrate on, {len(f['scores'])} scores "
         f"with all metrics, {f['resamples']:,} resamples. {_where(f)}."
     )
 
@@ -256,7 +256,7 @@ def interval_coverage() -> str:
     ]
     headings = ["SD from seeds", "from examples", "from their interaction", "crossed bootstrap holds", "t holds"]
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\n{f['n_seeds']} seeds, {f['studies']:,} simulated studies a row, 95 % intervals "
+        f"{tables.Table(headings, rows).markdown()}\n\n{f['n_seeds']} seeds, {f['studies']:,} simulated studies a row, 95 % intervals "
         "(`python -m benchmarks.interval_coverage`)."
     )
 
@@ -276,7 +276,7 @@ def estimators() -> str:
         values = [ops.aurc(np.array(score), np.array(loss), estimator) for estimator in ESTIMATORS]
         shown = " ".join(f"{s:g}".lstrip("0") for s in score), " ".join(map(str, loss))
         rows.append([label, *shown, *(f"{float(value):.6g}" for value in values)])
-    return pages.Table(["", "scores", "errors", *(f"`{name}`" for name in ESTIMATORS)], rows).markdown()
+    return tables.Table(["", "scores", "errors", *(f"`{name}`" for name in ESTIMATORS)], rows).markdown()
 
 
 def file_coverage() -> str:
@@ -288,7 +288,7 @@ def file_coverage() -> str:
         for r in f["one_file"]
     ]
     return (
-        f"{pages.Table(['error', 'n', 'metric', 'percentile holds', 'BCa holds'], rows).markdown()}\n\n{f['files']:,} simulated files a row, 95 "
+        f"{tables.Table(['error', 'n', 'metric', 'percentile holds', 'BCa holds'], rows).markdown()}\n\n{f['files']:,} simulated files a row, 95 "
         f"% intervals of 1,000 resamples; the standard error of a share is {100 * (0.95 * 0.05 / f['files']) ** 0.5:.1f} points "
         "(`python -m benchmarks.interval_coverage`)."
     )
@@ -322,7 +322,7 @@ def validity() -> str:
         )
     headings = ["method", "settings", "worst rate", "where", "verdict", "coverage lost", "accepts nothing"]
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\n{f['draws']:,} calibration sets a setting. The rate is of violations, in any stratum of a "
+        f"{tables.Table(headings, rows).markdown()}\n\n{f['draws']:,} calibration sets a setting. The rate is of violations, in any stratum of a "
         "promise within strata; for crc and singletons the mean of P(accepted and wrong), for sets and the conformal quantile of P(missed), beside "
         "α, in the worst stratum. Coverage lost is that of the best threshold had the "
         "population been known, less the method's, in the mean over settings where such a threshold is; to accept nothing counts as coverage 0"
@@ -366,7 +366,7 @@ def models() -> str:
         weights = _WEIGHTS.get(name) or ", ".join(map(_source, pretrained.sources(name))) or "ours"
         shape = "×".join(map(str, row["input_shape"]))
         rows.append([f"`{name}`", shape, f"{row['parameters']:,}", _amount(row["macs"]), figure, weights])
-    table = pages.Table(["backbone", "input", "parameters", "MACs", "parity", "weights it reads"], rows)
+    table = tables.Table(["backbone", "input", "parameters", "MACs", "parity", "weights it reads"], rows)
     without = "; ".join(f"{name}: {reason}" for name, reason in parity["without"].items())
     peers, date = parity["machine"]["peers"], parity["machine"]["date"]
     return (
@@ -445,12 +445,12 @@ def verdicts() -> str:
                 f"**{claim}**: {len(confirmed)} of {len(found)}" if i == 0 else "",
                 SETTINGS[name],
                 row["verdict"],
-                pages.with_interval(metric, row).replace("-", "−"),
+                tables.with_interval(metric, row).replace("-", "−"),
                 f"[{name}](results/{name}/metrics.json)",
             ]
             for i, (name, row) in enumerate(found)
         ]
-    return pages.Table(["claim", "setting", "verdict", "difference [95 %]", "evidence"], rows).markdown()
+    return tables.Table(["claim", "setting", "verdict", "difference [95 %]", "evidence"], rows).markdown()
 
 
 def rows() -> str:
@@ -470,11 +470,11 @@ def rows() -> str:
             cells = (
                 ["not defined"] * len(names)
                 if row is None
-                else [pages.with_interval(n, row["metrics"][n]) for n in names]
+                else [tables.with_interval(n, row["metrics"][n]) for n in names]
             )
             first = f"{SETTINGS[name]}, α = {alpha:g}, {aggregates[0.0, 'msp']['seeds']} seeds" if label == "CE" else ""
             lines.append([first, label, *cells])
-    return pages.Table(["setting", "", *(pages.heading(name) for name in names)], lines).markdown()
+    return tables.Table(["setting", "", *(tables.heading(name) for name in names)], lines).markdown()
 
 
 def repairs(variant: str) -> str:
@@ -494,11 +494,11 @@ def repairs(variant: str) -> str:
         cells = []
         for a in (0.0, alpha):
             told = against.get((a, score))
-            cells += [pages.with_interval("naurc", aggregates[a, score]["metrics"]["naurc"])]
-            cells += ["" if told is None else pages.with_interval("naurc", told)]
+            cells += [tables.with_interval("naurc", aggregates[a, score]["metrics"]["naurc"])]
+            cells += ["" if told is None else tables.with_interval("naurc", told)]
         lines.append([pages.SCORE_NAMES[score], *cells])
     headings = ["score", "NAURC, CE", "minus MSP", f"NAURC, LS α = {alpha:g}", "minus MSP"]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 def _alpha(document: dict[str, Any]) -> float:
@@ -508,7 +508,7 @@ def _alpha(document: dict[str, Any]) -> float:
 
 def _told(row: dict[str, Any] | None) -> str:
     """A difference with its interval; "not defined" where there is none."""
-    return "not defined" if row is None else pages.number_with_interval(row["estimate"], row["interval"], signed=True)
+    return "not defined" if row is None else tables.number_with_interval(row["estimate"], row["interval"], signed=True)
 
 
 def _compared(document: dict[str, Any], metric: str, *sides: tuple[float | str, str]) -> dict[str, Any] | None:
@@ -533,7 +533,7 @@ def gaps() -> str:
         cells.append(_told(_compared(document, "naurc", (alpha, "max_logit_pnorm"), smooth)))
         lines.append([f"{SETTINGS[name]}, α = {alpha:g}", *cells])
     headings = ["setting", "gap, CE", "gap, LS", "LS minus CE", "damage: NAURC, LS minus CE"]
-    return pages.Table([*headings, "repair: NAURC under LS, p-norm minus MSP"], lines).markdown()
+    return tables.Table([*headings, "repair: NAURC under LS, p-norm minus MSP"], lines).markdown()
 
 
 REPAIRED = ("full", "full_cnn")
@@ -562,7 +562,7 @@ def best_norms() -> str:
         "NAURC, minus MSP",
         "p shown to be worse",
     ]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 def calibration_sizes() -> str:
@@ -575,9 +575,9 @@ def calibration_sizes() -> str:
         for row in document["repair"]["learning_curve"]:
             if row["alpha"] == alpha and not row["fallback"]:
                 told = row["regret"]["aurc"]
-                cell = pages.number_with_interval(told["estimate"], told["interval"], 100)
+                cell = tables.number_with_interval(told["estimate"], told["interval"], 100)
                 lines.setdefault(row["size"], []).append(cell)
-    return pages.Table(
+    return tables.Table(
         ["calibration examples", *columns], [[f"{n:,}", *cells] for n, cells in lines.items()]
     ).markdown()
 
@@ -596,12 +596,12 @@ def ensembles() -> str:
         shown = [_told(row["minus_alpha_0"]["naurc"]) for row in damaged]
         for row in (of[average, normed] for average in ("mean_normalised", "mean_logits")):
             naurc = row["metrics"]["naurc"]
-            shown.append(pages.number_with_interval(naurc["estimate"], naurc["interval_p_chosen_anew"]))
+            shown.append(tables.number_with_interval(naurc["estimate"], naurc["interval_p_chosen_anew"]))
             shown.append(_told(row["minus_msp"]["naurc"]))
         lines.append([f"{SETTINGS[variant]}, α = {alpha:g}, {of['mean_logits', normed]['members']} members", *shown])
     headings = ["ensemble", "damage to single members", "damage to the ensemble"]
     headings += [f"p-norm {when}{what}" for when in ("before", "after") for what in (" averaging", ", minus MSP")]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 def ensemble_contrasts(variant: str) -> str:
@@ -615,7 +615,7 @@ def ensemble_contrasts(variant: str) -> str:
         name = f"{pages.AVERAGES[row['average']]}, {pages.SCORE_NAMES[row['score']]}"
         lines.append([name, *("" if cell is None else _told(cell) for cell in cells)])
     headings = [SETTINGS[variant], "NAURC, minus the ensemble of α = 0 by MSP", "p-norm before minus after averaging"]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 SPARING = ("error_smoothing=0.2", "equal_suppression=0.2")
@@ -644,11 +644,11 @@ def objective_contrasts() -> str:
         [
             *(pages.treatment_name(naurc[side]) for side in ("treatment", "control")),
             _told(naurc),
-            pages.number_with_interval(error["estimate"], error["interval"], 100, signed=True),
+            tables.number_with_interval(error["estimate"], error["interval"], 100, signed=True),
         ]
         for naurc, error in found.values()
     ]
-    return pages.Table(["trained with", "minus", "NAURC", "error, points"], lines).markdown()
+    return tables.Table(["trained with", "minus", "NAURC", "error, points"], lines).markdown()
 
 
 def while_training(variant: str) -> str:
@@ -674,7 +674,7 @@ def while_training(variant: str) -> str:
             )
     headings = ["α", "split", "wrong", "mean extra gradient on the max logit", "max logit − mean logit, right", "wrong"]
     headings += [f"‖logits‖ with p = {f['p']:g}, right", "wrong"]
-    return f"{pages.Table(headings, lines).markdown()}\n\n{SETTINGS[variant]}, step {f['step']:,}, the last; all seeds together."
+    return f"{tables.Table(headings, lines).markdown()}\n\n{SETTINGS[variant]}, step {f['step']:,}, the last; all seeds together."
 
 
 def statistics_cost() -> str:
@@ -700,7 +700,7 @@ def study_cost() -> str:
         cells = [f"{seconds[stage]:,.0f}" if stage in seconds else "" for stage in stages]
         lines.append([SETTINGS.get(name, "objectives"), *cells, f"{sum(seconds.values()) / 60:,.1f}"])
     headings = ["setting", *(f"{stage}, s" for stage in stages), "in all, minutes"]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 STORED = ("resnet20", "resnet32", "resnet44", "resnet56")
@@ -722,15 +722,15 @@ def stored() -> str:
         }
         scores |= dict.fromkeys(naurc)
         lines.append([variant.replace("resnet", "ResNet-")])
-        lines[-1] += [pages.with_interval(metric, msp[metric]) for metric in metrics]
+        lines[-1] += [tables.with_interval(metric, msp[metric]) for metric in metrics]
         lines[-1] += [_told(against[score]) for score in scores if score != "msp"]
         low, high = against["max_logit_pnorm"]["interval"]
         lines[-1].append("worse than MSP" if low > 0 else "better than MSP" if high < 0 else "not shown")
         fallback = next(row for row in document["aggregates"] if row["score"] == "max_logit_pnorm_or_msp")
         lines[-1].append(", ".join("MSP" if p == "msp" else f"p = {p}" for p in fallback["fitted"]))
     names = [f"{pages.SCORE_NAMES[score]}, NAURC minus MSP" for score in scores if score != "msp"]
-    headings = ["network", *(f"{pages.heading(metric)}, MSP" for metric in metrics), *names]
-    return pages.Table([*headings, "p-norm ranks", "the fallback takes"], lines).markdown()
+    headings = ["network", *(f"{tables.heading(metric)}, MSP" for metric in metrics), *names]
+    return tables.Table([*headings, "p-norm ranks", "the fallback takes"], lines).markdown()
 
 
 def objectives() -> str:
@@ -756,13 +756,13 @@ def objectives() -> str:
         lines.append(
             [
                 name,
-                *(pages.with_interval(metric, msp[metric]) for metric in ("error", "aurc", "naurc")),
-                "" if told is None else pages.with_interval("naurc", told),
-                pages.with_interval("naurc", normed["naurc"]),
+                *(tables.with_interval(metric, msp[metric]) for metric in ("error", "aurc", "naurc")),
+                "" if told is None else tables.with_interval("naurc", told),
+                tables.with_interval("naurc", normed["naurc"]),
             ]
         )
     headings = ["trained with", "error %", "AURC %, MSP", "NAURC, MSP", "NAURC minus α = 0", "NAURC, p-norm"]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 def _cascades(name: str) -> dict[str, Any]:
@@ -772,8 +772,8 @@ def _cascades(name: str) -> dict[str, Any]:
 def cascade(name: str) -> str:
     """The finding of a study of cascades with its contrasts and policies."""
     document = _cascades(name)
-    tables = cascade_pages.claim_table(document), cascade_pages.policy_table(document)
-    return "\n\n".join([f"**{cascade_pages.claim(document)}**", *(table.markdown() for table in tables)])
+    both = cascade_pages.claim_table(document), cascade_pages.policy_table(document)
+    return "\n\n".join([f"**{cascade_pages.claim(document)}**", *(table.markdown() for table in both)])
 
 
 def cascade_speed() -> str:
@@ -788,7 +788,7 @@ def cascade_speed() -> str:
         for b in f["batches"]
     ]
     headings = ["batch", "ResNet-20, images/s", "ResNet-56", "`predict`", "`as_function`"]
-    table = pages.Table([*headings, "`predict`, of what MACs promise", "`as_function`"], rows)
+    table = tables.Table([*headings, "`predict`, of what MACs promise", "`as_function`"], rows)
     latency, search = f["latency"], f["search"]
     one = ", ".join(f"{name} {latency[f'{name}_milliseconds']:.2f} ms" for name in ("first", "second", "cascade"))
     return (
@@ -811,7 +811,7 @@ def cascade_shift(name: str) -> str:
         table.setdefault(row["set"], {})[row["policy"]] = row["metrics"]
 
     def cell(metrics: dict[str, Any], metric: str, factor: float = 1) -> str:
-        return pages.number_with_interval(metrics[metric]["estimate"], metrics[metric]["interval"], factor)
+        return tables.number_with_interval(metrics[metric]["estimate"], metrics[metric]["interval"], factor)
 
     rows = []
     for set_name, of in table.items():
@@ -824,11 +824,11 @@ def cascade_shift(name: str) -> str:
 
         def outside(policy: str, metric: str, factor: float = 1) -> str:
             row = told[policy]
-            return pages.number_with_interval(row[f"{metric}_ood"], row[f"{metric}_ood_interval"], factor)
+            return tables.number_with_interval(row[f"{metric}_ood"], row[f"{metric}_ood_interval"], factor)
 
         costs = [outside(policy, "cost_multiple") for policy in ("single_threshold", "window", "window, moved")]
         passed = [outside(policy, "passed_on", 100) for policy in ("window", "window, moved")]
-        accepted = pages.number(told["window"]["accepted_ood"], 100)
+        accepted = tables.number(told["window"]["accepted_ood"], 100)
         rows.append(["OOD", *costs, *passed, accepted, *["–"] * 4])
     headings = [
         "set",
@@ -840,7 +840,7 @@ def cascade_shift(name: str) -> str:
         "accepted %",
     ]
     headings += ["risk of the accepted %: one network", "ensemble", "window", "window, moved"]
-    return pages.Table(headings, rows).markdown()
+    return tables.Table(headings, rows).markdown()
 
 
 def cascade_rows(prefix: str) -> str:
@@ -853,12 +853,12 @@ def cascade_rows(prefix: str) -> str:
         cells = []
         for policy in ("single", "ensemble", "single_threshold", "window"):
             value, cost = of[policy]["coverage_at_risk"], of[policy]["cost_multiple"]["estimate"]
-            cells.append(f"{pages.number_with_interval(value['estimate'], value['interval'], 100)} at {cost:.2f}×")
+            cells.append(f"{tables.number_with_interval(value['estimate'], value['interval'], 100)} at {cost:.2f}×")
         gain = of["ensemble"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
         kept = of["window"]["coverage_at_risk"]["estimate"] - of["single"]["coverage_at_risk"]["estimate"]
         more = [
             " / ".join(
-                pages.number_with_interval(of[policy][metric]["estimate"], of[policy][metric]["interval"], 100)
+                tables.number_with_interval(of[policy][metric]["estimate"], of[policy][metric]["interval"], 100)
                 for policy in ("single", "ensemble", "window")
             )
             for metric in ("risk_at_coverage", "aurc")
@@ -875,7 +875,7 @@ def cascade_rows(prefix: str) -> str:
         "of the gain",
     ]
     headings += ["gain; 80 % kept", "Risk@80 %: single / ensemble / window", "AURC %"]
-    return pages.Table(headings, rows).markdown()
+    return tables.Table(headings, rows).markdown()
 
 
 def scaling() -> str:
@@ -906,7 +906,7 @@ def scaling() -> str:
     ]
     header += [f"kept for the backward pass by one member, bfloat16, {batch // devices} images a device, GiB at most"]
     header += [f"operations of a step of {members}, batch {batch}", "of 90 epochs"]
-    table = pages.Table(header, rows)
+    table = tables.Table(header, rows)
     return table.markdown()
 
 
@@ -956,7 +956,7 @@ def chaos() -> str:
     stopped = [row for row in f.get("sigterm", []) if row["stage"] == "train"]
     between, trained = sum(row["between_checkpoints"] for row in stopped), len(stopped)
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\n{inside} of the kills landed inside a write, which a temporary file or folder left there "
+        f"{tables.Table(headings, rows).markdown()}\n\n{inside} of the kills landed inside a write, which a temporary file or folder left there "
         f"shows; {between} of the {trained} SIGTERMs in training between two checkpoints. `make chaos`, {_machine(f)}."
     )
 
@@ -970,7 +970,7 @@ def damage() -> str:
         rows.setdefault(row["kind"], Counter())[row["outcome"]] += 1
     names = ("recovered", "refused", "no effect", "silently wrong")
     table = [[kind, str(sum(c.values())), *(str(c[name]) for name in names)] for kind, c in rows.items()]
-    return pages.Table(
+    return tables.Table(
         ["damaged", "times", "recovered", "refused clearly", "without effect", "silently wrong"], table
     ).markdown()
 
@@ -987,7 +987,7 @@ def fuzz() -> str:
     total = sum(r["inputs"] for r in f["readers"])
     growth = max(r["peak_growth_bytes"] for r in f["readers"])
     return (
-        f"{pages.Table(['reader', 'inputs', 'valid', 'refused', 'anything else'], rows).markdown()}\n\n{total:,} inputs, in processes "
+        f"{tables.Table(['reader', 'inputs', 'valid', 'refused', 'anything else'], rows).markdown()}\n\n{total:,} inputs, in processes "
         f"whose address space could grow by {f['bounds']['memory_bytes'] / 2**30:g} GiB (memory grew by {growth / 2**20:.0f} MiB at most), "
         f"with {f['bounds']['seconds']} s for each input. `python -m tests.chaos.run --only=fuzz`, {_machine(f)}."
     )
@@ -1002,18 +1002,18 @@ def scod(variant: str, kind: str) -> str:
     path = SCOD / "results" / variant / "scod.json"
     if not path.exists():
         return "Not run."
-    tables = files.read_json(path)["tables"][kind]
-    first, area = tables[0], np.array([table["area"] for table in tables])
+    found = files.read_json(path)["tables"][kind]
+    first, area = found[0], np.array([table["area"] for table in found])
     places = [(first["costs"].index(list(cost)), first["ood_shares"].index(share)) for cost, share in SCOD_CELLS]
     lines = []
     for s, name in enumerate(first["scores"]):
         cells = []
         for c, p in places:
             mean, ends = area[:, s, c, p].mean(), np.array(first["interval"])[:, s, c, p] - area[0, s, c, p]
-            cells.append(pages.number_with_interval(mean, mean + ends, 100))
+            cells.append(tables.number_with_interval(mean, mean + ends, 100))
         lines.append([pages.SCORE_NAMES.get(name, name), *cells])
     headings = [f"costs {ood:g}, {wrong:g}; {share:.0%} OOD" for (ood, wrong), share in SCOD_CELLS]
-    return pages.Table([f"{variant}, {kind}", *headings], lines).markdown()
+    return tables.Table([f"{variant}, {kind}", *headings], lines).markdown()
 
 
 def scod_mixing() -> str:
@@ -1026,7 +1026,7 @@ def scod_mixing() -> str:
             rows.append([path.parent.name, f"{found[0]['known']:.3f}", ", ".join(estimated)])
     if not rows:
         return "Not run."
-    return pages.Table(["variant", "π_mix", "estimated, each network"], rows).markdown()
+    return tables.Table(["variant", "π_mix", "estimated, each network"], rows).markdown()
 
 
 def scod_shifts() -> str:
@@ -1038,7 +1038,7 @@ def scod_shifts() -> str:
     for row in files.read_json(path)["rows"]:
         if row["corruption"] in ("clean", "mean"):
             names = ("coverage", "risk", "outliers_accepted", "joint_risk")
-            cells = [pages.number_with_interval(row[name], row[f"{name}_interval"], 100) for name in names]
+            cells = [tables.number_with_interval(row[name], row[f"{name}_interval"], 100) for name in names]
             lines.append([row["rejector"], str(row["severity"]), *cells])
     lines.sort(key=lambda line: line[0])
     headings = [
@@ -1049,7 +1049,7 @@ def scod_shifts() -> str:
         "outliers accepted %",
         "joint risk × 100",
     ]
-    return pages.Table(headings, lines).markdown()
+    return tables.Table(headings, lines).markdown()
 
 
 def _abstention(variant: str) -> dict[str, Any] | None:
@@ -1072,14 +1072,14 @@ def abstention(variant: str) -> str:
         name = "cross-entropy" if "alpha" in row.treatment else pages.treatment_name(row.treatment)
         cells = zip(row.risk, row.low, row.high, strict=True)
         told = against.get((pages.treatment_name(row.treatment), row.score))
-        area = "" if told is None else pages.number_with_interval(told["estimate"], told["interval"], 100, signed=True)
-        shown = (pages.number_with_interval(r, (a, b), 100) for r, a, b in cells)
+        area = "" if told is None else tables.number_with_interval(told["estimate"], told["interval"], 100, signed=True)
+        shown = (tables.number_with_interval(r, (a, b), 100) for r, a, b in cells)
         rows.append([name, pages.SCORE_NAMES[row.score], *shown, area])
     coverages = (f"{coverage} %" for coverage in abstention_table.COVERAGES)
     headings = ["trained with", "ranked by", *coverages, "AURC %, less that of the first"]
     seeds = document["aggregates"][0]["seeds"]
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\nError in per cent among the accepted, mean of {seeds} seeds, "
+        f"{tables.Table(headings, rows).markdown()}\n\nError in per cent among the accepted, mean of {seeds} seeds, "
         f"{document['level']:.0%} intervals over seeds and test examples. Thresholds are quantiles of the test split. The last "
         "column pairs by seed and example, is exploratory, and is not corrected for its many rows."
     )
@@ -1095,12 +1095,12 @@ def abstention_claims(variant: str) -> str:
         [
             row["claim"],
             row["verdict"],
-            pages.number_with_interval(row["estimate"], row["interval"], 100, signed=True),
+            tables.number_with_interval(row["estimate"], row["interval"], 100, signed=True),
             f"{row['p_holm']:.3f}",
         ]
         for row in primary
     ]
-    return pages.Table(["claim", "verdict", "difference, points [95 %]", "p (Holm)"], rows).markdown()
+    return tables.Table(["claim", "verdict", "difference, points [95 %]", "p (Holm)"], rows).markdown()
 
 
 def abstention_published() -> str:
@@ -1131,7 +1131,7 @@ def abstention_published() -> str:
         )
     headings = ["coverage", *(f"{name}, here" for name in ours), *(f"{name}, published" for name in theirs["methods"])]
     return (
-        f"{pages.Table(headings, rows).markdown()}\n\nPublished: {theirs['of']} ({theirs['source']}). Not comparable with what stands beside it: a small "
+        f"{tables.Table(headings, rows).markdown()}\n\nPublished: {theirs['of']} ({theirs['source']}). Not comparable with what stands beside it: a small "
         "network, 12,000 JPEG copies, 10 epochs here, and there one SelectiveNet for each coverage. What can be compared is the order of the methods."
     )
 

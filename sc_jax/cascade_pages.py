@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sc_jax import figures
-from sc_jax.pages import Table, number, number_with_interval, of_grid
+from sc_jax.pages import of_grid
+from sc_jax.tables import Table, number, number_with_interval
 
 PICTURES = ("cascade_trade_off.png", "cascade_changes.png", "cascade_shift.png", "cascade_search.png")
 """The pictures of the section; the last two where there are shifted sets, and where policies were searched."""

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sc_jax import figures
-from sc_jax.pages import Table, heading, number, with_interval
+from sc_jax.tables import Table, heading, number, with_interval
 
 PICTURES = ("members.png",)
 """The pictures of the section."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sc_jax import cli, files, ops, predictions
+from sc_jax import cli, files, ops, predictions, tables
 from sc_jax import config as config_lib
 from sc_jax.config import Config
 from sc_jax.files import InputError
@@ -405,8 +405,6 @@ def _print(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from sc_jax import pages
-
     console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 400)  # names as they are
     for path in dict.fromkeys(row["predictions"] for row in document["runs"]):
         rows = [row for row in document["runs"] if row["predictions"] == path]
@@ -417,14 +415,14 @@ def _print(document: dict[str, Any]) -> None:
         shown += ["ood_auroc"] * ("ood_auroc" in rows[0]["metrics"])
         shown = [name for name in shown if any(name in row["metrics"] for row in rows)]
         chosen = any(row["fitted"] for row in rows)
-        headings = [Column(pages.heading(name)) for name in shown]
+        headings = [Column(tables.heading(name)) for name in shown]
         table = Table(Column("score", no_wrap=True), *headings, *(["fitted"] if chosen else []))
         for row in rows:
-            cells = [pages.cell(row, name) if name in row["metrics"] else "" for name in shown]
+            cells = [tables.cell(row, name) if name in row["metrics"] else "" for name in shown]
             table.add_row(row["score"], *cells, *([_fitted(row["fitted"])] if chosen else []))
         console.print(table)
     if document.get("selectors"):
-        held = pages.selector_table(document["selectors"])
+        held = tables.selector_table(document["selectors"])
         table = Table(*held.headings, title="selectors")
         for row in held.rows:
             table.add_row(*row)

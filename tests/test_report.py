@@ -12,7 +12,7 @@ import pytest
 from made_up import ALPHAS, PRIMARY, SETTINGS, predictions, runs, with_head
 from PIL import Image
 
-from sc_jax import evaluate, figures, files, pages, report
+from sc_jax import evaluate, figures, files, pages, report, tables
 from sc_jax.config import Contrast
 from sc_jax.files import InputError
 from sc_jax.methods import streaming, study
@@ -169,9 +169,9 @@ def test_the_pictures_of_report_md_are_there(kind, request):
 @both
 def test_tables_of_report_md_have_as_many_cells_in_every_row(kind, request):
     text = (request.getfixturevalue(kind) / "report.md").read_text(encoding="utf-8")
-    tables = [block.split("\n") for block in text.strip().split("\n\n") if block.startswith("|")]
-    assert len(tables) >= 1
-    for table in tables:
+    found = [block.split("\n") for block in text.strip().split("\n\n") if block.startswith("|")]
+    assert len(found) >= 1
+    for table in found:
         assert set(table[1].replace(" ", "")) == {"|", "-"}
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
 
@@ -204,8 +204,8 @@ def test_metrics_csv_holds_the_values_of_metrics_json(kind, request):
 
 
 def test_every_metric_of_the_evaluation_has_a_column(study_report, everything):
-    of_study = {name for name, _, _ in pages.TABLE}
-    of_files = {name for _, _, columns in pages.FILES_TABLES for name, _, _ in columns}
+    of_study = {name for name, _, _ in tables.TABLE}
+    of_files = {name for _, _, columns in tables.FILES_TABLES for name, _, _ in columns}
     for row in files.read_json(everything / "metrics.json")["runs"]:
         assert row["metrics"].keys() <= of_files
     for row in files.read_json(study_report / "metrics.json")["runs"]:
@@ -244,8 +244,8 @@ def test_each_table_of_files_is_there_with_its_values(everything):
     document = files.read_json(everything / "metrics.json")
     text = (everything / "report.md").read_text(encoding="utf-8")
     parts = dict(part.split("\n\n", 1) for part in text.split("## ")[1:])
-    assert list(parts) == [title for title, _, _ in pages.FILES_TABLES] + ["Groups", "Left out"]
-    for title, _, columns in pages.FILES_TABLES:
+    assert list(parts) == [title for title, _, _ in tables.FILES_TABLES] + ["Groups", "Left out"]
+    for title, _, columns in tables.FILES_TABLES:
         lines = parts[title].split("\n\n")[0].split("\n")
         rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
         for line in rows[2:]:
@@ -256,7 +256,7 @@ def test_each_table_of_files_is_there_with_its_values(everything):
             )
             shown = dict(zip(rows[0], line, strict=True))
             for metric, heading, factor in columns:
-                if metric not in run["metrics"] or list(rows[0]).count(pages.heading(metric)) > 1 or metric == "aurc":
+                if metric not in run["metrics"] or list(rows[0]).count(tables.heading(metric)) > 1 or metric == "aurc":
                     continue
                 heading += " %" * (factor == 100 and not heading.endswith("%"))
                 if heading == "realisable %":
@@ -346,7 +346,7 @@ def test_an_infinite_log_loss_is_reported_with_its_number(in_a_folder):
 
 
 def test_tables_escape_what_they_show():
-    table = pages.Table(["a<b"], [["<i>x</i> & y"], ["p | q"]])
+    table = tables.Table(["a<b"], [["<i>x</i> & y"], ["p | q"]])
     assert "<i>" not in table.html()
     assert "a&lt;b" in table.html()
     assert "&lt;i&gt;x&lt;/i&gt; &amp; y" in table.html()
@@ -354,10 +354,10 @@ def test_tables_escape_what_they_show():
 
 
 def test_intervals_stand_beside_values_and_missing_ones_are_said_to_be_undefined():
-    assert pages.number_with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
-    assert pages.number_with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
+    assert tables.number_with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
+    assert tables.number_with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
     for nothing in (None, float("nan")):
-        assert pages.number_with_interval(nothing, [nothing, nothing], 100) == "undefined [undefined, undefined]"
+        assert tables.number_with_interval(nothing, [nothing, nothing], 100) == "undefined [undefined, undefined]"
 
 
 # --- once is enough ---------------------------------------------------------------------------------------------------

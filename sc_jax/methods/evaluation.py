@@ -23,8 +23,9 @@ from sc_jax.methods import logit_norm
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.temperature import Temperature
 from sc_jax.ops import resampling
+from sc_jax.ops.calibration_error import of_classifier
 from sc_jax.ops.risk_coverage import loss_of_accepted
-from sc_jax.ops.scores import rows_of_blocks, shares_rivals, together
+from sc_jax.ops.scores import shares_rivals, together
 from sc_jax.ops.summary import RISKS, summarise_ranking
 from sc_jax.ops.targets import floor_of_share
 from sc_jax.predictions import Predictions, select
@@ -421,8 +422,8 @@ def _result(
 
 
 def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    losses = {"nll": ops.log_loss(test.logits, test.label), "brier": ops.brier_loss(test.logits, test.label)}
-    confidence = ops.max_probability(test.logits)
+    nll, brier, confidence, probabilities = of_classifier(test.logits, test.label)
+    losses = {"nll": nll, "brier": brier}
     one = np.ones((1, len(test.error))) if test.weight is None else test.weight[None]
     metrics = {name: float(_weighted_mean(loss[:, None], one)[0, 0]) for name, loss in losses.items()}
     how = {"bins": ece_bins, "weight": test.weight}
@@ -433,7 +434,6 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
         ops.expected_calibration_error(confidence, test.error, norm="max", **how)
     )
     metrics["smooth_ece"] = float(ops.smooth_ece(confidence, test.error, weight=test.weight))
-    probabilities = _probabilities(test.logits)
     metrics["classwise_ece"] = float(ops.classwise_calibration_error(probabilities, test.label, **how))
     metrics["adaptive_ece"] = float(ops.adaptive_calibration_error(probabilities, test.label, **how))
     parts_of_brier = ops.brier_decomposition(probabilities, test.label, **how)
@@ -446,14 +446,6 @@ def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float],
             parts[name].append(mean)
         parts["ece"].append(ops.expected_calibration_error(confidence, test.error, bins=ece_bins, weight=weight))
     return metrics, {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """softmax [n, k] in float64, a class after the other in memory: what is computed of each class reads it in one piece."""
-    by_class = np.empty(logits.shape[::-1])
-    for at in rows_of_blocks(logits):
-        by_class[:, at] = np.exp(ops.log_softmax(logits[at])).T
-    return by_class.T
 
 
 def _weighted_mean(losses: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -543,7 +535,10 @@ def argmax_ties(logits: np.ndarray) -> int:
 
 def infinite_log_losses(known: Predictions) -> int:
     """How many examples that count have a true class of probability 0."""
-    infinite = np.isinf(ops.log_loss(known.logits, known.label))
+    logits, rows = known.logits, np.arange(len(known))
+    infinite = np.isinf(
+        logits[rows, known.label].astype(np.float64) - logits.max(axis=-1)
+    )  # the rest of ln p_y is at most ln k
     return int((infinite if known.weight is None else infinite & (known.weight > 0)).sum())
 
 

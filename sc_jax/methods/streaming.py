@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from sc_jax import ops
 from sc_jax.files import InputError
@@ -100,7 +100,7 @@ def _row(
         at_0 = {"resamples_at_coverage_0": evaluation.resamples_at_coverage_0(joined)}
     elif weight is None and cluster is None and hard and n > 1:
         by = "jackknife over examples"
-        z = stats.norm.ppf((1 + settings.level) / 2)
+        z = special.ndtri((1 + settings.level) / 2)
         errors = standard_errors(score, loss)
         intervals = {key: metrics[key] + np.array([-z, z]) * error for key, error in errors.items()}
     else:

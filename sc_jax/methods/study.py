@@ -254,13 +254,15 @@ def add_file(
     """
     known = evaluation.Split.of(test).known.combined
     counts = evaluation.resampled(known, settings, settings.seed)
-    results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
+    with ThreadPoolExecutor(1) as beside:
+        reliability = beside.submit(evaluation.reliability, known, settings.ece_bins)
+        results, left_out = evaluation.evaluate(test, tuning, settings, counts, None, workers=2)
     document["runs"] += run_rows(known, results)
     document["left_out"] += [left_out_row(test, *item) for item in left_out.items()]
     for score, result in results.items():
         low, high = resampling.percentile_interval(result.curve_replicates, settings.level)
         document["curves"].append(curve_row(test.source, score, result.curve, low, high))
-    document["reliability"].append({"predictions": test.source, **evaluation.reliability(known, settings.ece_bins)})
+    document["reliability"].append({"predictions": test.source, **reliability.result()})
 
 
 def curve_row(source: str, score: str, risk: np.ndarray, low: Any, high: Any) -> dict[str, Any]:

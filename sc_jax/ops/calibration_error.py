@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_jax_array, is_numpy_namespace
 
 from sc_jax.ops.ranking import Array, require_errors, share
-from sc_jax.ops.scores import by_blocks, log_softmax, one_hot, predicted_class
+from sc_jax.ops.scores import by_blocks, log_softmax, one_hot, predicted_class, rows_of_blocks
 
 Scheme = Literal["width", "mass"]
 Norm = float | Literal["max"]
@@ -64,8 +64,10 @@ def log_loss(logits: Array, label: Array) -> Array:
     Raises:
       ValueError: shapes disagree, or labels are no integers in [0, k).
     """
-    label = _checked_label(logits, label)
-    log_p = log_softmax(logits)
+    return _log_loss(log_softmax(logits), _checked_label(logits, label))
+
+
+def _log_loss(log_p: Array, label: Array) -> Array:
     return -array_namespace(log_p).take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
 
 
@@ -84,10 +86,12 @@ def brier_loss(logits: Array, label: Array) -> Array:
 
     Source: Brier, 1950 (the sum over classes, not its half).
     """
-    label = _checked_label(logits, label)
     log_p = log_softmax(logits)
-    xp = array_namespace(log_p)
-    p = xp.exp(log_p)
+    return _brier_loss(array_namespace(log_p).exp(log_p), _checked_label(logits, label))
+
+
+def _brier_loss(p: Array, label: Array) -> Array:
+    xp = array_namespace(p)
     return xp.sum((p - xp.astype(one_hot(label, p.shape[-1]), p.dtype)) ** 2, axis=-1)
 
 
@@ -95,8 +99,43 @@ def brier_loss(logits: Array, label: Array) -> Array:
 def max_probability(logits: Array) -> Array:
     """p_ŷ, the probability of the predicted class, [n, k] → [n]. For calibration; to rank, use `scores.msp`."""
     log_p = log_softmax(logits)
-    xp = array_namespace(log_p)
-    return xp.take_along_axis(xp.exp(log_p), predicted_class(logits)[:, None], axis=-1)[:, 0]
+    return _max_probability(array_namespace(log_p).exp(log_p), logits)
+
+
+def _max_probability(p: Array, logits: Array) -> Array:
+    return array_namespace(p).take_along_axis(p, predicted_class(logits)[:, None], axis=-1)[:, 0]
+
+
+class OfClassifier(NamedTuple):
+    """See `of_classifier`: log_loss, brier_loss, confidence [n]; probabilities [n, k]."""
+
+    log_loss: np.ndarray
+    brier_loss: np.ndarray
+    confidence: np.ndarray
+    probabilities: np.ndarray
+
+
+def of_classifier(logits: np.ndarray, label: np.ndarray) -> OfClassifier:
+    """`log_loss`, `brier_loss`, `max_probability` and the softmax, from one pass over the logits: the same bits. Host only.
+
+    Args:
+      logits: [n, k] (or log-probabilities); label: int [n].
+
+    Returns:
+      `OfClassifier`, in float64. The probabilities lie a class after the other in memory: what is computed of each class reads
+      it in one piece.
+
+    Raises:
+      ValueError: as `log_loss`.
+    """
+    label = _checked_label(logits, label)
+    by_class, parts = np.empty(logits.shape[::-1]), []
+    for at in rows_of_blocks(logits):
+        log_p = log_softmax(logits[at])
+        p = np.exp(log_p)
+        by_class[:, at] = p.T
+        parts.append((_log_loss(log_p, label[at]), _brier_loss(p, label[at]), _max_probability(p, logits[at])))
+    return OfClassifier(*(np.concatenate(part) for part in zip(*parts, strict=True)), by_class.T)
 
 
 def negative_log_likelihood(
@@ -616,7 +655,7 @@ def _binning(confidence: Array, bins: int, scheme: Scheme) -> Callable[[Array], 
             rounded = edges.astype(confidence.dtype)
             edges = np.where(rounded > edges, np.nextafter(rounded, rounded.dtype.type(0)), rounded)
         edges = _as(confidence, edges)
-        index = xp.searchsorted(edges, confidence, side="left")
+        index = _bin_of(confidence, edges)
         return lambda weight: (edges, index)
     host = is_numpy_namespace(xp)
     ascending = xp.sort(confidence, stable=False)
@@ -633,9 +672,20 @@ def _binning(confidence: Array, bins: int, scheme: Scheme) -> Callable[[Array], 
             target = whole * (part / bins - n**0.5 * xp.finfo(through.dtype).eps)
         first = xp.clip(xp.searchsorted(through, target, side="left"), 0, n - 1)
         edges = xp.take(ascending, first)
-        return edges, xp.searchsorted(edges, confidence, side="left")
+        return edges, _bin_of(confidence, edges)
 
     return by_mass
+
+
+def _bin_of(confidence: Array, edges: Array) -> Array:
+    """How many of the increasing edges are below each confidence: [n]."""
+    xp = array_namespace(confidence)
+    if not is_numpy_namespace(xp) or len(edges) > 64:
+        return xp.searchsorted(edges, confidence, side="left")
+    index = np.zeros(confidence.shape, np.uint8)
+    for edge in edges:  # some bytes a pass: on shuffled confidences several times faster than a search
+        index += confidence > edge
+    return index.astype(np.intp)  # what `bincount` wants
 
 
 def _totals(index: Array, values: Sequence[Array], weight: Array, bins: int) -> tuple[Array, ...]:

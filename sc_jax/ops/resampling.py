@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array, is_numpy_namespace
-from scipy import stats
+from scipy import special
 
 from sc_jax.ops.jackknife import leave_one_out
 from sc_jax.ops.ranking import Array
@@ -340,12 +340,12 @@ def bca_interval(replicates: np.ndarray, estimate: float, left_out: np.ndarray, 
         return np.full(2, np.nan)
     replicates = replicates[finite]
     share_below = np.mean(replicates < estimate) + np.mean(replicates == estimate) / 2
-    bias = stats.norm.ppf(np.clip(share_below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
+    bias = special.ndtri(np.clip(share_below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
     d = left_out.mean() - left_out
     spread = np.sum(d**2)
     acceleration = np.sum(d**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    return np.quantile(replicates, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    z = bias + special.ndtri([(1 - level) / 2, (1 + level) / 2])
+    return np.quantile(replicates, special.ndtr(bias + z / (1 - acceleration * z)))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -401,7 +401,7 @@ class Difference:
         if variance == 0:  # the two settings are the same thing
             return [self.estimate, self.estimate]
         df = variance**2 * (len(self.per_seed) - 1) / max(self.se_seeds**4, 1e-300)
-        half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance)
+        half = special.stdtrit(df, (1 + level) / 2) * np.sqrt(variance)
         return [self.estimate - float(half), self.estimate + float(half)]
 
 
