@@ -156,7 +156,9 @@ def evaluate(
         if tuned:
             fallbacks = {name: score.fallback for name, score in usable.items() if score.tuned}
             norms = pool.submit(_tuned_results, test, choices.result(), fallbacks, settings)
-        for name, score in usable.items():
+        # The longest first, so that both threads end together: `msp` has the classifier's metrics, and what is not shared is computed there.
+        for name in sorted(usable, key=lambda name: (name != "msp", name in shared)):
+            score = usable[name]
             if score.tuned:
                 continue
             try:
