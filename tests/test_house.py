@@ -114,6 +114,13 @@ def test_no_two_test_files_share_a_name() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+def test_what_is_printed_needs_no_picture() -> None:
+    """Matplotlib and SciPy's statistics take most of a second each before a door says anything."""
+    code = "import sys, sc_jax.evaluate, sc_jax.select; print([m for m in ('matplotlib', 'scipy.stats', 'orbax') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
+
+
 def test_import_is_light_and_changes_no_setting() -> None:
     code = (
         "import sys, json, os; before = dict(os.environ); import sc_jax; from sc_jax import ops, files, predictions\n"

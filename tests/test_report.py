@@ -342,24 +342,6 @@ def test_an_infinite_log_loss_is_reported_with_its_number(in_a_folder):
         assert "infinite (3 of 30 true classes have probability 0)" in page(Path("out")).text
 
 
-# --- what a table makes of values -------------------------------------------------------------------------------------
-
-
-def test_tables_escape_what_they_show():
-    table = tables.Table(["a<b"], [["<i>x</i> & y"], ["p | q"]])
-    assert "<i>" not in table.html()
-    assert "a&lt;b" in table.html()
-    assert "&lt;i&gt;x&lt;/i&gt; &amp; y" in table.html()
-    assert r"| p \| q |" in table.markdown()
-
-
-def test_intervals_stand_beside_values_and_missing_ones_are_said_to_be_undefined():
-    assert tables.number_with_interval(0.1234, [0.1, 0.15], 100) == "12.34 [10.00, 15.00]"
-    assert tables.number_with_interval(-0.1234, [-0.2, 0.15], signed=True) == "−0.123 [−0.200, +0.150]"
-    for nothing in (None, float("nan")):
-        assert tables.number_with_interval(nothing, [nothing, nothing], 100) == "undefined [undefined, undefined]"
-
-
 # --- once is enough ---------------------------------------------------------------------------------------------------
 
 

@@ -583,10 +583,9 @@ def _working(values: Array) -> Array:
 def _outside(values: Array, name: str) -> Array | bool:
     """Refuses what is not in [0, 1], or on devices says whether there is any."""
     xp = array_namespace(values)
-    inside = xp.all((values >= 0) & (values <= 1))
     if not is_numpy_namespace(xp):
-        return ~inside
-    if not inside:
+        return ~xp.all((values >= 0) & (values <= 1))
+    if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(f"{name} must lie in [0, 1]")
     return False
 

@@ -639,3 +639,19 @@ def test_examples_of_a_cluster_are_drawn_together():
     assert evaluation.covered(None) == "test examples"
     with pytest.raises(InputError, match="field 'cluster': all examples are of one cluster"):
         evaluation.resampled(dataclasses.replace(given, cluster=np.zeros(60, int)), SETTINGS, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_infinite_log_losses_are_counted_by_their_definition(dtype):
+    given = predictions(0)
+    logits = given.logits.astype(dtype)
+    rows = np.arange(len(logits))
+    logits[rows[:5], given.label[:5]] = -np.inf
+    logits[rows[5], given.label[5]] = np.finfo(
+        dtype
+    ).min  # with the next: finite in float32, beyond float64's range in it
+    logits[rows[5], given.label[5] - 1] = np.finfo(dtype).max
+    given = dataclasses.replace(given, logits=logits, weight=(rows != 0) * 1.0)
+    with np.errstate(over="ignore"):
+        infinite = np.isinf(ops.log_loss(logits, given.label))
+        assert evaluation.infinite_log_losses(given) == infinite[1:].sum() == 4 + (dtype == np.float64)

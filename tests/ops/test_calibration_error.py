@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sc_jax import ops
+from sc_jax.ops import calibration_error
 from sc_jax.ops.calibration_error import (
     BrierDecomposition,
     ReliabilityTable,
@@ -26,6 +27,7 @@ from sc_jax.ops.calibration_error import (
     classwise_calibration_error,
     expected_calibration_error,
     negative_log_likelihood,
+    of_classifier,
     reliability_table,
     smooth_ece,
 )
@@ -625,6 +627,32 @@ def test_losses_on_devices_agree_with_the_host(outputs):
     for loss in (ops.log_loss, ops.brier_loss):
         np.testing.assert_allclose(jax.jit(loss)(*device), loss(logits, label), rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(jax.jit(ops.max_probability)(device[0]), ops.max_probability(logits), rtol=1e-5)
+
+
+def test_what_a_classifier_is_measured_by_is_the_same_from_one_pass():
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(size=(70, 3000), scale=9).astype(np.float32), rng.integers(0, 3000, 70)  # blocks of rows
+    logits[0], logits[1, label[1]] = 2, -np.inf
+    logits[2] = np.where(np.arange(3000) == label[2], 0, -np.inf)
+    found = of_classifier(logits, label)
+    np.testing.assert_array_equal(found.log_loss, ops.log_loss(logits, label))
+    np.testing.assert_array_equal(found.brier_loss, ops.brier_loss(logits, label))
+    np.testing.assert_array_equal(found.confidence, ops.max_probability(logits))
+    np.testing.assert_array_equal(found.probabilities, np.exp(ops.log_softmax(logits)))
+    with pytest.raises(ValueError, match="labels must be integers in"):
+        of_classifier(logits, label + 3000)
+
+
+@pytest.mark.parametrize("bins", [1, 15, 65, 300])  # few edges are compared, many searched
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_way_to_the_bins_plays_no_part(bins, scheme):
+    rng = np.random.default_rng(bins)
+    confidence, error = np.round(rng.random(2000), 3), rng.integers(0, 2, 2000)
+    edges, index = calibration_error._binning(confidence, bins, scheme)(np.ones(2000))
+    np.testing.assert_array_equal(index, (confidence[:, None] > edges[None, :]).sum(axis=1))
+    value = expected_calibration_error(confidence, error, bins=bins, scheme=scheme)
+    exact = brute.calibration_error(confidence.tolist(), (1 - error).tolist(), bins, scheme, 1)
+    np.testing.assert_allclose(value, float(exact), rtol=1e-10)
 
 
 def test_results_have_names():
