@@ -402,7 +402,7 @@ def risk_coverage(curves: Sequence[dict[str, Any]]) -> Figure:
     if beside:
         figure.legend(loc="outside right upper", fontsize=9)
     else:
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
     return figure
 
 
