@@ -5,7 +5,7 @@
 - study: the 25 members of the default study against 25 runs one after the other, in alternating rounds, and with compilation for a whole
   study of its length; again with one batch for all members, and with a batch each.
 - members: M = 1 … 32 members of MLP, CNN and ResNet-20 by each mapping (`models.map_members`) against M runs one after the other; "sharded"
-  is vmap on one device for each core, which divide the members among them, in a process of its own. More members are not tried of a
+  is the backbone's own mapping on one device for each core, which divide the members among them, in a process of its own. More members are not tried of a
   mapping that took longer than a minute to compile, or ran at less than a quarter of the rate of one after the other.
 - networks: one member of each network, AdamW, against a plain PyTorch loop; input of small images is a gather inside the program, whose share
   is that of the time without it; of ImageNet's size, the time the loop waits for JPEGs decoded by threads.
@@ -195,7 +195,7 @@ def sharded(network: networks.Network, count: int, batch_each: bool) -> tuple[fl
 def _measure_sharded(given: str) -> None:
     backbone, count, batch_each = given.split(",")
     network = next(network for network in networks.NETWORKS if network.backbone == backbone)
-    run, compile_seconds = one_step(network, int(count), "vmap", batch_each=batch_each == "1")
+    run, compile_seconds = one_step(network, int(count), batch_each=batch_each == "1")
     rates = networks.median_rates(networks.rounds({"sharded": run}), int(count) * network.batch)
     print(json.dumps([rates["sharded"], compile_seconds]))
 
