@@ -29,6 +29,7 @@ from sc_jax.tables import (
     number_with_interval,
     selector_table,
     with_interval,
+    with_unit,
 )
 from sc_jax.training.logs import read_header, read_log
 
@@ -691,7 +692,7 @@ def _file_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str
         + [_fitted_cell(row)] * fitted
         for row in rows
     ]
-    headings = [name + (" %" if factor == 100 and not name.endswith("%") else "") for _, name, factor in columns]
+    headings = [with_unit(name, factor) for _, name, factor in columns]
     return Table(["predictions"] * several + ["score", *headings] + ["fitted"] * fitted, lines)
 
 
@@ -704,7 +705,7 @@ def _group_table(rows: Sequence[dict[str, Any]]) -> Table | None:
             ]
             name = SCORE_NAMES.get(row["score"], row["score"])
             lines.append([row["predictions"]] * several + [name, group["group"], *cells])
-    headings = [name + (" %" if factor == 100 and not name.endswith("%") else "") for _, name, factor in _GROUP_COLUMNS]
+    headings = [with_unit(name, factor) for _, name, factor in _GROUP_COLUMNS]
     return Table(["predictions"] * several + ["score", "group", *headings], lines) if lines else None
 
 

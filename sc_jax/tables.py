@@ -167,7 +167,11 @@ def number_with_interval(
 
 def heading(metric: str) -> str:
     """How a metric is called in tables, with its unit."""
-    name, factor = HEADING[metric], FACTOR[metric]
+    return with_unit(HEADING[metric], FACTOR[metric])
+
+
+def with_unit(name: str, factor: float) -> str:
+    """A heading with "%" at its end where what stands under it is times 100."""
     return name + (" %" if factor == 100 and not name.endswith("%") else "")
 
 

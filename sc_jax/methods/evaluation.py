@@ -23,7 +23,7 @@ from sc_jax.methods import logit_norm
 from sc_jax.methods import scores as scores_lib
 from sc_jax.methods.temperature import Temperature
 from sc_jax.ops import resampling
-from sc_jax.ops.calibration_error import of_classifier
+from sc_jax.ops.calibration_error import losses_and_probabilities
 from sc_jax.ops.risk_coverage import loss_of_accepted
 from sc_jax.ops.scores import shares_rivals, together
 from sc_jax.ops.summary import RISKS, summarise_ranking
@@ -424,7 +424,7 @@ def _result(
 
 
 def _classifier_metrics(test: _Sample, ece_bins: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    nll, brier, confidence, probabilities = of_classifier(test.logits, test.label)
+    nll, brier, confidence, probabilities = losses_and_probabilities(test.logits, test.label)
     losses = {"nll": nll, "brier": brier}
     one = np.ones((1, len(test.error))) if test.weight is None else test.weight[None]
     metrics = {name: float(_weighted_mean(loss[:, None], one)[0, 0]) for name, loss in losses.items()}
@@ -538,9 +538,8 @@ def argmax_ties(logits: np.ndarray) -> int:
 def infinite_log_losses(known: Predictions) -> int:
     """How many examples that count have a true class of probability 0."""
     logits, rows = known.logits, np.arange(len(known))
-    infinite = np.isinf(
-        logits[rows, known.label].astype(np.float64) - logits.max(axis=-1)
-    )  # the rest of ln p_y is at most ln k
+    # ln p_y is this gap less at most ln k, and infinite with it.
+    infinite = np.isinf(logits[rows, known.label].astype(np.float64) - logits.max(axis=-1))
     return int((infinite if known.weight is None else infinite & (known.weight > 0)).sum())
 
 

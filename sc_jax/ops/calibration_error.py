@@ -106,8 +106,8 @@ def _max_probability(p: Array, logits: Array) -> Array:
     return array_namespace(p).take_along_axis(p, predicted_class(logits)[:, None], axis=-1)[:, 0]
 
 
-class OfClassifier(NamedTuple):
-    """See `of_classifier`: log_loss, brier_loss, confidence [n]; probabilities [n, k]."""
+class LossesAndProbabilities(NamedTuple):
+    """See `losses_and_probabilities`: log_loss, brier_loss, confidence [n]; probabilities [n, k]."""
 
     log_loss: np.ndarray
     brier_loss: np.ndarray
@@ -115,14 +115,14 @@ class OfClassifier(NamedTuple):
     probabilities: np.ndarray
 
 
-def of_classifier(logits: np.ndarray, label: np.ndarray) -> OfClassifier:
+def losses_and_probabilities(logits: np.ndarray, label: np.ndarray) -> LossesAndProbabilities:
     """`log_loss`, `brier_loss`, `max_probability` and the softmax, from one pass over the logits: the same bits. Host only.
 
     Args:
       logits: [n, k] (or log-probabilities); label: int [n].
 
     Returns:
-      `OfClassifier`, in float64. The probabilities lie a class after the other in memory: what is computed of each class reads
+      `LossesAndProbabilities`, in float64. The probabilities lie a class after the other in memory: what is computed of each class reads
       it in one piece.
 
     Raises:
@@ -135,7 +135,7 @@ def of_classifier(logits: np.ndarray, label: np.ndarray) -> OfClassifier:
         p = np.exp(log_p)
         by_class[:, at] = p.T
         parts.append((_log_loss(log_p, label[at]), _brier_loss(p, label[at]), _max_probability(p, logits[at])))
-    return OfClassifier(*(np.concatenate(part) for part in zip(*parts, strict=True)), by_class.T)
+    return LossesAndProbabilities(*(np.concatenate(part) for part in zip(*parts, strict=True)), by_class.T)
 
 
 def negative_log_likelihood(

@@ -647,10 +647,8 @@ def test_infinite_log_losses_are_counted_by_their_definition(dtype):
     logits = given.logits.astype(dtype)
     rows = np.arange(len(logits))
     logits[rows[:5], given.label[:5]] = -np.inf
-    logits[rows[5], given.label[5]] = np.finfo(
-        dtype
-    ).min  # with the next: finite in float32, beyond float64's range in it
-    logits[rows[5], given.label[5] - 1] = np.finfo(dtype).max
+    # A gap that is finite between float32, and beyond the range of float64 between those.
+    logits[5, given.label[5]], logits[5, given.label[5] - 1] = np.finfo(dtype).min, np.finfo(dtype).max
     given = dataclasses.replace(given, logits=logits, weight=(rows != 0) * 1.0)
     with np.errstate(over="ignore"):
         infinite = np.isinf(ops.log_loss(logits, given.label))

@@ -26,8 +26,8 @@ from sc_jax.ops.calibration_error import (
     brier_score,
     classwise_calibration_error,
     expected_calibration_error,
+    losses_and_probabilities,
     negative_log_likelihood,
-    of_classifier,
     reliability_table,
     smooth_ece,
 )
@@ -634,13 +634,13 @@ def test_what_a_classifier_is_measured_by_is_the_same_from_one_pass():
     logits, label = rng.normal(size=(70, 3000), scale=9).astype(np.float32), rng.integers(0, 3000, 70)  # blocks of rows
     logits[0], logits[1, label[1]] = 2, -np.inf
     logits[2] = np.where(np.arange(3000) == label[2], 0, -np.inf)
-    found = of_classifier(logits, label)
+    found = losses_and_probabilities(logits, label)
     np.testing.assert_array_equal(found.log_loss, ops.log_loss(logits, label))
     np.testing.assert_array_equal(found.brier_loss, ops.brier_loss(logits, label))
     np.testing.assert_array_equal(found.confidence, ops.max_probability(logits))
     np.testing.assert_array_equal(found.probabilities, np.exp(ops.log_softmax(logits)))
     with pytest.raises(ValueError, match="labels must be integers in"):
-        of_classifier(logits, label + 3000)
+        losses_and_probabilities(logits, label + 3000)
 
 
 @pytest.mark.parametrize("bins", [1, 15, 65, 300])  # few edges are compared, many searched
